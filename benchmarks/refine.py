@@ -1,0 +1,359 @@
+"""What a refinement costs: solvers against the published algorithm, torchdeq, and the four convolutions they replace.
+
+    python benchmarks/refine.py [--device cuda] [--regions 32] [--rounds 5]
+
+Everything is measured in one run, method after method in every round, and the medians are printed. `overhead` is the
+time of a solve over that of its bare evaluations (and, in training, vector-Jacobian products), timed in the same round.
+`peak` counts every byte that lives at once during a solve besides its inputs, `history` those in tensors of more than
+two states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ifr.refine import Implicit, RefinementBlock
+from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solver
+
+CHANNELS, SIDE, STEPS = 256, 14, 15
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors, made while it is on, that live at once: all, and those in tensors over a size."""
+
+    def __init__(self, large: int) -> None:
+        super().__init__()
+        self.large, self.live, self.live_large, self.peak, self.peak_large = large, 0, 0, 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        size = storage.nbytes()
+        self._change(key, size)
+        weakref.finalize(storage, self._change, key, -size)
+        self.peak, self.peak_large = max(self.peak, self.live), max(self.peak_large, self.live_large)
+
+    def _change(self, key: int, size: int) -> None:
+        self.live += size
+        self.live_large += size if abs(size) > self.large else 0
+        if size < 0:
+            self._known.discard(key)
+
+
+@dataclass
+class Counts:
+    """How often f was evaluated and its Jacobian applied, and the least residual (root mean square) by evaluation."""
+
+    evaluations: int = 0
+    products: int = 0
+    best: list[float] = field(default_factory=list)
+
+
+class Counted(torch.autograd.Function):
+    """The identity, counting the products that pass back through it."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, counts: Counts) -> Tensor:
+        ctx.counts = counts
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.counts.products += 1
+        return gradient, None
+
+
+@dataclass
+class Row:
+    """The measurements of one method."""
+
+    counts: Counts
+    seconds: list[float] = field(default_factory=list)
+    overhead: list[float] = field(default_factory=list)
+    over_convolutions: list[float] = field(default_factory=list)
+    history: int = 0
+    peak: int = 0
+
+
+class TorchDEQ:
+    """A solver of the torchdeq package, as a peer; its history and stopping are its own."""
+
+    def __init__(self, name: str, evaluations: int) -> None:
+        from torchdeq.solver import get_solver
+
+        self._solver, self._evaluations = get_solver(name), evaluations
+
+    def solve(self, f: Callable[[Tensor], Tensor], z0: Tensor) -> Tensor:
+        return self._solver(f, z0, max_iter=self._evaluations, tol=0.0)[0]  # type: ignore[no-any-return]
+
+
+def torchdeq_solvers() -> dict[str, Any]:
+    """Its Anderson and Broyden with as many evaluations as ours, if it is installed."""
+    try:
+        return {
+            "torchdeq anderson": TorchDEQ("anderson", STEPS + 1),
+            "torchdeq broyden": TorchDEQ("broyden", STEPS),
+        }
+    except ImportError:
+        print("torchdeq is not installed (pip install 'ifr[bench]'): left out")
+        return {}
+
+
+def solvers() -> dict[str, Any]:
+    return {
+        "published": Broyden.published(STEPS, 0.0),
+        "Picard": Picard(STEPS, 0.0),
+        "Anderson, memory 5": Anderson(STEPS, 0.0),
+        "Anderson, memory 15": Anderson(STEPS, 0.0, memory=15),
+        "Broyden, memory 4": Broyden(STEPS, 0.0),
+        "Broyden, memory all": Broyden(STEPS, 0.0, memory=None),
+        **torchdeq_solvers(),
+    }
+
+
+def adjoints() -> dict[str, tuple[Solver, Solver]]:
+    return {
+        "published": (Broyden.published(STEPS, 0.0), Broyden.published(STEPS, 0.0)),
+        "Anderson, Anderson": (Anderson(STEPS, 0.0), Anderson(STEPS, 0.0)),
+        "Broyden, Broyden": (Broyden(STEPS, 0.0), Broyden(STEPS, 0.0, memory=None)),
+        "Broyden, GMRES": (Broyden(STEPS, 0.0), GMRES(STEPS, 0.0)),
+        "Anderson, GMRES": (Anderson(STEPS, 0.0), GMRES(STEPS, 0.0)),
+    }
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(run: Callable[[], Any], device: torch.device) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def counted(f: Callable[[Tensor], Tensor], counts: Counts) -> Callable[[Tensor], Tensor]:
+    def count(z: Tensor) -> Tensor:
+        fz = f(z)
+        counts.evaluations += 1
+        residual = float((fz - z).square().mean().sqrt())
+        counts.best.append(min([residual, *counts.best[-1:]]))
+        return fz
+
+    return count
+
+
+def memory(solve: Callable[[], Any], state_bytes: int) -> tuple[int, int]:
+    """Bytes of history and peak bytes of one solve."""
+    with LiveBytes(2 * state_bytes) as live:
+        solve()
+    return live.peak_large, live.peak
+
+
+class Setting:
+    """The block, its features, and what else is timed beside the solvers."""
+
+    def __init__(self, regions: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.device = device
+        self.block = RefinementBlock(CHANNELS).to(device)
+        self.x = torch.randn(regions, CHANNELS, SIDE, SIDE, device=device)
+        layers = [part for _ in range(4) for part in (nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.ReLU())]
+        self.convolutions = nn.Sequential(*layers).to(device)
+        self.zero = torch.zeros_like(self.x)
+        self.state_bytes = self.x.numel() * self.x.element_size()
+
+    def seconds_of_f(self, repeats: int) -> float:
+        with torch.no_grad():
+            f = self.block.at(self.x)
+            return timed(lambda: [f(self.zero) for _ in range(repeats)], self.device) / repeats
+
+
+@torch.no_grad()
+def evaluation(setting: Setting, rounds: int) -> None:
+    f = setting.block.at(setting.x)
+    rows = {}
+    for name, solver in solvers().items():
+        rows[name] = Row(Counts())
+        solver.solve(counted(f, rows[name].counts), setting.zero)
+        rows[name].history, rows[name].peak = memory(lambda s=solver: s.solve(f, setting.zero), setting.state_bytes)
+    one_f, four = [], []
+    for _ in range(rounds):
+        for name, solver in solvers().items():
+            row = rows[name]
+            before = setting.seconds_of_f(4)
+            seconds = timed(lambda s=solver: s.solve(f, setting.zero), setting.device)
+            bare = (before + setting.seconds_of_f(4)) / 2
+            convolutions = timed(lambda: setting.convolutions(setting.x), setting.device)
+            one_f.append(bare)
+            four.append(convolutions)
+            row.seconds.append(seconds)
+            row.overhead.append(seconds / (row.counts.evaluations * bare))
+            row.over_convolutions.append(seconds / convolutions)
+    print(f"\nEvaluation: one f {statistics.median(one_f):.4f} s, four convolutions {statistics.median(four):.4f} s")
+    target = rows["published"].counts.best[-1]
+    print(
+        f"{'solver':22}{'evaluations':>12}{'seconds':>9}{'residual':>10}{'reaches published in':>22}"
+        f"{'history MB':>12}{'peak MB':>9}{'overhead':>10}{'/ 4-conv':>9}"
+    )
+    for name, row in rows.items():
+        reached = next((i + 1 for i, value in enumerate(row.counts.best) if value <= target), None)
+        print(
+            f"{name:22}{row.counts.evaluations:12}{statistics.median(row.seconds):9.3f}{row.counts.best[-1]:10.5f}"
+            f"{reached or 'not':>22}{row.history / 1e6:12.1f}{row.peak / 1e6:9.1f}"
+            f"{statistics.median(row.overhead):10.3f}{statistics.median(row.over_convolutions):9.2f}"
+        )
+
+
+def bare_training_seconds(setting: Setting, counts: Counts, repeats: int) -> float:
+    """Time of the evaluations and products of a training step without any solver."""
+    bare = (counts.evaluations - 1) * setting.seconds_of_f(repeats)
+    x = setting.x.clone().requires_grad_()
+    z = setting.zero.clone().requires_grad_()
+    fz: list[Tensor] = []
+    bare += timed(lambda: fz.append(setting.block.at(x)(z)), setting.device)
+
+    def product() -> None:
+        torch.autograd.grad(fz[0], z, setting.x, retain_graph=True)
+
+    one = timed(lambda: [product() for _ in range(repeats)], setting.device) / repeats
+    bare += (counts.products - 1) * one
+    return bare + timed(lambda: fz[0].backward(setting.x), setting.device)
+
+
+def training(setting: Setting, rounds: int) -> None:
+    def step(solver: Solver, adjoint: Solver, counts: Counts | None = None) -> None:
+        x = setting.x.clone().requires_grad_()
+        refinement = Implicit(solver, adjoint)
+        if counts is None:
+            refinement(setting.block, x).backward(setting.x)
+            return
+        with counting(setting.block, counts):
+            refinement(setting.block, x).backward(setting.x)
+
+    rows = {name: Row(Counts()) for name in adjoints()}
+    for name, pair in adjoints().items():
+        step(*pair, rows[name].counts)
+        rows[name].history, rows[name].peak = memory(lambda p=pair: step(*p), setting.state_bytes)
+    for _ in range(rounds):
+        for name, pair in adjoints().items():
+            row = rows[name]
+            before = bare_training_seconds(setting, row.counts, 3)
+            row.seconds.append(timed(lambda p=pair: step(*p), setting.device))
+            bare = (before + bare_training_seconds(setting, row.counts, 3)) / 2
+            row.overhead.append(row.seconds[-1] / bare)
+    print("\nTraining step (forward and backward)")
+    print(f"{'solver, adjoint':22}{'f':>6}{'J':>6}{'seconds':>9}{'history MB':>12}{'peak MB':>9}{'overhead':>10}")
+    for name, row in rows.items():
+        print(
+            f"{name:22}{row.counts.evaluations:6}{row.counts.products:6}{statistics.median(row.seconds):9.3f}"
+            f"{row.history / 1e6:12.1f}{row.peak / 1e6:9.1f}{statistics.median(row.overhead):10.3f}"
+        )
+
+
+@contextmanager
+def counting(block: RefinementBlock, counts: Counts) -> Iterator[None]:
+    """Count the evaluations of the block and the products through it."""
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        counts.evaluations += 1
+        return Counted.apply(output, counts)  # type: ignore[no-any-return, no-untyped-call]
+
+    handle = block.gn3.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def half_precision(setting: Setting, rounds: int) -> None:
+    """f in bfloat16, channels last, under a float32 state; and the residual of what it returns, measured in float32."""
+    f = setting.block.at(setting.x)
+    low_block = RefinementBlock(CHANNELS).to(setting.device, torch.bfloat16, memory_format=torch.channels_last)
+    low_block.load_state_dict(setting.block.state_dict())
+    low = low_block.at(setting.x.to(torch.bfloat16, memory_format=torch.channels_last))
+    plain_last = setting.block.at(setting.x.contiguous(memory_format=torch.channels_last))
+    zero_last = setting.zero.contiguous(memory_format=torch.channels_last)
+    cases: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+        "float32": (f, setting.zero),
+        "float32, channels last": (plain_last, zero_last),
+        "bfloat16, channels last": (lambda z: low(z.bfloat16()).float(), zero_last),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    residual = {}
+    for _ in range(rounds):
+        for name, (map_, zero) in cases.items():
+            solved = []
+            seconds[name].append(
+                timed(lambda m=map_, z=zero, out=solved: out.append(Broyden(STEPS, 0.0).solve(m, z)), setting.device)
+            )
+            z = solved[0].z.contiguous()
+            residual[name] = float((f(z) - z).square().mean().sqrt())
+    print("\nBroyden, 15 steps, by precision of f")
+    for name, values in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(values, seconds["float32"], strict=True))
+        print(f"{name:26}{statistics.median(values):8.3f} s{ratio:8.2f} of float32   residual {residual[name]:.5f}")
+
+
+@torch.no_grad()
+def graph(setting: Setting, rounds: int) -> None:
+    """The whole evaluation solve as one CUDA graph."""
+    f, solver = setting.block.at(setting.x), Broyden(STEPS, 0.0)
+    solver.solve(f, setting.zero)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        solution = solver.solve(f, setting.zero)
+    eager = statistics.median(timed(lambda: solver.solve(f, setting.zero), setting.device) for _ in range(rounds))
+    replayed = statistics.median(timed(captured.replay, setting.device) for _ in range(rounds))
+    residual = float((f(solution.z) - solution.z).square().mean().sqrt())
+    print(f"\nCUDA graph of a 15-step solve: {replayed:.4f} s, eager {eager:.4f} s; residual {residual:.5f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--regions", default=32, type=int, help="N")
+    parser.add_argument("--rounds", default=5, type=int, help="repetitions, of which the medians are printed")
+    parser.add_argument("--threads", default=2, type=int)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    cuda = arguments.device.type == "cuda"
+    hardware = torch.cuda.get_device_name(arguments.device) if cuda else f"CPU, {arguments.threads} threads"
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {hardware}, {platform.machine()}")
+    print(f"{arguments.regions} regions of {CHANNELS}x{SIDE}x{SIDE}, {arguments.rounds} rounds")
+    setting = Setting(arguments.regions, arguments.device)
+    evaluation(setting, arguments.rounds)
+    training(setting, arguments.rounds)
+    half_precision(setting, arguments.rounds)
+    if cuda:
+        graph(setting, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The residual block of the paper, and the two ways of iterating it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ifr.equilibrium import Observer, fixed_point
+from ifr.solvers import Broyden, Solver
+from ifr.solvers.iteration import autocast_enabled
+from ifr.solvers.solution import Map
+
+PHASES = ("explicit", "implicit")
+
+
+class WeightNormConv2d(nn.Module):
+    """The weight of a 3x3 convolution as magnitude times direction, w = g v / |v| for every output channel.
+
+    Source: T. Salimans and D. P. Kingma, Weight Normalization, NeurIPS 2016, equation 2.
+
+    Attributes:
+        weight_g: (C, 1, 1, 1) magnitudes.
+        weight_v: (C, C, 3, 3) directions, of any length but zero.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        weight = weight.detach()
+        self.weight_g = nn.Parameter(_channel_norm(weight))
+        self.weight_v = nn.Parameter(weight.clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """(C, C, 3, 3): the convolution's weight, differentiable in both parameters."""
+        return self.weight_v * (self.weight_g / _channel_norm(self.weight_v))
+
+
+def _channel_norm(weight: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
+
+
+class RefinementBlock(nn.Module):
+    """The residual block f(z; x) whose iteration refines the features x of a region (figure 2 of the paper).
+
+    With h = z + x: gn3(relu(gn2(conv2(relu(gn1(conv1 h)))) + h)).
+
+    Args:
+        channels: C of x and z.
+        groups: of the three group normalisations.
+        weight_norm: whether the convolutions' weights are normalised, as in the implicit variant of the paper.
+
+    Raises:
+        ValueError: groups is below 1 or does not divide channels.
+    """
+
+    def __init__(self, channels: int, groups: int = 4, weight_norm: bool = True) -> None:
+        super().__init__()
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1; got {groups}")
+        if channels < 1 or channels % groups:
+            raise ValueError(f"channels must be a positive multiple of groups = {groups}; got {channels}")
+        self.channels = channels
+        self.conv1, self.conv2 = (_convolution(channels, weight_norm) for _ in range(2))
+        self.gn1, self.gn2, self.gn3 = (nn.GroupNorm(groups, channels) for _ in range(3))
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """One application: z and x (N, C, H, W) to f(z; x) (N, C, H, W)."""
+        return self.at(x)(z)
+
+    def at(self, x: Tensor) -> Map:
+        """The map z -> f(z; x) for features x (N, C, H, W), with the weights normalised once for all applications.
+
+        Raises:
+            ValueError: x is not (N, C, H, W).
+        """
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x must be (N, {self.channels}, H, W); got {tuple(x.shape)}")
+        weight1, weight2 = self.conv1.weight, self.conv2.weight
+
+        def f(z: Tensor) -> Tensor:
+            h = z + x
+            inner = functional.relu(self.gn1(functional.conv2d(h, weight1, padding=1)), inplace=True)
+            inner = self.gn2(functional.conv2d(inner, weight2, padding=1))
+            return self.gn3(functional.relu(inner + h, inplace=True))
+
+        return f
+
+
+def _convolution(channels: int, weight_norm: bool) -> nn.Conv2d | WeightNormConv2d:
+    convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    return WeightNormConv2d(convolution.weight) if weight_norm else convolution
+
+
+class Explicit(nn.Module):
+    """Weight sharing: the block is applied `steps` times and differentiated through every application.
+
+    Raises:
+        ValueError: steps is below 1.
+    """
+
+    weight_norm: ClassVar[bool] = False
+
+    def __init__(self, steps: int = 4) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1; got {steps}")
+        self.steps = steps
+
+    def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
+        """Features x (N, C, H, W) to refined features (N, C, H, W)."""
+        return _unroll(block.at(x), _zeros(x), self.steps)
+
+    def extra_repr(self) -> str:
+        """The settings, for printing."""
+        return f"steps={self.steps}"
+
+
+class Implicit(nn.Module):
+    """The equilibrium of the block, differentiated implicitly, after a warm-up phase of weight sharing.
+
+    Args:
+        solver: for the equilibrium.
+        adjoint: for the gradient; see `ifr.equilibrium.fixed_point`.
+        warmup_steps: applications of the block in the explicit phase.
+        observe: called with "forward" or "backward" and the solution after each solve.
+        jacobian_at_image: see `ifr.equilibrium.fixed_point`.
+
+    Attributes:
+        phase: "explicit" or "implicit"; only training knows the explicit one, evaluation is always implicit.
+
+    Copies and pickles leave `observe` behind: what it records belongs to one object in one process.
+
+    Raises:
+        TypeError: solver or adjoint is no solver.
+        ValueError: warmup_steps is below 1, or the phase is set to another word.
+    """
+
+    weight_norm: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        solver: Solver,
+        adjoint: Solver,
+        warmup_steps: int = 4,
+        observe: Observer | None = None,
+        jacobian_at_image: bool = False,
+    ) -> None:
+        super().__init__()
+        if warmup_steps < 1:
+            raise ValueError(f"warmup_steps must be at least 1; got {warmup_steps}")
+        for name, value in (("solver", solver), ("adjoint", adjoint)):
+            if not callable(getattr(value, "solve", None)):
+                raise TypeError(f"{name} must be a solver, such as ifr.solvers.Broyden(); got {value!r}")
+        self.solver = solver
+        self.adjoint = adjoint
+        self.warmup_steps = warmup_steps
+        self.observe = observe
+        self.jacobian_at_image = jacobian_at_image
+        self.phase = "implicit"
+
+    @classmethod
+    def published(cls, max_steps: int = 15, warmup_steps: int = 4) -> Implicit:
+        """The refinement of the 2021 code, defects included: only to reproduce published checkpoints.
+
+        Both solves take `max_steps`, as there; the adjoint's tolerance is below what float32 reaches.
+        """
+        solver, adjoint = Broyden.published(max_steps), Broyden.published(max_steps, tol=2e-10)
+        return cls(solver, adjoint, warmup_steps, jacobian_at_image=True)
+
+    def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
+        """Features x (N, C, H, W) to refined features (N, C, H, W): f(z*; x) in training, z* in evaluation."""
+        f, z0 = block.at(x), _zeros(x)
+        if self.training and self.phase == "explicit":
+            return _unroll(f, z0, self.warmup_steps)
+        return fixed_point(
+            f,
+            z0,
+            solver=self.solver,
+            adjoint=self.adjoint,
+            observe=self.observe,
+            return_image=self.training,
+            jacobian_at_image=self.jacobian_at_image,
+        )
+
+    @property
+    def phase(self) -> str:
+        """Of training: "explicit" or "implicit"."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: str) -> None:
+        if phase not in PHASES:
+            raise ValueError(f"phase must be one of {PHASES}; got {phase!r}")
+        self._phase = phase
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "observe": None}
+
+    def extra_repr(self) -> str:
+        """The settings, for printing."""
+        return f"{self.solver}, adjoint={self.adjoint}, warmup_steps={self.warmup_steps}, phase={self.phase!r}"
+
+
+def set_phase(module: nn.Module, phase: str) -> None:
+    """Put every `Implicit` in the module into a phase, "explicit" or "implicit".
+
+    Raises:
+        ValueError: there is no such phase.
+    """
+    if phase not in PHASES:
+        raise ValueError(f"phase must be one of {PHASES}; got {phase!r}")
+    for part in module.modules():
+        if isinstance(part, Implicit):
+            part.phase = phase
+
+
+def _unroll(f: Map, z: Tensor, steps: int) -> Tensor:
+    for _ in range(steps):
+        z = f(z)
+    return z
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """z0 = 0 like x; float32 under autocast, where x may be half precision and z must not be."""
+    return torch.zeros_like(x, dtype=torch.float32 if autocast_enabled(x.device.type) else x.dtype)

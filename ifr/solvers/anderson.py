@@ -1,0 +1,97 @@
+"""Anderson acceleration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ifr.solvers.iteration import ROUNDING, check_memory, check_settings, full_precision, iterate
+from ifr.solvers.solution import Map, Solution
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """Anderson acceleration (type II) over the last `memory` differences, without damping.
+
+    The move minimises the linearised residual in the least-squares sense (H. F. Walker and P. Ni, Anderson Acceleration
+    for Fixed-Point Iterations, SIAM J. Numer. Anal. 49, 2011, equation 2.1). Where a sample's least-squares system is
+    singular to rounding, it is regularised at the level of rounding; differences that are nothing but rounding are left
+    out, and where none is left or there still is no solution, the sample takes a plain step, z <- f(z).
+
+    Attributes:
+        max_steps: most moves of a sample.
+        tol: root mean square of f(z) - z at which a sample has converged.
+        memory: differences kept.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    max_steps: int = 15
+    tol: float = 1e-5
+    memory: int = 5
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self.max_steps, self.tol)
+        check_memory(self.memory)
+
+    @full_precision
+    def solve(self, f: Map, z0: Tensor) -> Solution:
+        """See `Solver.solve`."""
+        move = _AndersonMove(min(self.memory, self.max_steps))
+        return iterate(f, z0, move, max_steps=self.max_steps, tol=self.tol)
+
+
+class _AndersonMove:
+    """The accelerated moves of one solve, from ring buffers of the differences of f(z) - z and of f(z)."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._count = 0
+        self._previous: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
+        """The next iterate (N, D)."""
+        value = z + residuals
+        if self._previous is None:
+            samples, dimension = residuals.shape
+            self._memory = max(1, min(self._memory, dimension))  # more differences than dimensions are dependent
+            self._residual_steps = residuals.new_zeros(samples, self._memory, dimension)
+            self._value_steps = torch.zeros_like(self._residual_steps)
+            self._gram = residuals.new_zeros(samples, self._memory, self._memory)
+        else:
+            self._remember(residuals - self._previous[0], value - self._previous[1])
+        self._previous = residuals, value
+        if self._count == 0:
+            return value
+        used = min(self._count, self._memory)
+        weights = self._least_squares(residuals, used)
+        return torch.baddbmm(value[:, None], weights[:, None], self._value_steps[:, :used], alpha=-1).squeeze(1)
+
+    def _remember(self, residual_step: Tensor, value_step: Tensor) -> None:
+        slot = self._count % self._memory
+        self._count += 1
+        used = min(self._count, self._memory)
+        self._residual_steps[:, slot] = residual_step
+        self._value_steps[:, slot] = value_step
+        products = (residual_step[:, None] @ self._residual_steps[:, :used].mT).squeeze(1)
+        self._gram[:, slot, :used] = products
+        self._gram[:, :used, slot] = products
+
+    def _least_squares(self, residuals: Tensor, used: int) -> Tensor:
+        """Weights (N, used) of the differences that minimise the residual, zero where that is ill-posed."""
+        gram = self._gram[:, :used, :used]
+        right = (residuals[:, None] @ self._residual_steps[:, :used].mT).squeeze(1)
+        size = gram.diagonal(dim1=1, dim2=2).sqrt()
+        noise = ROUNDING * torch.finfo(gram.dtype).eps * torch.linalg.vector_norm(residuals, dim=1, keepdim=True)
+        unit = torch.where(size > noise, 1 / size, 0)
+        ridge = 4 * torch.finfo(gram.dtype).eps * torch.eye(used, dtype=gram.dtype, device=gram.device)
+        factor, failed = torch.linalg.cholesky_ex(gram * unit[:, :, None] * unit[:, None, :] + ridge)
+        weights = torch.cholesky_solve((right * unit)[:, :, None], factor).squeeze(2)
+        sound = (failed == 0) & weights.isfinite().all(1)
+        return torch.where(sound[:, None], weights * unit, 0)

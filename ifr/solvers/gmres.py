@@ -1,0 +1,173 @@
+"""GMRES, for a map that is affine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ifr.solvers.iteration import ROUNDING, FlatMap, StopFlag, check_settings, full_precision, root_mean_square
+from ifr.solvers.solution import Map, Solution, Status
+
+
+@dataclass(frozen=True)
+class GMRES:
+    """Generalised minimal residual method for the fixed point of an affine map f(z) = A z + b.
+
+    Of all methods that move within the same Krylov space it leaves the least residual after each product with A
+    (Y. Saad and M. H. Schultz, GMRES, SIAM J. Sci. Stat. Comput. 7, 1986). The adjoint equation of the implicit
+    gradient is affine; a residual block is not, and needs one of the other methods.
+
+    A sample whose Krylov space is exhausted, as it must be after as many steps as it has dimensions, stops there; so
+    does one on which I - A is singular to rounding, with the solution of the directions before: when that solution has
+    grown so large that its own rounding exceeds the residual.
+
+    Attributes:
+        max_steps: most products with A for a sample, besides the evaluation at the start.
+        tol: root mean square of f(z) - z at which a sample has converged.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    max_steps: int = 15
+    tol: float = 1e-5
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self.max_steps, self.tol)
+
+    @full_precision
+    def solve(self, f: Map, z0: Tensor) -> Solution:
+        """See `Solver.solve`; `residual` is that of the method's own recurrence."""
+        flat = FlatMap(f, z0)
+        offset = flat(flat.start)
+        krylov = _Krylov(offset - flat.start, self.max_steps, self.tol)
+        for _ in range(self.max_steps):
+            if krylov.finished():
+                break
+            direction = krylov.direction()
+            krylov.extend(direction - (flat(flat.start + direction) - offset))
+        return Solution(flat.restore(flat.start + krylov.correction()), krylov.residual, krylov.steps, krylov.status)
+
+
+class _Krylov:
+    """An orthonormal basis of each sample's Krylov space and the triangular least-squares system in it.
+
+    With r = f(z0) - z0 and M = I - A, the correction d minimises |r - M d| over span(r, M r, ...). Directions are
+    handed out with the norm of r, so that f is evaluated at points of the solution's own magnitude.
+    """
+
+    def __init__(self, residuals: Tensor, capacity: int, tol: float) -> None:
+        samples, dimension = residuals.shape
+        self._root = max(dimension, 1) ** 0.5
+        self._tol = tol
+        self._norm = torch.linalg.vector_norm(residuals, dim=1)
+        finite = self._norm.isfinite()
+        self._basis = residuals.new_empty(samples, capacity, dimension)
+        self._basis[:, 0] = _divide(residuals, self._norm, finite & (self._norm > 0))
+        self._triangle = torch.eye(capacity, dtype=residuals.dtype, device=residuals.device).repeat(samples, 1, 1)
+        self._rotation = torch.eye(capacity + 1, dtype=residuals.dtype, device=residuals.device).repeat(samples, 1, 1)
+        self._right = residuals.new_zeros(samples, capacity)
+        self._count = 0
+        self._noise = ROUNDING * torch.finfo(residuals.dtype).eps
+        self._exhausted = torch.zeros_like(finite)
+        self._stop = StopFlag()
+        self.residual = torch.where(finite, root_mean_square(residuals), torch.inf)
+        self.steps = torch.zeros(samples, dtype=torch.long, device=residuals.device)
+        self.status = torch.full_like(self.steps, int(Status.MAX_STEPS))
+        self._end(~finite, Status.NONFINITE)
+        self._end(self.residual <= tol, Status.CONVERGED)
+
+    def finished(self) -> bool:
+        """Whether no sample is active any more, as far as is known."""
+        return self._stop(self._active())
+
+    def direction(self) -> Tensor:
+        """The newest basis vector (N, D), scaled to the norm of r."""
+        return self._basis[:, self._count] * self._scale()[:, None]
+
+    def extend(self, product: Tensor) -> None:
+        """Take in the product (N, D) of M with the last direction."""
+        k = self._count
+        self._count += 1
+        product = product / self._scale()[:, None]
+        noise = self._noise * torch.linalg.vector_norm(product, dim=1).clamp(min=1)
+        column, remainder, length = self._orthogonalise(product)
+        usable = self._active() & length.isfinite()
+        self._end(~length.isfinite(), Status.NONFINITE)
+        column = (self._rotation[:, : k + 1, : k + 1] @ column[:, :, None]).squeeze(2)
+        diagonal = torch.hypot(column[:, k], length)
+        usable &= diagonal > noise
+        self._exhausted |= ~usable | (length <= noise)
+        if self._count < self._basis.shape[1]:
+            self._basis[:, k + 1] = _divide(remainder, length, usable & ~self._exhausted)
+        self._triangle[:, : k + 1, k] = torch.where(usable[:, None], column, self._triangle[:, : k + 1, k])
+        self._triangle[:, k, k] = torch.where(usable, diagonal, 1)
+        self._rotate(k, column[:, k], length, diagonal, usable)
+        self._right[:, k] = torch.where(usable, self._norm * self._rotation[:, k, 0], 0)
+        rounding = torch.finfo(product.dtype).eps * torch.linalg.vector_norm(self._weights(), dim=1) / self._root
+        sound = 4 * rounding < self.residual
+        self._drop(k, ~sound)
+        usable &= sound
+        left = self._norm * self._rotation[:, k + 1, 0].abs() / self._root
+        self.residual = torch.where(usable, torch.maximum(left, rounding), self.residual)
+        self.steps = torch.where(usable, k + 1, self.steps)
+        self._end(self.residual <= self._tol, Status.CONVERGED)
+
+    def correction(self) -> Tensor:
+        """The best d (N, D) found; zero for a sample that has no product."""
+        n = self._count
+        if n == 0:
+            return torch.zeros_like(self._basis[:, 0])
+        return (self._weights()[:, None] @ self._basis[:, :n]).squeeze(1)
+
+    def _weights(self) -> Tensor:
+        """Components (N, n) of the correction in the basis."""
+        n = self._count
+        triangle, right = self._triangle[:, :n, :n], self._right[:, :n, None]
+        return torch.linalg.solve_triangular(triangle, right, upper=True).squeeze(2)
+
+    def _drop(self, k: int, dropped: Tensor) -> None:
+        """Leave the samples' last direction out of the correction, and make it their end."""
+        self._triangle[:, :k, k] = torch.where(dropped[:, None], 0, self._triangle[:, :k, k])
+        self._right[:, k] = torch.where(dropped, 0, self._right[:, k])
+        self._exhausted |= dropped
+
+    def _active(self) -> Tensor:
+        return (self.status == int(Status.MAX_STEPS)) & ~self._exhausted
+
+    def _end(self, ended: Tensor, status: Status) -> None:
+        self.status = torch.where((self.status == int(Status.MAX_STEPS)) & ended, int(status), self.status)
+
+    def _scale(self) -> Tensor:
+        return torch.where(self._norm.isfinite() & (self._norm > 0), self._norm, 1)
+
+    def _orthogonalise(self, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Components (N, k + 1) of the product in the basis, what is left of it (N, D), and the norm of that (N,).
+
+        Gram-Schmidt, twice: once loses orthogonality in float32 within the usual number of steps.
+        """
+        basis = self._basis[:, : self._count]
+        components = product.new_zeros(len(product), self._count)
+        for _ in range(2):
+            overlap = (product[:, None] @ basis.mT).squeeze(1)
+            product = torch.baddbmm(product[:, None], overlap[:, None], basis, alpha=-1).squeeze(1)
+            components = components + overlap
+        return components, product, torch.linalg.vector_norm(product, dim=1)
+
+    def _rotate(self, k: int, top: Tensor, bottom: Tensor, diagonal: Tensor, usable: Tensor) -> None:
+        """Append the Givens rotation that takes (top, bottom) to (diagonal, 0) in rows k and k + 1."""
+        cosine = torch.where(usable, top / diagonal, 1)[:, None]
+        sine = torch.where(usable, bottom / diagonal, 0)[:, None]
+        upper, lower = self._rotation[:, k].clone(), self._rotation[:, k + 1].clone()
+        self._rotation[:, k] = cosine * upper + sine * lower
+        self._rotation[:, k + 1] = cosine * lower - sine * upper
+
+
+def _divide(rows: Tensor, norm: Tensor, valid: Tensor) -> Tensor:
+    """Rows (N, D) over their norms (N,), zero where not valid."""
+    return torch.where(valid[:, None], rows / norm[:, None], 0)

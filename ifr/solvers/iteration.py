@@ -1,0 +1,255 @@
+"""What the methods share: the flat view of the problem, the book-keeping of each sample, and the loop."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ifr.solvers.solution import Map, Solution, Status
+
+DIVERGENCE_FACTOR = 1e6
+ROUNDING = 100
+"""Rounding errors, in units of the machine's, that an evaluation of f is taken to have."""
+
+SolverType = TypeVar("SolverType")
+
+
+def check_settings(max_steps: int, tol: float) -> None:
+    """Refuse settings that no solve could honour.
+
+    Raises:
+        TypeError: max_steps is not an integer.
+        ValueError: max_steps is below 1, or tol is negative or not a number.
+    """
+    if not isinstance(max_steps, int):
+        raise TypeError(f"max_steps must be an integer; got {max_steps!r}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1; got {max_steps}")
+    if not tol >= 0:
+        raise ValueError(f"tol must be at least 0; got {tol}")
+
+
+def check_memory(memory: int | None) -> None:
+    """Refuse a history that holds nothing.
+
+    Raises:
+        TypeError: memory is not an integer.
+        ValueError: memory is below 1.
+    """
+    if memory is not None and not isinstance(memory, int):
+        raise TypeError(f"memory must be an integer; got {memory!r}")
+    if memory is not None and memory < 1:
+        raise ValueError(f"memory must be at least 1; got {memory}")
+
+
+def as_rows(z: Tensor) -> Tensor:
+    """(N, ...) as (N, D), whatever N and D, zero included."""
+    return z.reshape(len(z), math.prod(z.shape[1:]))
+
+
+def root_mean_square(rows: Tensor) -> Tensor:
+    """The root mean square of every row: (N, D) to (N,)."""
+    return torch.linalg.vector_norm(rows, dim=1) / max(rows.shape[1], 1) ** 0.5
+
+
+def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Rows (N, D) of `new` where mask (N,) is true, else of `old`; on a CPU without a copy when one side is all."""
+    if mask.device.type == "cpu":
+        chosen = int(mask.sum())
+        if chosen == len(mask):
+            return new
+        if chosen == 0:
+            return old
+    return torch.where(mask[:, None], new, old)
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for a kind of device; some, like meta, have none."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def full_precision(
+    solve: Callable[[SolverType, Map, Tensor], Solution],
+) -> Callable[[SolverType, Map, Tensor], Solution]:
+    """Let a `solve` method build no graph and compute outside autocast, but f as the caller would have it."""
+
+    @functools.wraps(solve)
+    def wrapped(self: SolverType, f: Map, z0: Tensor) -> Solution:
+        device_type = z0.device.type
+        if not autocast_enabled(device_type):
+            with torch.no_grad():
+                return solve(self, f, z0)
+        dtype = torch.get_autocast_dtype(device_type)
+
+        def f_under_autocast(z: Tensor) -> Tensor:
+            with torch.autocast(device_type, dtype):
+                fz = f(z)
+                check_map(z, fz)
+                return fz.to(z.dtype)
+
+        with torch.no_grad(), torch.autocast(device_type, enabled=False):
+            return solve(self, f_under_autocast, z0)
+
+    return wrapped
+
+
+class FlatMap:
+    """f seen as a map of rows (N, D), at least float32, whatever the shape, dtype and memory format of z0."""
+
+    def __init__(self, f: Map, z0: Tensor) -> None:
+        if z0.dim() < 1:
+            raise ValueError(f"z0 must have a sample dimension; got shape {tuple(z0.shape)}")
+        if not z0.is_floating_point():
+            raise TypeError(f"z0 must be floating point; got {z0.dtype}")
+        self._f = f
+        self._shape = z0.shape
+        self._dtype = z0.dtype
+        self._channels_last = z0.dim() == 4 and not z0.is_contiguous() and _is_channels_last(z0)
+        self._state_dtype = torch.promote_types(z0.dtype, torch.float32)
+        self.start = self._rows(z0.detach()).clone()
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """f of the (N, D) state, as a (N, D) state."""
+        z = self.restore(rows)
+        version = None if z.is_inference() else z._version
+        fz = self._f(z)
+        check_map(z, fz)
+        if version is not None and z._version != version:
+            raise ValueError(f"f must not change its argument in place; it changed z of shape {tuple(z.shape)}")
+        return self._rows(fz)
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """The (N, D) state in the shape, dtype and memory format of z0."""
+        rows = rows.to(self._dtype)
+        if not self._channels_last:
+            return rows.reshape(self._shape)
+        samples, channels, height, width = self._shape
+        return rows.reshape(samples, height, width, channels).permute(0, 3, 1, 2)
+
+    def _rows(self, z: Tensor) -> Tensor:
+        if self._channels_last:
+            z = z.permute(0, 2, 3, 1)
+        return as_rows(z.to(self._state_dtype))
+
+
+def check_map(z: Tensor, fz: Tensor) -> None:
+    """Refuse an f that does not map z to its like.
+
+    Raises:
+        TypeError: fz is not a floating-point tensor, or has another dtype than z outside autocast.
+        ValueError: fz has another shape than z.
+    """
+    if not isinstance(fz, Tensor):
+        raise TypeError(f"f must return a tensor; got {type(fz).__name__}")
+    if fz.shape != z.shape:
+        raise ValueError(f"f must keep the shape of z, {tuple(z.shape)}; got {tuple(fz.shape)}")
+    if fz.dtype != z.dtype and not (autocast_enabled(z.device.type) and fz.is_floating_point()):
+        raise TypeError(f"f must keep the dtype of z, {z.dtype}; got {fz.dtype}")
+
+
+def _is_channels_last(z: Tensor) -> bool:
+    return z.is_contiguous(memory_format=torch.channels_last)
+
+
+class Monitor:
+    """Every sample's best iterate, residual and status, updated once an evaluation of f."""
+
+    def __init__(self, samples: int, device: torch.device, tol: float) -> None:
+        self._tol = tol
+        self._status = torch.full((samples,), int(Status.MAX_STEPS), device=device)
+        self._steps = torch.zeros_like(self._status)
+        self.active = torch.ones(samples, dtype=torch.bool, device=device)
+        self._stop = StopFlag()
+
+    def update(self, step: int, z: Tensor, residuals: Tensor) -> None:
+        """Record iterate z (N, D), reached after `step` moves, where f(z) - z = `residuals` (N, D)."""
+        residual = root_mean_square(residuals)
+        finite = residual.isfinite()
+        if step == 0:
+            self._limit = DIVERGENCE_FACTOR * residual
+            self._best = z
+            self._residual = torch.where(finite, residual, torch.inf)
+        else:
+            better = self.active & (residual < self._residual)
+            self._best = select(better, z, self._best)
+            self._residual = torch.where(better, residual, self._residual)
+        self._steps = torch.where(self.active, step, self._steps)
+        for ended, status in (
+            (residual <= self._tol, Status.CONVERGED),
+            (residual > self._limit, Status.DIVERGED),
+            (~finite, Status.NONFINITE),
+        ):
+            self._status = torch.where(self.active & ended, int(status), self._status)
+        self.active = self._status == int(Status.MAX_STEPS)
+
+    def finished(self) -> bool:
+        """Whether no sample is active any more, as far as is known without draining an accelerator's queue."""
+        return self._stop(self.active)
+
+    def hold(self, z: Tensor) -> Tensor:
+        """The next iterate: `z` (N, D) for active samples, the best one for those that have stopped."""
+        return select(self.active, z, self._best)
+
+    def solution(self, flat: FlatMap) -> Solution:
+        """The result of the solve."""
+        return Solution(flat.restore(self._best), self._residual, self._steps, self._status)
+
+
+class StopFlag:
+    """Tells the host that all samples have stopped: at once on a CPU, one call late on a GPU.
+
+    On a GPU the flag of each step is copied to the host behind the step's kernels, and read when the next step has been
+    queued; the device never waits for the host. Stopped samples hold their result, so the extra step changes nothing.
+    While a CUDA graph is being captured nothing is read and all steps are taken.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def __call__(self, active: Tensor) -> bool:
+        """Whether no sample is active."""
+        if active.device.type != "cuda":
+            return not bool(active.any())
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        previous, self._pending = self._pending, self._send(active.any())
+        if previous is None:
+            return False
+        flag, arrived = previous
+        arrived.synchronize()
+        return not bool(flag)
+
+    @staticmethod
+    def _send(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        host = torch.empty((), dtype=torch.bool, pin_memory=True)
+        host.copy_(flag, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record(torch.cuda.current_stream(flag.device))
+        return host, arrived
+
+
+def iterate(f: Map, z0: Tensor, move: Callable[[Tensor, Tensor], Tensor], *, max_steps: int, tol: float) -> Solution:
+    """Repeat z <- move(z, f(z) - z) until every sample has stopped; f is evaluated at most max_steps + 1 times.
+
+    Args:
+        f: the map, as `Solver.solve` takes it.
+        z0: (N, ...) starting point.
+        move: next iterate (N, D) from the iterate and its residual vectors (N, D).
+        max_steps: most moves of a sample.
+        tol: residual at which a sample has converged.
+    """
+    flat = FlatMap(f, z0)
+    monitor = Monitor(len(z0), z0.device, tol)
+    z = flat.start
+    for step in range(max_steps + 1):
+        residuals = flat(z) - z
+        monitor.update(step, z, residuals)
+        if step == max_steps or monitor.finished():
+            break
+        z = monitor.hold(move(z, residuals))
+    return monitor.solution(flat)

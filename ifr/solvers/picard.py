@@ -1,0 +1,48 @@
+"""Picard iteration: z <- f(z)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ifr.solvers.iteration import check_settings, full_precision, iterate
+from ifr.solvers.solution import Map, Solution
+
+
+@dataclass(frozen=True)
+class Picard:
+    """Damped fixed-point iteration, z <- z + damping * (f(z) - z).
+
+    Attributes:
+        max_steps: most moves of a sample.
+        tol: root mean square of f(z) - z at which a sample has converged.
+        damping: length of a move, in (0, 1]; 1 is the plain iteration.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    max_steps: int = 15
+    tol: float = 1e-5
+    damping: float = 1.0
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_settings(self.max_steps, self.tol)
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping must be in (0, 1]; got {self.damping}")
+
+    @full_precision
+    def solve(self, f: Map, z0: Tensor) -> Solution:
+        """See `Solver.solve`."""
+        return iterate(
+            f,
+            z0,
+            lambda z, residuals: torch.add(z, residuals, alpha=self.damping),
+            max_steps=self.max_steps,
+            tol=self.tol,
+        )

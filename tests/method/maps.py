@@ -1,0 +1,47 @@
+"""Maps with known behaviour, all in float64."""
+
+import torch
+from torch import Tensor
+
+
+class Contraction:
+    """z to tanh(W_n z + x_n), a contraction of rate `rates[n]` for sample n; counts its evaluations."""
+
+    def __init__(self, rates: list[float], dimension: int = 12, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(len(rates), dimension, dimension, generator=generator, dtype=torch.float64)
+        norm = torch.linalg.matrix_norm(weight, 2)[:, None, None]
+        self.weight = weight / norm * torch.tensor(rates, dtype=torch.float64)[:, None, None]
+        self.x = torch.randn(len(rates), dimension, generator=generator, dtype=torch.float64)
+        self.evaluations = 0
+
+    @property
+    def z0(self) -> Tensor:
+        return torch.zeros_like(self.x)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        self.evaluations += 1
+        return torch.tanh((self.weight @ z[:, :, None])[:, :, 0] + self.x)
+
+    def only(self, sample: int) -> "Contraction":
+        """The same map of one sample alone."""
+        alone = Contraction([1.0])
+        alone.weight, alone.x = self.weight[sample : sample + 1], self.x[sample : sample + 1]
+        return alone
+
+
+class Affine(Contraction):
+    """z to W_n z + x_n."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        self.evaluations += 1
+        return (self.weight @ z[:, :, None])[:, :, 0] + self.x
+
+    def only(self, sample: int) -> "Affine":
+        alone = Affine([1.0])
+        alone.weight, alone.x = self.weight[sample : sample + 1], self.x[sample : sample + 1]
+        return alone
+
+    def solution(self) -> Tensor:
+        eye = torch.eye(self.x.shape[1], dtype=torch.float64)
+        return torch.linalg.solve(eye - self.weight, self.x)

@@ -1,0 +1,201 @@
+"""The mask head as a module: phases, loading, initialisation, no regions, distributed training."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ifr.mask_head import MaskHead
+from ifr.refine import Explicit, Implicit, RefinementBlock, set_phase
+from ifr.solvers import GMRES, Broyden
+
+
+def implicit() -> Implicit:
+    return Implicit(Broyden(10), GMRES(10))
+
+
+@pytest.mark.parametrize("refinement", [Explicit(), implicit()], ids=["explicit", "implicit"])
+@pytest.mark.parametrize(("classes", "deconv_channels"), [(1, None), (7, 12)])
+def test_shapes(refinement: Explicit | Implicit, classes: int, deconv_channels: int | None) -> None:
+    head = MaskHead(8, classes, refinement, deconv_channels)
+    assert head(torch.randn(3, 8, 14, 14)).shape == (3, classes, 28, 28)
+    assert head.deconv.out_channels == (deconv_channels or 8)
+
+
+def test_keys_are_the_published_ones() -> None:
+    shared = {f"repeat_block.gn{i}.{name}" for i in (1, 2, 3) for name in ("weight", "bias")}
+    shared |= {f"{layer}.{name}" for layer in ("deconv", "predictor") for name in ("weight", "bias")}
+    assert set(MaskHead(8, 3, Explicit()).state_dict()) == shared | {f"repeat_block.conv{i}.weight" for i in (1, 2)}
+    assert set(MaskHead(8, 3, implicit()).state_dict()) == shared | {
+        f"repeat_block.conv{i}.weight_{part}" for i in (1, 2) for part in "gv"
+    }
+
+
+def test_the_phase_counts_in_training_alone() -> None:
+    head, x = MaskHead(8, 3, implicit()), torch.randn(2, 8, 6, 6)
+    block = head.repeat_block.at(x)
+    warm = block(block(block(block(torch.zeros_like(x)))))
+    results = {}
+    for phase in ("explicit", "implicit"):
+        set_phase(head, phase)
+        for training in (True, False):
+            results[phase, training] = head.train(training).refinement(head.repeat_block, x)
+    torch.testing.assert_close(results["explicit", True], warm, rtol=0, atol=0)
+    torch.testing.assert_close(results["explicit", False], results["implicit", False], rtol=0, atol=0)
+    torch.testing.assert_close(results["implicit", True], block(results["implicit", False]), rtol=0, atol=1e-6)
+    assert not torch.allclose(results["explicit", True], results["implicit", True])
+
+
+def test_weight_norm_starts_from_the_plain_weight_and_has_unit_directions() -> None:
+    block = RefinementBlock(8)
+    torch.testing.assert_close(block.conv1.weight, block.conv1.weight_v)
+    with torch.no_grad():
+        block.conv1.weight_v *= 7
+    torch.testing.assert_close(block.conv1.weight.flatten(1).norm(dim=1), block.conv1.weight_g.flatten())
+
+
+def test_initialisation() -> None:
+    """Caffe2's MSRAFill of the deconvolution, N(0, 2 / fan_out), and N(0, 0.001) of the predictor."""
+    head = MaskHead(128, 400, implicit())
+    # The standard deviation of n samples is off by 1 / sqrt(2 n) relative: below 0.5 % for 50,000 weights.
+    # torch counts the fan-out of a (in, out, 2, 2) transposed convolution along its first dimension, as published.
+    assert float(head.deconv.weight.detach().std()) == pytest.approx((2 / (128 * 4)) ** 0.5, rel=0.02)
+    assert float(head.predictor.weight.detach().std()) == pytest.approx(0.001, rel=0.02)
+    assert not head.deconv.bias.any()
+    assert not head.predictor.bias.any()
+
+
+def test_loading_ignores_the_published_duplicates_and_nothing_else(ifr_head: dict[str, Tensor]) -> None:
+    state = {key[3:]: value for key, value in ifr_head.items() if key.startswith("sd.")}
+    assert any(key.startswith("deq.func_copy.") for key in state)
+    before = set(state)
+    MaskHead(16, 5, implicit()).load_state_dict(state)
+    assert set(state) == before
+    nn.ModuleDict({"mask_head": MaskHead(16, 5, implicit())}).load_state_dict(
+        {f"mask_head.{key}": value for key, value in state.items()}
+    )
+    for foreign in ("deq.func.conv9.weight", "repeat_block_copy.extra", "deq.weight", "mask_fcn1.weight"):
+        with pytest.raises(RuntimeError, match=f'Unexpected key.*"{foreign}"'):
+            MaskHead(16, 5, implicit()).load_state_dict({**state, foreign: torch.zeros(1)})
+
+
+def test_a_foreign_state_dict_is_an_error_that_names_its_keys(weight_sharing_head: dict[str, Tensor]) -> None:
+    state = {key[3:]: value for key, value in weight_sharing_head.items() if key.startswith("sd.")}
+    MaskHead(16, 5, Explicit()).load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r'(?s)"repeat_block\.conv1\.weight_g".*"repeat_block\.conv1\.weight"'):
+        MaskHead(16, 5, implicit()).load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"size mismatch for predictor\.weight.*\[5, 16, 1, 1\]"):
+        MaskHead(16, 6, Explicit()).load_state_dict(state)
+
+
+@pytest.mark.parametrize("phase", ["explicit", "implicit"])
+def test_no_regions_keep_every_parameter_in_the_graph(phase: str) -> None:
+    head, x = MaskHead(8, 3, implicit()), torch.zeros(0, 8, 14, 14, requires_grad=True)
+    set_phase(head, phase)
+    logits = head(x)
+    assert logits.shape == (0, 3, 28, 28)
+    logits.sum().backward()
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in head.parameters())
+    with torch.no_grad():
+        assert head.eval()(x).shape == (0, 3, 28, 28)
+
+
+def test_a_region_does_not_depend_on_its_neighbours() -> None:
+    head, x = MaskHead(8, 3, implicit()).double().eval(), torch.randn(5, 8, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        together = head(x)
+        for region in range(5):
+            torch.testing.assert_close(head(x[region : region + 1])[0], together[region], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("refinement", [implicit(), Implicit.published(10)], ids=["default", "published"])
+def test_evaluation_does_not_depend_on_whether_gradients_are_enabled(refinement: Implicit) -> None:
+    head, x = MaskHead(8, 3, refinement).eval(), torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        expected = head(x)
+    assert torch.equal(head(x).detach(), expected)
+    head.train()
+    with torch.no_grad():
+        expected = head(x)
+    assert torch.equal(head(x).detach(), expected)
+
+
+def test_shapes_are_inferred_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        assert MaskHead(8, 3, Explicit())(torch.empty(2, 8, 6, 6)).shape == (2, 3, 12, 12)
+
+
+def test_copies_leave_the_observer_behind() -> None:
+    head = MaskHead(8, 3, Implicit(Broyden(), GMRES(), observe=lambda name, solution: None))
+    assert pickle.loads(pickle.dumps(head)).refinement.observe is None
+    assert copy.deepcopy(head).refinement.observe is None
+    assert head.refinement.observe is not None
+
+
+def test_deepcopy_has_its_own_parameters() -> None:
+    head, x = MaskHead(8, 3, implicit()).eval(), torch.randn(1, 8, 6, 6)
+    other = copy.deepcopy(head)
+    expected = head(x)
+    with torch.no_grad():
+        head.repeat_block.conv1.weight_g.zero_()
+    torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
+
+
+def test_misuse_names_the_value() -> None:
+    with pytest.raises(ValueError, match=r"x must be \(N, 8, H, W\); got \(2, 9, 6, 6\)"):
+        MaskHead(8, 3, implicit())(torch.zeros(2, 9, 6, 6))
+    with pytest.raises(TypeError, match=r"solver must be a solver.*; got 'broyden'"):
+        Implicit("broyden", GMRES())
+    with pytest.raises(TypeError, match=r"refinement must be an Explicit or an Implicit; got Broyden"):
+        MaskHead(8, 3, Broyden())
+    with pytest.raises(ValueError, match=r"phase must be one of .*; got 'explict'"):
+        implicit().phase = "explict"
+    with pytest.raises(ValueError, match="groups must be at least 1; got 0"):
+        RefinementBlock(8, groups=0)
+    with pytest.raises(ValueError, match="multiple of groups = 4; got 10"):
+        RefinementBlock(10)
+    with pytest.raises(ValueError, match="num_classes must be at least 1; got 0"):
+        MaskHead(8, 0, implicit())
+    with pytest.raises(ValueError, match="deconv_channels must be at least 1; got 0"):
+        MaskHead(8, 3, implicit(), 0)
+    with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
+        Explicit(0)
+    with pytest.raises(ValueError, match="warmup_steps must be at least 1; got 0"):
+        Implicit(Broyden(), GMRES(), warmup_steps=0)
+    with pytest.raises(ValueError, match=r"phase must be one of .*; got 'warm'"):
+        set_phase(MaskHead(8, 3, implicit()), "warm")
+
+
+def regions_of(rank: int) -> Tensor:
+    """Rank 0 has three regions, rank 1 none."""
+    return torch.randn(3, 8, 6, 6, generator=torch.Generator().manual_seed(5))[: 3 * (1 - rank)]
+
+
+def distributed_step(rank: int, folder: str, phase: str) -> None:
+    """One backward pass of a rank, its gradients written to the folder."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    head = MaskHead(8, 3, implicit())
+    set_phase(head, phase)
+    parallel = nn.parallel.DistributedDataParallel(head)
+    parallel(regions_of(rank)).sum().backward()
+    torch.save([parameter.grad for parameter in head.parameters()], Path(folder) / f"{phase}{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("phase", ["explicit", "implicit"])
+def test_ranks_agree_when_one_has_no_regions(tmp_path: Path, phase: str) -> None:
+    torch.multiprocessing.spawn(distributed_step, (str(tmp_path), phase), nprocs=2)
+    found = [torch.load(tmp_path / f"{phase}{rank}.pt", weights_only=True) for rank in (0, 1)]
+    torch.manual_seed(0)
+    head = MaskHead(8, 3, implicit())
+    set_phase(head, phase)
+    head(regions_of(0)).sum().backward()
+    for first, second, parameter in zip(*found, head.parameters(), strict=True):
+        assert torch.equal(first, second)
+        # Half: the mean over the two ranks. The rounding of one thread and of several differs.
+        torch.testing.assert_close(first, parameter.grad / 2, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,82 @@
+"""Half precision and autocast: the solver's own state and algebra stay in float32."""
+
+import pytest
+import torch
+
+from ifr.equilibrium import fixed_point
+from ifr.refine import Implicit, RefinementBlock
+from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solution, Solver
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_keeps_the_state_in_float32(training: bool) -> None:
+    block = RefinementBlock(8)
+    with torch.no_grad():
+        for convolution in (block.conv1, block.conv2):
+            convolution.weight_g *= 0.5
+    solutions: dict[str, Solution] = {}
+    seen: set[torch.dtype] = set()
+    block.gn1.register_forward_hook(lambda module, inputs, output: seen.add(inputs[0].dtype))
+    refinement = Implicit(Broyden(15), GMRES(15), observe=solutions.__setitem__).train(training)
+    x = torch.randn(4, 8, 6, 6, requires_grad=True)
+    cotangent = torch.randn(4, 8, 6, 6)
+    expected = refinement(block, x)
+    (gradient,) = torch.autograd.grad((expected * cotangent).sum(), x)
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = refinement(block, x.to(torch.bfloat16))
+    (low,) = torch.autograd.grad((found * cotangent).sum(), x)
+    assert seen == {torch.bfloat16}
+    assert solutions["forward"].z.dtype == torch.float32
+    assert solutions["backward"].z.dtype == torch.float32
+    # bfloat16 has 8 bits: the products differ by up to 2^-8 each, amplified by the solve.
+    assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.999
+    assert torch.nn.functional.cosine_similarity(low.flatten(), gradient.flatten(), dim=0) > 0.98
+
+
+@pytest.mark.parametrize("solver", [Picard(30, 0.0), Anderson(30, 0.0), Broyden(30, 0.0), GMRES(30, 0.0)], ids=repr)
+def test_the_algebra_of_a_solver_is_not_autocast(solver: Solver) -> None:
+    """With an f that autocast leaves alone, a solve under it is bit-equal to one without."""
+    rates = torch.linspace(-0.9, 0.9, 40)
+    x = torch.randn(3, 40)
+    expected = solver.solve(lambda z: rates * z + x, torch.zeros(3, 40))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = solver.solve(lambda z: rates * z + x, torch.zeros(3, 40))
+    assert torch.equal(found.z, expected.z)
+    assert torch.equal(found.residual, expected.residual)
+
+
+def test_backward_under_autocast_is_that_without() -> None:
+    block, refinement = RefinementBlock(8), Implicit(Broyden(5), GMRES(15))
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    cotangent = torch.randn(2, 8, 6, 6)
+    (expected,) = torch.autograd.grad(refinement(block, x), x, cotangent)
+    loss = refinement(block, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(loss, x, cotangent)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(torch.float16, 4e4), (torch.float16, 6e-8), (torch.float32, 1e-24), (torch.float32, 1e24)],
+)
+def test_gradients_near_the_ends_of_their_range(dtype: torch.dtype, size: float) -> None:
+    """f(z) = z / 4 + x has the gradient 4/3 of what comes in: one element large or tiny, the others zero."""
+    x = torch.zeros(2, 1000, dtype=dtype, requires_grad=True)
+    gradient = torch.zeros(2, 1000, dtype=dtype)
+    gradient[:, 3] = size
+    z = fixed_point(lambda z: z / 4 + x, torch.zeros_like(x), solver=Picard(), adjoint=GMRES())
+    (found,) = torch.autograd.grad(z, x, gradient)
+    expected = gradient.double() * 4 / 3
+    # float16 has 11 bits, and its smallest numbers one.
+    torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=6e-8 if dtype == torch.float16 else 0.0)
+
+
+def test_a_half_precision_model_trains() -> None:
+    block = RefinementBlock(8).to(torch.bfloat16)
+    x = torch.randn(2, 8, 6, 6, dtype=torch.bfloat16, requires_grad=True)
+    z = Implicit(Broyden(8), GMRES(8))(block, x)
+    z.sum().backward()
+    assert z.dtype == x.grad.dtype == torch.bfloat16
+    assert all(parameter.grad.isfinite().all() for parameter in block.parameters())
