@@ -1,0 +1,19 @@
+"""The one error that reading, loading and fetching checkpoints raises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file cannot be used; the message names the file and the cause."""
+
+    def __init__(self, path: str | Path, cause: str) -> None:
+        """Keep the file and the cause apart for callers that word their own message."""
+        super().__init__(f"{path}: {cause}")
+        self.path = str(path)
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, str]]:
+        """How it travels from a worker process."""
+        return CheckpointError, (self.path, self.cause)

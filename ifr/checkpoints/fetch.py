@@ -1,0 +1,126 @@
+"""Turn the path of a checkpoint, which may be a web address, into a file on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ifr.checkpoints.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+_DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
+_MAX_BYTES = 4 * 2**30
+_CHUNK = 2**20
+_TIMEOUT_SECONDS = 30
+# PyTorch names its weights after the first digits of their SHA-256 (torch.hub.load_state_dict_from_url, check_hash).
+_NAMED_AFTER_SHA256 = re.compile(r"^https://download\.pytorch\.org/.*-([0-9a-f]{8,64})\.pth$")
+
+
+def resolve(path: str | Path) -> Path:
+    """Return the local file that a path or an `https://` or `detectron2://` address means, fetching it once.
+
+    Fetched files lie in the folder `IFR_CACHE`, by default ~/.cache/ifr; one put there by hand serves as well.
+
+    Raises:
+        CheckpointError: another kind of address, no network, a file too large, cut short or with the wrong hash.
+    """
+    text = str(path)
+    if not re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]*://", text):
+        return Path(path).expanduser()
+    url = re.sub(r"^detectron2://", _DETECTRON2, text)
+    if not url.startswith("https://"):
+        raise CheckpointError(text, "only https:// and detectron2:// addresses are fetched")
+    target = cache_file(url)
+    if not target.exists():
+        _fetch(url, target)
+    _check_hash(url, target)
+    return target
+
+
+def cache_file(url: str) -> Path:
+    """Where the file of an https address lies in the cache: its host and path, as folders."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise CheckpointError(url, f"not an address ({error})") from error
+    if parts.username or parts.query or not parts.hostname:
+        raise CheckpointError(url, "an address with a host and a path was expected, without user or query")
+    folders = [urllib.parse.unquote(part) for part in parts.path.split("/") if part]
+    if not folders or any(part in (".", "..") or "/" in part or "\\" in part or "\0" in part for part in folders):
+        raise CheckpointError(url, "an address that names a file was expected")
+    root = Path(os.environ.get("IFR_CACHE") or "~/.cache/ifr").expanduser()
+    return root.joinpath(parts.hostname, *folders)
+
+
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    """Follow redirections to https alone."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if not newurl.startswith("https://"):
+            raise urllib.error.URLError(f"redirected to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _fetch(url: str, target: Path) -> None:
+    logger.info("fetching %s", url)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            for chunk in _download(url):
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        _check_hash(url, partial)
+        os.replace(partial, target)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise CheckpointError(
+            url,
+            f"cannot be fetched ({error}); get it by other means and put it at {target}, or set MODEL.WEIGHTS to the "
+            "path of your copy (the environment variable IFR_CACHE moves the cache)",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _download(url: str) -> Iterator[bytes]:
+    opener = urllib.request.build_opener(_HttpsOnly())
+    request = urllib.request.Request(url, headers={"User-Agent": "ifr"})
+    with opener.open(request, timeout=_TIMEOUT_SECONDS) as response:
+        announced = response.headers.get("Content-Length")
+        if announced is not None and int(announced) > _MAX_BYTES:
+            raise CheckpointError(url, f"{announced} bytes are more than the {_MAX_BYTES} that a checkpoint may have")
+        received = 0
+        while chunk := response.read(_CHUNK):
+            received += len(chunk)
+            if received > _MAX_BYTES:
+                raise CheckpointError(url, f"longer than the {_MAX_BYTES} bytes that a checkpoint may have")
+            yield chunk
+        if announced is not None and received != int(announced):
+            raise OSError(f"{received} of {announced} bytes arrived")
+
+
+def _check_hash(url: str, file: Path) -> None:
+    match = _NAMED_AFTER_SHA256.match(url)
+    if match is None:
+        return
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    if not digest.hexdigest().startswith(match[1]):
+        raise CheckpointError(url, f"{file} has SHA-256 {digest.hexdigest()}, which should begin with {match[1]}")

@@ -1,0 +1,167 @@
+"""Read a checkpoint file of any known format into tensors, whatever its name ends in."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ifr.checkpoints import numpy_records, pickles
+from ifr.checkpoints.errors import CheckpointError
+from ifr.checkpoints.torch_zip import check_archive
+
+_FOREIGN = {
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89PNG": "a PNG picture",
+    b"version https://git-lfs": "a Git LFS pointer, not the file that it stands for",
+    b"<!": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "XML",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF",
+}
+_LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that opens torch.save's files before 1.6
+_WEIGHT_NAMES = ("model", "blobs", "state_dict")
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """What a file holds: `weights` by the names in the file, `extras` such as optimizer, scheduler and iteration."""
+
+    weights: dict[str, Tensor]
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(path: str | Path) -> CheckpointFile:
+    """Read a .pth of torch, a .pkl of numpy arrays or a safetensors file from disk; nothing in it is executed.
+
+    Raises:
+        CheckpointError: the file is absent, empty, truncated, of another kind, or asks to run code.
+    """
+    path = Path(path)
+    head = _head(path)
+    if _looks_like_safetensors(path, head):
+        return CheckpointFile(_load_safetensors(path))
+    for magic, kind in _FOREIGN.items():
+        if head.startswith(magic):
+            raise CheckpointError(path, f"this is {kind}; a checkpoint was expected")
+    if head.startswith(b"PK\x03\x04"):
+        check_archive(path)
+        return _split(path, _load_torch(path))
+    if _LEGACY_TORCH in head[:32]:
+        return _split(path, _load_torch(path))
+    if head[0:1] == b"\x80" or path.suffix == ".pkl":
+        return _split(path, _load_pickle(path))
+    raise CheckpointError(path, "neither a torch file, nor a pickle of arrays, nor safetensors")
+
+
+def _head(path: Path) -> bytes:
+    if path.is_dir():
+        raise CheckpointError(path, "this is a folder; name the checkpoint file inside it")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError as error:
+        raise CheckpointError(path, "no such file") from error
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read ({error.strerror})") from error
+    if not head:
+        raise CheckpointError(path, "the file is empty")
+    return head
+
+
+def _load_torch(path: Path) -> object:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            if "numpy" not in str(error):
+                raise
+            if not hasattr(torch.serialization, "safe_globals"):
+                raise RuntimeError("numpy arrays in a .pth need torch 2.5") from error
+            with torch.serialization.safe_globals(_numpy_stand_ins()):
+                return numpy_records.plain(torch.load(path, map_location="cpu", weights_only=True))
+    # Damaged files make torch raise almost anything: RuntimeError, EOFError, KeyError, UnpicklingError, struct.error...
+    except Exception as error:
+        raise CheckpointError(path, _reason(str(error))) from error
+
+
+def _reason(message: str) -> str:
+    """One line from torch's message, which can be a page that recommends to switch the protection off."""
+    asked = re.search(r"GLOBAL `?([\w.]+)", message)
+    if asked:
+        return f"it asks for {asked[1][:80]!r}; a checkpoint holds tensors and plain containers alone"
+    return f"a truncated or damaged torch file ({message.strip().partition(chr(10))[0][:200]})"
+
+
+def _numpy_stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Our records under numpy's names, which is how torch finds an admitted global."""
+    return [
+        type(name.rpartition(".")[2], (record,), {"__module__": name.rpartition(".")[0]})
+        for name, record in numpy_records.GLOBALS.items()
+        if isinstance(record, type)
+    ]
+
+
+def _looks_like_safetensors(path: Path, head: bytes) -> bool:
+    if len(head) < 9 or path.suffix == ".safetensors":
+        return path.suffix == ".safetensors"
+    (length,) = struct.unpack("<Q", head[:8])
+    return head[8:9] == b"{" and 2 <= length <= path.stat().st_size
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path, device="cpu")
+    # The reader raises SafetensorError for a bad header and whatever its body runs into for the rest.
+    except (SafetensorError, ValueError, TypeError, RuntimeError, OSError, KeyError, AttributeError) as error:
+        raise CheckpointError(path, f"a truncated or damaged safetensors file ({error})") from error
+
+
+def _load_pickle(path: Path) -> object:
+    try:
+        return pickles.decode(path.read_bytes())
+    except pickles.PickleError as error:
+        raise CheckpointError(path, f"not a pickle of weights: {error}") from error
+
+
+def _split(path: Path, content: object) -> CheckpointFile:
+    """Separate the weights from what was saved beside them."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(path, f"it holds a {type(content).__name__}; a dictionary of weights was expected")
+    name = next((name for name in _WEIGHT_NAMES if isinstance(content.get(name), Mapping)), None)
+    weights = content if name is None else content[name]
+    extras = {} if name is None else {str(key): value for key, value in content.items() if key != name}
+    tensors = {}
+    for key, value in weights.items():
+        # Caffe2 files carry the momentum of training, and some a list of layer names, among the weights.
+        if isinstance(key, str) and (key.endswith("_momentum") or "weight_order" in key):
+            continue
+        tensors[_key(path, key)] = _tensor(path, key, value)
+    if not tensors:
+        raise CheckpointError(path, "it holds no weights")
+    return CheckpointFile(tensors, extras)
+
+
+def _key(path: Path, key: object) -> str:
+    if not isinstance(key, str):
+        raise CheckpointError(path, f"a weight is called {key!r}, which is not text")
+    return key
+
+
+def _tensor(path: Path, key: object, value: object) -> Tensor:
+    if isinstance(value, Tensor) and value.layout == torch.strided:
+        return value.detach()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
+    kind = f"an array of {value.dtype}" if isinstance(value, numpy_records.Opaque) else f"a {type(value).__name__}"
+    raise CheckpointError(path, f"{key!r} is {kind}, not a tensor; this is no checkpoint of weights")

@@ -1,0 +1,103 @@
+"""Write checkpoints in the form and under the names that the published code reads."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ifr.checkpoints.errors import CheckpointError
+from ifr.checkpoints.load import published_keys, unwrapped
+
+_BLOCK_KEY = re.compile(r"^(?P<head>.*\.|)repeat_block\.(?P<rest>.+)$")
+_FOLDED_COPIES = ("repeat_block_copy.", "deq.func_copy.")
+
+
+def save_checkpoint(path: str | Path, model: nn.Module, **extras: Any) -> None:
+    """Write {"model": weights, **extras} so that the file is either whole or not there.
+
+    Args:
+        path: usually ends in `.pth`; its folder is made if need be.
+        model: its weights are stored under the names that `published_names()` gives, on the CPU.
+        extras: `optimizer`, `scheduler` (their `state_dict()` is stored), `iteration`, or other plain data.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+        TypeError: an extra holds something that reading without executing code would refuse.
+    """
+    path = Path(path)
+    content: dict[str, Any] = {"model": published_weights(model)}
+    for name, value in extras.items():
+        content[name] = value.state_dict() if hasattr(value, "state_dict") else value
+        _check_plain(content[name], name)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise CheckpointError(path, f"cannot be written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def published_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict under the names on disk, with the second registrations that the published code has.
+
+    It is a plain dict: torch's version metadata would make cvpods' FrozenBatchNorm2d subtract eps from the variances.
+    """
+    model = unwrapped(model)
+    published = published_keys(model)
+    weights = {published[key]: value.detach().cpu() for key, value in model.state_dict().items()}
+    return {**weights, **_duplicates(weights)}
+
+
+def _duplicates(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The refinement block as `deq.func`, and with its weight norm folded in as the two copies.
+
+    Weights are folded as w = g v / |v|, the norm over (in, kh, kw) of each output channel. Blocks without weight norm
+    are those of the weight-sharing variant, which registers them once.
+    """
+    duplicates: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        match = _BLOCK_KEY.match(key)
+        if match is None or f"{match['head']}repeat_block.conv1.weight_g" not in weights:
+            continue
+        head, rest = match["head"], match["rest"]
+        duplicates[f"{head}deq.func.{rest}"] = value
+        if rest.endswith(".weight_g"):
+            continue
+        if rest.endswith(".weight_v"):
+            rest = rest.removesuffix("_v")
+            value = _fold(weights[f"{head}repeat_block.{rest}_g"], value)
+        duplicates.update({f"{head}{copy}{rest}": value for copy in _FOLDED_COPIES})
+    return duplicates
+
+
+def _fold(scale: Tensor, direction: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(direction.flatten(1), dim=1)
+    return direction * (scale / norm.view(-1, *[1] * (direction.ndim - 1)))
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if type(value) in (dict, OrderedDict, Counter):  # Counter holds the milestones of MultiStepLR
+        for key, entry in value.items():
+            if type(key) not in (int, float, bool, str):
+                raise TypeError(f"{where} has a key of type {type(key).__name__}; a checkpoint has numbers and text")
+            _check_plain(entry, f"{where}.{key}")
+    elif type(value) in (list, tuple):
+        for index, entry in enumerate(value):
+            _check_plain(entry, f"{where}[{index}]")
+    elif type(value) not in (int, float, bool, str, bytes, type(None)) and not isinstance(value, Tensor):
+        raise TypeError(
+            f"{where} is a {type(value).__name__}; a checkpoint holds tensors, numbers, text and containers"
+        )

@@ -1,0 +1,192 @@
+"""Addresses become files in the cache, once, over https alone; no test leaves the loopback."""
+
+import hashlib
+import http.server
+import io
+import shutil
+import ssl
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from email.message import Message
+
+import pytest
+import torch
+
+from ifr.checkpoints import CheckpointError, fetch, load_weights, resolve
+
+URL = "https://example.org/models/weights.pth"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("IFR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def web(monkeypatch):
+    """A web of one dictionary, address to (body, announced length); keeps the addresses asked for."""
+
+    class Web(dict):
+        asked: list[str] = []  # noqa: RUF012
+
+        def open(self, opener, request, data=None, timeout=None):
+            self.asked.append(request.full_url)
+            if request.full_url not in self:
+                raise urllib.error.URLError("Name or service not known")
+            body, length = self[request.full_url]
+            response = io.BytesIO(body)
+            response.headers = Message()
+            if length is not None:
+                response.headers["Content-Length"] = str(length)
+            return response
+
+    web = Web()
+    web.asked = []
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", lambda *args, **kwargs: web.open(*args, **kwargs))
+    return web
+
+
+def test_local_paths_stay(tmp_path, web):
+    assert resolve(tmp_path / "a.pth") == tmp_path / "a.pth"
+    assert resolve("a.pth").name == "a.pth"
+    assert web.asked == []
+
+
+def test_fetched_once(cache, web):
+    web[URL] = (b"weights", 7)
+    assert resolve(URL) == resolve(URL) == cache / "example.org/models/weights.pth"
+    assert (cache / "example.org/models/weights.pth").read_bytes() == b"weights"
+    assert web.asked == [URL]
+
+
+def test_detectron2_addresses(cache, web):
+    address = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
+    web[address] = (b"weights", None)
+    resolve("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    assert web.asked == [address]
+
+
+def test_a_file_put_into_the_cache_by_hand_serves(cache, web):
+    target = cache / "dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"by hand")
+    assert resolve("detectron2://ImageNetPretrained/MSRA/R-50.pkl") == target
+    assert web.asked == []
+
+
+def test_without_network_the_error_says_where_to_put_the_file(cache, web):
+    with pytest.raises(CheckpointError, match="put it at") as caught:
+        resolve("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    assert str(cache / "dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl") in str(caught.value)
+    assert "IFR_CACHE" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        ((b"half", 8), "4 of 8 bytes"),
+        ((b"tiny", 2**50), "more than"),
+        ((b"x" * 200, None), "longer than"),
+    ],
+)
+def test_wrong_sizes_leave_nothing(cache, web, monkeypatch, answer, cause):
+    monkeypatch.setattr(fetch, "_MAX_BYTES", 100)
+    web[URL] = answer
+    with pytest.raises(CheckpointError, match=cause):
+        resolve(URL)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://example.org/a.pth",
+        "file:///etc/passwd",
+        "s3://bucket/a.pth",
+        "https://example.org",
+        "https://example.org/../../a.pth",
+        "https://example.org/%2e%2e/a.pth",
+        "https://example.org/a%2fb.pth",
+        "https://user@example.org/a.pth",
+        "https://example.org/a.pth?version=2",
+    ],
+)
+def test_other_addresses_are_refused(web, address):
+    with pytest.raises(CheckpointError, match="address"):
+        resolve(address)
+    assert web.asked == []
+
+
+def test_names_with_a_hash_are_checked(cache, web):
+    body = b"resnet"
+    digest = hashlib.sha256(body).hexdigest()
+    good, bad = (f"https://download.pytorch.org/models/resnet50-{part}.pth" for part in (digest[:8], "0" * 8))
+    web.update({good: (body, 6), bad: (body, 6)})
+    assert resolve(good).read_bytes() == body
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        resolve(bad)
+    resolve(good).write_bytes(b"changed later")
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        resolve(good)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/elsewhere.pth":
+            self.send_response(302)
+            self.send_header("Location", "http://localhost:9/weights.pth")
+            self.end_headers()
+            return
+        known = self.path == "/weights.pth"
+        body = self.server.body if known else b""
+        self.send_response(200 if known else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """An https server on the loopback with a certificate of its own, which the client trusts; yields its address."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate of the test server, and is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
+    subprocess.run([*command, "-days", "2", *subject], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = http.server.HTTPServer(("localhost", 0), _Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    buffer = io.BytesIO()
+    torch.save({"model": {"weight": torch.ones(2, 2), "bias": torch.ones(2)}}, buffer)
+    server.body = buffer.getvalue()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"https://localhost:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_over_tls(server, cache, monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    load_weights(model, f"{server}/weights.pth")
+    assert model.weight.eq(1).all()
+    with pytest.raises(CheckpointError, match="404"):
+        resolve(f"{server}/absent.pth")
+    with pytest.raises(CheckpointError, match="not https"):
+        resolve(f"{server}/elsewhere.pth")
+    shutil.rmtree(cache)
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(CheckpointError, match="CERTIFICATE_VERIFY_FAILED"):
+        resolve(f"{server}/weights.pth")
