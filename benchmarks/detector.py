@@ -1,0 +1,189 @@
+"""Seconds per stage of the standalone detector beside torchvision's Mask R-CNN, on a CPU.
+
+Both get the same architecture (ResNet-50-FPN, stride in the 3x3 convolution, FrozenBN, four mask convolutions), random
+weights, the same image and the same number of proposals and detections. They run alternately; medians are printed.
+
+    python benchmarks/detector.py [--repeats 5] [--threads 2]
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.roi_heads import maskrcnn_inference
+from torchvision.ops import FrozenBatchNorm2d
+
+from ifr.hosts.standalone import RCNNFPNConfig, build_mask_rcnn
+from ifr.hosts.standalone.builders import build_mask_head
+from ifr.hosts.standalone.detector.rcnn import RCNN
+
+DETECTIONS = 100
+CANDIDATES = 3000  # scored boxes that enter the last NMS
+STAGES = ("preprocess", "backbone", "rpn", "box", "mask", "paste")
+COMPARED = ("preprocess", "backbone", "rpn", "box", "paste")
+
+
+class Clock:
+    """Appends the seconds since the last call to a stage's list."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.last = time.perf_counter()
+
+    def __call__(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage].append(now - self.last)
+        self.last = now
+
+    def start(self) -> None:
+        self.last = time.perf_counter()
+
+    def medians(self) -> dict[str, float]:
+        return {stage: statistics.median(values) for stage, values in self.seconds.items()}
+
+
+def tame(model: nn.Module) -> None:
+    """Shrink the residual branches, so that random weights keep activations of ordinary size."""
+    for name, module in model.named_modules():
+        if name.endswith("bn3") and isinstance(module, FrozenBatchNorm2d):
+            module.weight.fill_(0.2)
+
+
+def own_model(refinement: str = "conv") -> tuple[RCNN, Any]:
+    config = RCNNFPNConfig()
+    settings = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.MASK_ON": True,
+        "MODEL.RESNETS.DEPTH": 50,
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
+        "MODEL.ROI_HEADS.NUM_CLASSES": 90,
+        "MODEL.ROI_MASK_HEAD.REFINEMENT": refinement,
+    }
+    config.merge_from_list([part for pair in settings.items() for part in pair])
+    model = build_mask_rcnn(config).eval()
+    tame(model)
+    return model, config
+
+
+def torchvision_model(short_edge: int) -> MaskRCNN:
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d)
+    model = MaskRCNN(backbone, num_classes=91, min_size=short_edge, max_size=1333).eval()
+    tame(model)
+    return model
+
+
+def calibrate_own(model: RCNN, batch: list[dict[str, Any]]) -> None:
+    """Choose the score threshold that lets the wanted number of candidates into NMS."""
+    images = model.preprocess(batch)
+    features = model.backbone(images.tensor)
+    proposals, _ = model.proposal_generator(features, images.sizes)
+    heads = model.roi_heads
+    crops = heads.box_pooler([features[name] for name in heads.in_features], [p.boxes for p in proposals])
+    scores = heads.stages[0](crops, [p.boxes for p in proposals]).logits.softmax(-1)[:, :-1].flatten()
+    threshold = float(scores.topk(CANDIDATES).values[-1])
+    heads.detection_filter = dataclasses.replace(heads.detection_filter, score_threshold=threshold)
+
+
+def calibrate_torchvision(model: MaskRCNN, image: torch.Tensor) -> None:
+    images, _ = model.transform([image])
+    features = model.backbone(images.tensors)
+    proposals, _ = model.rpn(images, features)
+    heads = model.roi_heads
+    logits, _ = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes)))
+    heads.score_thresh = float(logits.softmax(-1)[:, 1:].flatten().topk(CANDIDATES).values[-1])
+
+
+def run_own(model: RCNN, batch: list[dict[str, Any]], clock: Callable[[str], None]) -> tuple[int, int]:
+    images = model.preprocess(batch)
+    clock("preprocess")
+    features = model.backbone(images.tensor)
+    clock("backbone")
+    proposals, _ = model.proposal_generator(features, images.sizes)
+    clock("rpn")
+    found = model.roi_heads.detect(features, images.sizes, proposals)
+    clock("box")
+    masks = model.roi_heads.masks(features, found)
+    clock("mask")
+    result = model.postprocess(found[0], masks[0], images.sizes[0], images.sizes[0])
+    clock("paste")
+    return len(proposals[0].boxes), len(result["masks"])
+
+
+def run_torchvision(model: MaskRCNN, image: torch.Tensor, clock: Callable[[str], None]) -> tuple[int, int]:
+    images, _ = model.transform([image])
+    clock("preprocess")
+    features = model.backbone(images.tensors)
+    clock("backbone")
+    proposals, _ = model.rpn(images, features)
+    clock("rpn")
+    heads, sizes = model.roi_heads, images.image_sizes
+    logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, sizes)))
+    boxes, scores, labels = heads.postprocess_detections(logits, deltas, proposals, sizes)
+    clock("box")
+    mask_logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, sizes)))
+    masks = maskrcnn_inference(mask_logits, labels)
+    found = [{"boxes": boxes[0], "labels": labels[0], "scores": scores[0], "masks": masks[0]}]
+    clock("mask")
+    result = model.transform.postprocess(found, sizes, [tuple(image.shape[-2:])])
+    binary = result[0]["masks"] >= 0.5
+    clock("paste")
+    return len(proposals[0]), len(binary)
+
+
+def heads_alone(threads: int) -> None:
+    crops = torch.randn(DETECTIONS, 256, 14, 14)
+    for refinement in ("conv", "explicit", "implicit"):
+        _, config = own_model(refinement)
+        head = build_mask_head(config, 256).eval()
+        head(crops)
+        start = time.perf_counter()
+        head(crops)
+        print(f"mask head {refinement:9s} {DETECTIONS} regions, {threads} threads: {time.perf_counter() - start:.2f} s")
+
+
+def compare(height: int, width: int, repeats: int) -> None:
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    batch, scaled = [{"image": image}], image.flip(0).float() / 255
+    (own, _), other = own_model(), torchvision_model(min(height, width))
+    calibrate_own(own, batch)
+    calibrate_torchvision(other, scaled)
+    own_clock, other_clock = Clock(), Clock()
+    run_own(own, batch, Clock())
+    run_torchvision(other, scaled, Clock())
+    for _ in range(repeats):
+        own_clock.start()
+        own_counts = run_own(own, batch, own_clock)
+        other_clock.start()
+        other_counts = run_torchvision(other, scaled, other_clock)
+    print(f"{height}x{width}: proposals, detections: own {own_counts}, torchvision {other_counts}")
+    ours, theirs = own_clock.medians(), other_clock.medians()
+    for stage in STAGES:
+        print(f"  {stage:10s} {ours[stage]:8.4f} s {theirs[stage]:8.4f} s  ratio {ours[stage] / theirs[stage]:.2f}")
+    total, reference = (sum(m[stage] for stage in COMPARED) for m in (ours, theirs))
+    print(f"  {'all but mask':10s} {total:6.4f} s {reference:8.4f} s  ratio {total / reference:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        compare(256, 341, args.repeats)
+        compare(800, 1066, args.repeats)
+        heads_alone(args.threads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""The embedded detection framework: everything IFR needs to train, test and predict without another one."""
+
+from ifr.hosts.standalone.builders import build_cascade_rcnn, build_mask_rcnn
+from ifr.hosts.standalone.config import ConfigError, RCNNFPNConfig
+
+__all__ = ["ConfigError", "RCNNFPNConfig", "build_cascade_rcnn", "build_mask_rcnn"]

@@ -1,0 +1,150 @@
+"""Configuration in cvpods' form and key names, held by OmegaConf in struct mode."""
+
+import ast
+import copy
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ifr.hosts.standalone.defaults import DEFAULTS
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist, or a value that does not fit it."""
+
+
+class RCNNFPNConfig:
+    """Settings of a two-stage detector with a feature pyramid; an experiment's class derives from it.
+
+    Sections are read as attributes (`config.MODEL.MASK_ON`). Reading or setting a key that does not exist is an error.
+    """
+
+    def __init__(self) -> None:
+        """Start from cvpods' defaults and the keys that IFR adds."""
+        tree = OmegaConf.create(copy.deepcopy(DEFAULTS))
+        OmegaConf.set_struct(tree, True)
+        object.__setattr__(self, "_tree", tree)
+
+    def _register_configuration(self, settings: Mapping[str, Any]) -> None:
+        """Overwrite the keys that a nested `settings` names; its other keys keep their values.
+
+        Raises:
+            ConfigError: a key does not exist, or a section is given something other than a mapping.
+        """
+        _check_keys(self._tree, settings, prefix="")
+        object.__setattr__(self, "_tree", OmegaConf.merge(self._tree, OmegaConf.create(_plain(settings))))
+
+    def merge_from_list(self, overrides: Sequence[Any]) -> None:
+        """Overwrite settings from `["KEY.SUBKEY", value, ...]`; a text is read as a Python literal, never evaluated.
+
+        Raises:
+            ConfigError: a key has no value, does not exist, or its value does not fit the type of the old one.
+        """
+        if len(overrides) % 2:
+            raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} has no value")
+        for key, text in zip(overrides[0::2], overrides[1::2], strict=True):
+            old = self._lookup(str(key))
+            value = _cast(text, old, key=str(key))
+            if isinstance(old, DictConfig):
+                _check_keys(old, value, prefix=f"{key}.")
+            OmegaConf.update(self._tree, str(key), value, merge=isinstance(old, DictConfig))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings as nested plain dicts and lists."""
+        plain = OmegaConf.to_container(self._tree)
+        return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+    def as_yaml(self) -> str:
+        """All settings as YAML text."""
+        return OmegaConf.to_yaml(self._tree)
+
+    def _lookup(self, key: str) -> Any:
+        node: Any = self._tree
+        for part in key.split("."):
+            if not isinstance(node, DictConfig) or part not in node:
+                raise ConfigError(_unknown(key, _leaves(self._tree)))
+            node = node[part]
+        return node
+
+    def __getattr__(self, name: str) -> Any:
+        """A section or a top-level setting."""
+        if name.startswith("_") or name not in self._tree:
+            raise AttributeError(_unknown(name, list(self.__dict__.get("_tree", ()))))
+        return self._tree[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Overwrite a top-level setting."""
+        self._register_configuration({name: value})
+
+    def __repr__(self) -> str:
+        """The settings as YAML."""
+        return f"{type(self).__name__}\n{self.as_yaml()}"
+
+
+def _plain(value: Any) -> Any:
+    """`value` with every mapping as a dict and every sequence as a list, which is what OmegaConf holds."""
+    if isinstance(value, Mapping | DictConfig):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | ListConfig):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        yield f"{prefix}{key!s}"
+        if isinstance(node[key], DictConfig):
+            yield from _leaves(node[key], f"{prefix}{key!s}.")
+
+
+def _unknown(key: str, valid: Any) -> str:
+    valid = list(valid)
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.4)
+    if not near:
+        last = key.rsplit(".", 1)[-1]
+        near = [name for name in valid if name.rsplit(".", 1)[-1] == last][:1]
+    return f"there is no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _check_keys(node: DictConfig, settings: Any, prefix: str) -> None:
+    if not isinstance(settings, Mapping | DictConfig):
+        raise ConfigError(f"{prefix.rstrip('.')} is a section; it takes a dict, got {settings!r}")
+    for key, value in settings.items():
+        if key not in node:
+            raise ConfigError(_unknown(f"{prefix}{key}", _leaves(node, prefix)))
+        if isinstance(node[key], DictConfig):
+            _check_keys(node[key], value, prefix=f"{prefix}{key}.")
+
+
+def _cast(text: Any, old: Any, key: str) -> Any:
+    """The value that `text` stands for, in the type of `old`."""
+    value = text
+    if isinstance(text, str):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text  # an unquoted string, such as a path
+    if isinstance(old, str) and isinstance(text, str) and not isinstance(value, str) and value is not None:
+        return text  # a name that looks like a number
+    if isinstance(value, str) and key in ("DATASETS.TRAIN", "DATASETS.TEST"):
+        value = [value]  # a single data set needs no list
+    value = _plain(value)
+    if old is None or value is None or type(value) is type(old):
+        return value
+    if isinstance(old, ListConfig) and isinstance(value, list):
+        return value
+    if isinstance(old, DictConfig) and isinstance(value, dict):
+        return value
+    if isinstance(old, bool) and value in (0, 1) and isinstance(value, int):
+        return bool(value)
+    if isinstance(old, float) and isinstance(value, int | float):
+        return float(value)
+    if isinstance(old, int) and isinstance(value, float) and value.is_integer() and not isinstance(old, bool):
+        return int(value)
+    raise ConfigError(f"{key} is of type {_type_name(old)}; got {text!r}")
+
+
+def _type_name(value: Any) -> str:
+    return {"ListConfig": "list", "DictConfig": "dict"}.get(type(value).__name__, type(value).__name__)

@@ -1,0 +1,1 @@
+"""Mask R-CNN and Cascade R-CNN on torchvision's operations, computing what cvpods computes."""

@@ -1,0 +1,60 @@
+"""Box arithmetic: clipping, overlap, and the coding of one box relative to another."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ifr.hosts.standalone.detector.structures import ImageSize
+
+# A 16-pixel anchor grows to at most 1000 pixels.
+LARGEST_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def clip(boxes: Tensor, size: ImageSize) -> Tensor:
+    """Boxes (..., 4) XYXY limited to [0, width] and [0, height]."""
+    height, width = size
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), dim=-1)
+
+
+def nonempty(boxes: Tensor, min_size: float = 0.0) -> Tensor:
+    """(n,) bool: both sides of the box (n, 4) are longer than `min_size` pixels."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return (sides > min_size).all(dim=1)
+
+
+def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
+    """(n, m) intersection over union of boxes (n, 4) and (m, 4); zero, not NaN, where neither has an area."""
+    area_first = (first[:, 2] - first[:, 0]) * (first[:, 3] - first[:, 1])
+    area_second = (second[:, 2] - second[:, 0]) * (second[:, 3] - second[:, 1])
+    low = torch.maximum(first[:, None, :2], second[None, :, :2])
+    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    overlap = (high - low).clamp(min=0).prod(dim=2)
+    union = area_first[:, None] + area_second[None, :] - overlap
+    return torch.where(overlap > 0, overlap / union, torch.zeros_like(overlap))
+
+
+@dataclass(frozen=True)
+class BoxCoder:
+    """Codes a box relative to another as (dx, dy, dw, dh) times `weights` (R-CNN, Girshick et al. 2014, appendix C)."""
+
+    weights: tuple[float, float, float, float]
+
+    def encode(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """Deltas (n, 4) that move `boxes` (n, 4) onto `targets` (n, 4)."""
+        size, target_size = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
+        centre, target_centre = boxes[:, :2] + 0.5 * size, targets[:, :2] + 0.5 * target_size
+        weights = boxes.new_tensor(self.weights)
+        shift = weights[:2] * (target_centre - centre) / size
+        return torch.cat((shift, weights[2:] * torch.log(target_size / size)), dim=1)
+
+    def decode(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Boxes (..., 4) XYXY that the deltas (..., 4) move `boxes` (..., 4) to; leading axes broadcast."""
+        size = boxes[..., 2:] - boxes[..., :2]
+        centre = boxes[..., :2] + 0.5 * size
+        scaled = deltas / deltas.new_tensor(self.weights)
+        new_centre = scaled[..., :2] * size + centre
+        new_size = torch.exp(scaled[..., 2:].clamp(max=LARGEST_LOG_SCALE)) * size
+        return torch.cat((new_centre - 0.5 * new_size, new_centre + 0.5 * new_size), dim=-1)

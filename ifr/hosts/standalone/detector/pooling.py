@@ -1,0 +1,59 @@
+"""Crops features of boxes from a feature pyramid."""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+CANONICAL_SIZE = 224  # pixels; a box of this side is cropped from the canonical level (FPN, equation 1)
+CANONICAL_LEVEL = 4
+
+
+class PyramidPooler:
+    """ROIAlign from the pyramid level that fits the size of each box.
+
+    Args:
+        output_size: of the square crop.
+        strides: of the levels, each twice the one before.
+        sampling_ratio: samples per bin and axis; 0 adapts it to the box.
+        aligned: ROIAlign without the half-pixel shift of its first version.
+
+    Raises:
+        ValueError: the strides are not consecutive powers of two.
+    """
+
+    def __init__(
+        self, *, output_size: int, strides: Sequence[int], sampling_ratio: int = 0, aligned: bool = True
+    ) -> None:
+        levels = [stride.bit_length() - 1 for stride in strides]
+        if [2**level for level in levels] != list(strides) or levels != list(range(levels[0], levels[0] + len(levels))):
+            raise ValueError(f"strides must be consecutive powers of two, got {list(strides)}")
+        self.output_size = output_size
+        self.levels = levels
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+
+    def __call__(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Crop the boxes (n_i, 4) XYXY pixels of image i from the levels (N, C, H, W).
+
+        Returns:
+            (sum of n_i, C, output_size, output_size), image after image.
+        """
+        index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
+        rois = torch.cat((index, torch.cat(list(boxes))), dim=1)
+        chosen = self._level_of(rois[:, 1:])
+        size = self.output_size
+        crops = features[0].new_zeros((len(rois), features[0].shape[1], size, size))
+        for feature, level in zip(features, self.levels, strict=True):
+            here = torch.nonzero(chosen == level).squeeze(1)
+            crops[here] = roi_align(
+                feature, rois[here].to(feature.dtype), size, 0.5**level, self.sampling_ratio, aligned=self.aligned
+            )
+        return crops
+
+    def _level_of(self, boxes: Tensor) -> Tensor:
+        side = torch.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+        level = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIZE + sys.float_info.epsilon))
+        return level.clamp(self.levels[0], self.levels[-1])

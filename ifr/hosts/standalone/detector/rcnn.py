@@ -1,0 +1,137 @@
+"""The whole two-stage detector: images in, losses or detections out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ifr.hosts.standalone.detector.backbone import PyramidBackbone
+from ifr.hosts.standalone.detector.boxes import clip, nonempty
+from ifr.hosts.standalone.detector.paste import paste_masks
+from ifr.hosts.standalone.detector.published_names import published_name
+from ifr.hosts.standalone.detector.roi_heads import ROIHeads
+from ifr.hosts.standalone.detector.rpn import RegionProposalNetwork
+from ifr.hosts.standalone.detector.structures import Annotations, Detections, ImageBatch, ImageSize
+from ifr.refine import set_phase
+
+
+class RCNN(nn.Module):
+    """Mask R-CNN or Cascade R-CNN with a feature pyramid.
+
+    Args:
+        backbone: image features.
+        proposal_generator: boxes that may hold an object.
+        roi_heads: boxes, classes and masks of the proposals.
+        pixel_mean: of every channel, BGR 0-255.
+        pixel_std: of every channel.
+        explicit_iterations: training starts with this many iterations of the explicit path of the mask head.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: PyramidBackbone,
+        proposal_generator: RegionProposalNetwork,
+        roi_heads: ROIHeads,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        explicit_iterations: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.explicit_iterations = explicit_iterations
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+
+    def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses by name in training, otherwise what was found in every image.
+
+        Args:
+            batch: for every image `image` (3, H, W) BGR 0-255; in training `instances`, its `Annotations`; otherwise
+                optionally `height` and `width` in pixels of the output, by default those of `image`.
+
+        Returns:
+            In training, scalars by name. Otherwise for every image `boxes` (n, 4) XYXY pixels of the output, `scores`
+            (n,) in [0, 1], `classes` (n,) 0-based, and with a mask head `masks` (n, height, width) bool.
+
+        Raises:
+            ValueError: the batch is empty, an image is not (3, H, W), or training lacks annotations.
+        """
+        return self._losses(batch) if self.training else self._detections(batch)
+
+    def _losses(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        images, annotations = self.preprocess(batch), self._annotations(batch)
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(features, images.sizes, annotations)
+        return {**self.roi_heads.losses(features, images.sizes, proposals, annotations), **losses}
+
+    @torch.no_grad()
+    def _detections(self, batch: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        images = self.preprocess(batch)
+        features = self.backbone(images.tensor)
+        proposals, _ = self.proposal_generator(features, images.sizes)
+        detections = self.roi_heads.detect(features, images.sizes, proposals)
+        masks = self.roi_heads.masks(features, detections)
+        return [
+            self.postprocess(
+                detections[i], masks[i] if masks is not None else None, images.sizes[i], _output_size(item)
+            )
+            for i, item in enumerate(batch)
+        ]
+
+    def preprocess(self, batch: Sequence[dict[str, Any]]) -> ImageBatch:
+        """Subtract the mean, divide by the deviation, then pad with zeros to a size that the backbone divides.
+
+        Raises:
+            ValueError: the batch is empty or an image is not (3, H, W).
+        """
+        if len(batch) == 0:
+            raise ValueError("the batch has no image")
+        for item in batch:
+            if item["image"].dim() != 3 or item["image"].shape[0] != len(self.pixel_mean) or 0 in item["image"].shape:
+                raise ValueError(f"image must be (3, H, W), got {tuple(item['image'].shape)}")
+        images = [(item["image"].to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std for item in batch]
+        sizes: list[ImageSize] = [(image.shape[1], image.shape[2]) for image in images]
+        step = self.backbone.size_divisibility
+        height, width = (-(-max(side) // step) * step for side in zip(*sizes, strict=True))
+        tensor = self.pixel_mean.new_zeros((len(images), len(self.pixel_mean), height, width))
+        for target, image in zip(tensor, images, strict=True):
+            target[:, : image.shape[1], : image.shape[2]] = image
+        return ImageBatch(tensor, sizes)
+
+    @staticmethod
+    def postprocess(
+        detections: Detections, masks: Tensor | None, size: ImageSize, output_size: ImageSize
+    ) -> dict[str, Tensor]:
+        """Scale the detections of one image of `size` to `output_size`, dropping boxes that become empty there."""
+        scale = detections.boxes.new_tensor((output_size[1] / size[1], output_size[0] / size[0])).repeat(2)
+        boxes = clip(detections.boxes * scale, output_size)
+        keep = nonempty(boxes)
+        result = {"boxes": boxes[keep], "scores": detections.scores[keep], "classes": detections.classes[keep]}
+        if masks is not None:
+            result["masks"] = paste_masks(masks[keep], result["boxes"], output_size)
+        return result
+
+    def set_iteration(self, iteration: int) -> None:
+        """Choose the explicit or the implicit path of the mask head for this training iteration, counted from 0."""
+        set_phase(self, "explicit" if iteration < self.explicit_iterations else "implicit")
+
+    def published_names(self) -> dict[str, str]:
+        """The key of every tensor of `state_dict()` in a checkpoint of cvpods."""
+        cascade = len(self.roi_heads.stages) > 1
+        return {key: published_name(key, cascade=cascade) for key in self.state_dict()}
+
+    def _annotations(self, batch: Sequence[dict[str, Any]]) -> list[Annotations]:
+        for i, item in enumerate(batch):
+            if not isinstance(item.get("instances"), Annotations):
+                raise ValueError(f"training needs Annotations under 'instances'; image {i} has {list(item)}")
+        return [item["instances"].to(self.pixel_mean.device) for item in batch]
+
+
+def _output_size(item: dict[str, Any]) -> ImageSize:
+    return int(item.get("height", item["image"].shape[1])), int(item.get("width", item["image"].shape[2]))

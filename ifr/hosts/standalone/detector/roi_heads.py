@@ -1,0 +1,179 @@
+"""Everything computed per region: boxes by one stage or a cascade, and masks."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ifr.hosts.standalone.detector.box_stage import BoxStage, DetectionFilter, StageOutput
+from ifr.hosts.standalone.detector.boxes import nonempty, pairwise_iou
+from ifr.hosts.standalone.detector.mask_targets import mask_targets
+from ifr.hosts.standalone.detector.pooling import PyramidPooler
+from ifr.hosts.standalone.detector.sampling import Sampler
+from ifr.hosts.standalone.detector.structures import (
+    Annotations,
+    Detections,
+    ImageSize,
+    LabelledProposals,
+    Proposals,
+)
+from ifr.hosts.standalone.detector.workers import share_of_samples
+
+
+@dataclass(frozen=True)
+class ProposalSampling:
+    """Which labelled proposals the region heads are trained on."""
+
+    per_image: int
+    positive_fraction: float
+    append_truth: bool
+    """Add the ground truth boxes to the proposals."""
+
+
+class ROIHeads(nn.Module):
+    """Box stages and a mask head over a feature pyramid.
+
+    With more than one stage it is Cascade R-CNN (Cai and Vasconcelos 2018): each stage takes the boxes of the one
+    before and is trained on the overlap that its own matcher asks for; the scores of all stages are averaged.
+
+    Args:
+        stages: box stages, the first on the proposals.
+        box_pooler: crops features for the boxes.
+        mask_head: maps crops to mask logits; None to predict boxes only.
+        mask_pooler: crops features for the masks.
+        in_features: names of the pyramid levels that are cropped.
+        num_classes: without the background.
+        sampling: which proposals enter the losses.
+        sampler: makes that choice.
+        detection_filter: which boxes are detections.
+    """
+
+    def __init__(
+        self,
+        *,
+        stages: Sequence[BoxStage],
+        box_pooler: PyramidPooler,
+        mask_head: nn.Module | None,
+        mask_pooler: PyramidPooler,
+        in_features: Sequence[str],
+        num_classes: int,
+        sampling: ProposalSampling,
+        sampler: Sampler,
+        detection_filter: DetectionFilter,
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.box_pooler = box_pooler
+        self.mask_head = mask_head
+        self.mask_pooler = mask_pooler
+        self.in_features = list(in_features)
+        self.num_classes = num_classes
+        self.sampling = sampling
+        self.sampler = sampler
+        self.detection_filter = detection_filter
+
+    def losses(
+        self,
+        features: dict[str, Tensor],
+        sizes: Sequence[ImageSize],
+        proposals: Sequence[Proposals],
+        annotations: Sequence[Annotations],
+    ) -> dict[str, Tensor]:
+        """Training losses of all stages and of the masks, by name."""
+        levels = [features[name] for name in self.in_features]
+        sampled = [self._sample(p, a) for p, a in zip(proposals, annotations, strict=True)]
+        losses: dict[str, Tensor] = {}
+        labelled = sampled
+        stages = self._stages()
+        for k, stage in enumerate(stages):
+            output = self._run(stage, levels, [p.boxes for p in labelled])
+            suffix = f"_stage{k}" if len(stages) > 1 else ""
+            losses.update({name + suffix: loss for name, loss in stage.losses(output, labelled).items()})
+            if k + 1 < len(stages):
+                boxes = [b[nonempty(b)] for b in stage.refine(output, sizes)]
+                labelled = [self._label(b, a, stages[k + 1]) for b, a in zip(boxes, annotations, strict=True)]
+        if self.mask_head is not None:
+            losses["loss_mask"] = self._mask_loss(levels, sampled, self.mask_head)
+        return losses
+
+    def detect(
+        self, features: dict[str, Tensor], sizes: Sequence[ImageSize], proposals: Sequence[Proposals]
+    ) -> list[Detections]:
+        """Detections of every image."""
+        levels = [features[name] for name in self.in_features]
+        stages = self._stages()
+        outputs = [self._run(stages[0], levels, [p.boxes for p in proposals])]
+        for previous, stage in itertools.pairwise(stages):
+            outputs.append(self._run(stage, levels, previous.refine(outputs[-1], sizes)))
+        last = outputs[-1]
+        scores = last.split(torch.stack([F.softmax(output.logits, dim=-1) for output in outputs]).mean(dim=0))
+        return [
+            self.detection_filter(b, d, s, stages[-1].coder, size)
+            for b, d, s, size in zip(last.boxes, last.split(last.deltas), scores, sizes, strict=True)
+        ]
+
+    def masks(self, features: dict[str, Tensor], detections: Sequence[Detections]) -> list[Tensor] | None:
+        """Mask probabilities (n_i, side, side) of the detected classes; None without a mask head."""
+        if self.mask_head is None:
+            return None
+        levels = [features[name] for name in self.in_features]
+        logits = self.mask_head(self.mask_pooler(levels, [d.boxes for d in detections]))
+        chosen = _of_class(logits, torch.cat([d.classes for d in detections]))
+        return list(torch.split(chosen.sigmoid(), [len(d.boxes) for d in detections]))
+
+    def _stages(self) -> list[BoxStage]:
+        return cast("list[BoxStage]", list(self.stages))
+
+    def _run(self, stage: BoxStage, levels: list[Tensor], boxes: list[Tensor]) -> StageOutput:
+        crops = self.box_pooler(levels, boxes)
+        if crops.requires_grad and len(self.stages) > 1:
+            # The stages' losses are summed; the features get their mean gradient.
+            crops.register_hook(lambda gradient: gradient / len(self.stages))  # type: ignore[no-untyped-call]
+        return stage(crops, boxes)
+
+    def _label(self, boxes: Tensor, truth: Annotations, stage: BoxStage) -> LabelledProposals:
+        targets, labels = stage.matcher(pairwise_iou(truth.boxes, boxes))
+        if len(truth) == 0:
+            return LabelledProposals(boxes, torch.full_like(targets, self.num_classes), targets, truth)
+        classes = truth.classes[targets]
+        classes = torch.where(labels == 0, torch.full_like(classes, self.num_classes), classes)
+        classes = torch.where(labels == -1, torch.full_like(classes, -1), classes)
+        return LabelledProposals(boxes, classes, targets, truth)
+
+    def _sample(self, proposals: Proposals, truth: Annotations) -> LabelledProposals:
+        boxes = torch.cat((proposals.boxes, truth.boxes)) if self.sampling.append_truth else proposals.boxes
+        labelled = self._label(boxes, truth, self._stages()[0])
+        chosen = torch.cat(
+            self.sampler(labelled.classes, self.sampling.per_image, self.sampling.positive_fraction, self.num_classes)
+        )
+        return _select(labelled, chosen)
+
+    def _mask_loss(self, levels: list[Tensor], sampled: Sequence[LabelledProposals], mask_head: nn.Module) -> Tensor:
+        """Mean binary cross-entropy of the true class' logits over all workers' foreground proposals, or zero."""
+        foreground = [
+            _select(p, torch.nonzero((p.classes >= 0) & (p.classes < self.num_classes)).squeeze(1)) for p in sampled
+        ]
+        logits = mask_head(self.mask_pooler(levels, [p.boxes for p in foreground]))
+        share = share_of_samples(len(logits), logits.device)
+        if len(logits) == 0:
+            return logits.sum() * 0
+        targets = torch.cat([mask_targets(p, logits.shape[-1]) for p in foreground])
+        chosen = _of_class(logits, torch.cat([p.classes for p in foreground]))
+        return F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype)) * share
+
+
+def _select(proposals: LabelledProposals, index: Tensor) -> LabelledProposals:
+    return LabelledProposals(
+        proposals.boxes[index], proposals.classes[index], proposals.targets[index], proposals.annotations
+    )
+
+
+def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
+    """(n, H, W): of logits (n, C, H, W) the channel of each one's class, or the only channel."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return logits[torch.arange(len(logits), device=logits.device), classes]

@@ -1,0 +1,37 @@
+"""Mask R-CNN with an implicit mask head on handwritten digits, small enough to be trained on a laptop's CPU."""
+
+from ifr.hosts import RCNNFPNConfig
+from ifr.hosts.recipes import from_scratch_on_cpu
+
+_config_dict = {
+    "MODEL": {
+        "ROI_HEADS": {"NUM_CLASSES": 10},
+        "ROI_MASK_HEAD": {
+            "REFINEMENT": "implicit",
+            "F_THRES": 7,  # most steps of the forward solver
+            "B_THRES": 7,  # most steps of the backward solver
+            "PRETRAINED_STEPS": 120,  # iterations of weight sharing before the first implicit one
+        },
+    },
+    "DATASETS": {"TRAIN": ("digits_train",), "TEST": ("digits_val",)},
+    "SOLVER": {
+        "LR_SCHEDULER": {"STEPS": (280, 340), "MAX_ITER": 360, "WARMUP_ITERS": 40},
+        "OPTIMIZER": {"BASE_LR": 0.03},
+        "CLIP_GRADIENTS": {"ENABLED": True, "CLIP_TYPE": "norm", "CLIP_VALUE": 5.0},
+        "IMS_PER_BATCH": 8,  # of so small a set, on any number of workers that divides it
+        "RESCALE": False,
+    },
+    "TEST": {"DETECTIONS_PER_IMAGE": 20},
+}
+
+
+class DigitsConfig(RCNNFPNConfig):
+    """The settings of this experiment."""
+
+    def __init__(self):
+        super().__init__()
+        self._register_configuration(from_scratch_on_cpu(short_edge=192))  # no flip: a mirrored digit is none
+        self._register_configuration(_config_dict)
+
+
+config = DigitsConfig()

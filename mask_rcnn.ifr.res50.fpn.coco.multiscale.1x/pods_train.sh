@@ -1,0 +1,5 @@
+#!/bin/sh
+# Trains this experiment, from any working directory:
+#     sh pods_train.sh [--num-gpus N] [--num-machines M --machine-rank R --dist-url U] [--resume] [KEY VALUE ...]
+folder=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd) || exit
+exec sh "$folder/../scripts/ifr.sh" train "$folder" "$@"

@@ -1,0 +1,18 @@
+"""Mask R-CNN whose four mask convolution layers are one residual block applied four times."""
+
+from ifr.hosts import RCNNFPNConfig
+from ifr.hosts.recipes import coco_1x
+
+_config_dict = {"MODEL": {"ROI_MASK_HEAD": {"REFINEMENT": "explicit", "NUM_CONV": 4}}}
+
+
+class WeightSharingConfig(RCNNFPNConfig):
+    """The settings of this experiment."""
+
+    def __init__(self):
+        super().__init__()
+        self._register_configuration(coco_1x(short_edges=(640, 672, 704, 736, 768, 800)))
+        self._register_configuration(_config_dict)
+
+
+config = WeightSharingConfig()

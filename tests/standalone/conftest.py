@@ -1,0 +1,62 @@
+"""The official models' checkpoints and outputs, and the marker of slow tests."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from official import EXPERIMENTS, REFERENCE, ROOT, Reference, sample_evenly
+
+from ifr.checkpoints import load_weights
+from ifr.experiment import load_experiment
+from ifr.hosts.standalone.detector.structures import Annotations
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes long; runs only when -m asks for it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("-m"):
+        skip = pytest.mark.skip(reason="slow; run with -m slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", params=EXPERIMENTS)
+def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    if not REFERENCE.is_dir():
+        pytest.skip("the reference data is not beside the repository, at ../shared/reference")
+    name = request.param
+    checkpoint = tmp_path_factory.mktemp("reference") / "official.pth"  # 175 to 300 MB, deleted once it is loaded
+    subprocess.run(
+        [sys.executable, REFERENCE / "checkpoint.py", name, checkpoint], check=True, stdout=subprocess.DEVNULL
+    )
+    experiment = load_experiment(ROOT / name)
+    experiment.config.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.SOLVER", "broyden-published"])
+    model = experiment.build_model(experiment.config)
+    report = load_weights(model, checkpoint)
+    assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
+    checkpoint.unlink()
+    model.proposal_generator.sampler = model.roi_heads.sampler = sample_evenly
+    io = torch.load(REFERENCE / f"{name}.a.io.pt", weights_only=True)
+    return Reference(name, model.eval(), io)
+
+
+@pytest.fixture
+def polygon_batch() -> list[dict[str, Any]]:
+    """Two small images of different sizes, with a triangle each."""
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for height, width in ((64, 96), (80, 70)):
+        triangle = np.array([10.0, 12.0, 50.0, 15.0, 30.0, 55.0])
+        batch.append(
+            {
+                "image": torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8),
+                "instances": Annotations(torch.tensor([[10.0, 12.0, 50.0, 55.0]]), torch.tensor([1]), [[triangle]]),
+            }
+        )
+    return batch

@@ -1,0 +1,131 @@
+"""Settings: cvpods' keys, strictness, and overrides that are read, never evaluated."""
+
+from pathlib import Path
+
+import pytest
+from official import EXPERIMENTS, ROOT
+
+from ifr.experiment import load_experiment
+from ifr.hosts.standalone import ConfigError, RCNNFPNConfig
+
+
+def test_defaults_are_those_of_cvpods() -> None:
+    config = RCNNFPNConfig()
+    assert config.MODEL.RPN.POST_NMS_TOPK_TRAIN == 1000
+    assert config.MODEL.ROI_HEADS.NUM_CLASSES == 80
+    assert config.SOLVER.OPTIMIZER.MOMENTUM == 0.9
+    assert list(config.MODEL.PIXEL_MEAN) == [103.53, 116.28, 123.675]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_overrides_only_what_it_names(name: str) -> None:
+    config = load_experiment(ROOT / name).config
+    assert (config.MODEL.RESNETS.DEPTH, config.SOLVER.LR_SCHEDULER.MAX_ITER) == (50, 90000)
+    assert list(config.SOLVER.LR_SCHEDULER.STEPS) == [60000, 80000]
+    assert config.SOLVER.LR_SCHEDULER.GAMMA == 0.1
+    assert ("implicit" if ".ifr." in name else "explicit") == config.MODEL.ROI_MASK_HEAD.REFINEMENT
+    edges = config.INPUT.AUG.TRAIN_PIPELINES[0][1].short_edge_length
+    assert list(edges) == ([800] if "800size" in name else [640, 672, 704, 736, 768, 800])
+
+
+def test_configs_do_not_share_state() -> None:
+    first, second = RCNNFPNConfig(), RCNNFPNConfig()
+    first.merge_from_list(["MODEL.RESNETS.DEPTH", "18"])
+    first.MODEL.PIXEL_STD[0] = 7.0
+    assert second.MODEL.RESNETS.DEPTH is None
+    assert second.MODEL.PIXEL_STD[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("SOLVER.IMS_PER_BATCH", "4", 4),
+        ("SOLVER.IMS_PER_BATCH", "4.0", 4),
+        ("SOLVER.OPTIMIZER.BASE_LR", "1", 1.0),
+        ("MODEL.MASK_ON", "True", True),
+        ("MODEL.MASK_ON", "0", False),
+        ("MODEL.RESNETS.DEPTH", "101", 101),
+        ("MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.4, 0.5)", [0.4, 0.5]),
+        ("DATASETS.TRAIN", "('a', 'b')", ["a", "b"]),
+        ("OUTPUT_DIR", "out/run 1", "out/run 1"),
+        ("OUTPUT_DIR", "2024", "2024"),
+        ("OUTPUT_DIR", "'quoted'", "quoted"),
+        ("MODEL.ROI_MASK_HEAD.SOLVER", "anderson", "anderson"),
+        ("MODEL.WEIGHTS", Path("a.pth").as_posix(), "a.pth"),
+        ("MODEL.RPN", "{'NMS_THRESH': 0.6}", 0.6),
+    ],
+)
+def test_overrides_take_the_type_of_the_old_value(key: str, text: str, value: object) -> None:
+    config = RCNNFPNConfig()
+    config.merge_from_list([key, text])
+    node = config
+    for part in key.split("."):
+        node = getattr(node, part)
+    if key == "MODEL.RPN":
+        own, other = node.NMS_THRESH, node.LOSS_WEIGHT
+        assert own == value
+        assert other == 1.0
+    else:
+        assert node == value
+        assert type(node) is type(value) or isinstance(value, list)
+
+
+def test_an_override_is_not_evaluated(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    config = RCNNFPNConfig()
+    config.merge_from_list(["OUTPUT_DIR", f"__import__('pathlib').Path({str(trap)!r}).touch()"])
+    assert not trap.exists()
+    assert config.OUTPUT_DIR.startswith("__import__")
+    with pytest.raises(ConfigError, match=r"SOLVER\.IMS_PER_BATCH"):
+        config.merge_from_list(["SOLVER.IMS_PER_BATCH", "2 * 8"])
+
+
+def test_one_data_set_needs_no_list() -> None:
+    config = RCNNFPNConfig()
+    config.merge_from_list(["DATASETS.TRAIN", "my images:my annotations.json", "DATASETS.TEST", "('a', 'b')"])
+    assert list(config.DATASETS.TRAIN) == ["my images:my annotations.json"]
+    assert list(config.DATASETS.TEST) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.MASK_OM", "True"], "did you mean 'MODEL.MASK_ON'"),
+        (["MODEL.ROI_MASK_HEAD.F_THRESH", "3"], "did you mean 'MODEL.ROI_MASK_HEAD.F_THRES'"),
+        (["IMS_PER_BATCH", "3"], "did you mean 'SOLVER.IMS_PER_BATCH'"),
+        (["MODEL.MASK_ON.X", "3"], "there is no setting 'MODEL.MASK_ON.X'"),
+        (["MODEL.MASK_ON"], "has no value"),
+        (["SOLVER.IMS_PER_BATCH", "2.5"], "is of type int; got '2.5'"),
+        (["MODEL.MASK_ON", "maybe"], "is of type bool; got 'maybe'"),
+        (["SOLVER.LR_SCHEDULER.STEPS", "soon"], "is of type list; got 'soon'"),
+        (["MODEL.RPN", "3"], "is of type dict; got '3'"),
+        (["MODEL.RPN", "{'NMS_TRESH': 0.6}"], "did you mean 'MODEL.RPN.NMS_THRESH'"),
+    ],
+)
+def test_a_wrong_override_names_the_remedy(overrides: list[str], message: str) -> None:
+    config = RCNNFPNConfig()
+    before = config.as_dict()
+    with pytest.raises(ConfigError, match=message):
+        config.merge_from_list(overrides)
+    assert config.as_dict() == before
+
+
+def test_an_unknown_key_of_an_experiment_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'MODEL\.ROI_MASK_HEAD'"):
+        RCNNFPNConfig()._register_configuration({"MODEL": {"ROI_MASK_HEADS": {}}})
+    with pytest.raises(ConfigError, match=r"MODEL\.RPN is a section"):
+        RCNNFPNConfig()._register_configuration({"MODEL": {"RPN": 3}})
+
+
+def test_reading_or_setting_an_unknown_key_is_an_error() -> None:
+    config = RCNNFPNConfig()
+    with pytest.raises(AttributeError, match="did you mean 'MODEL'"):
+        _ = config.MODELS
+    with pytest.raises(AttributeError):
+        _ = config.MODEL.MASKS_ON
+    with pytest.raises(ConfigError, match="did you mean 'OUTPUT_DIR'"):
+        config.OUTPUTDIR = "x"
+    with pytest.raises(AttributeError):
+        config.MODEL.MASKS_ON = True
+    config.OUTPUT_DIR = "x"
+    assert config.as_dict()["OUTPUT_DIR"] == "x"

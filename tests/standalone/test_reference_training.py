@@ -1,0 +1,76 @@
+"""Training losses and gradients reproduce the official models, with the official deterministic sampling."""
+
+from typing import Any
+
+import pytest
+import torch
+from official import Reference
+
+from ifr.hosts.standalone.detector.structures import Proposals
+
+
+@pytest.fixture(scope="module", params=["explicit", "implicit"])
+def training(reference: Reference, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Losses and gradients of one step on the official proposals; the RPN's own proposals beside them."""
+    if request.param == "implicit" and not reference.implicit:
+        pytest.skip("weight sharing has no implicit phase")
+    want = reference.io[f"train.det.{request.param}"]
+    model, batch = reference.model.train(), reference.training_batch()
+    model.set_iteration(0 if request.param == "explicit" else 50000)
+    model.zero_grad()
+    annotations = [item["instances"] for item in batch]
+    images = model.preprocess(batch)
+    features = model.backbone(images.tensor)
+    proposals, losses = model.proposal_generator(features, images.sizes, annotations)
+    official = [Proposals(want[f"rpn_boxes.{i}"], want[f"rpn_logits.{i}"]) for i in range(len(batch))]
+    losses |= model.roi_heads.losses(features, images.sizes, official, annotations)
+    sum(losses.values()).backward()
+    names = model.published_names()
+    gradients = {names[key]: parameter.grad for key, parameter in model.named_parameters()}
+    trainable = {names[key]: parameter.requires_grad for key, parameter in model.named_parameters()}
+    model.eval()
+    return {
+        "want": want,
+        "phase": request.param,
+        "losses": {name: loss.detach() for name, loss in losses.items()},
+        "proposals": proposals,
+        "gradients": {key: g.clone() if g is not None else None for key, g in gradients.items()},
+        "trainable": trainable,
+    }
+
+
+TOLERANCE = 3e-3  # relative; a change of 1e-7 of the block's input moves the implicit gradient by 1.4e-3
+
+
+def test_losses(training: dict[str, Any]) -> None:
+    assert set(training["losses"]) == set(training["want"]["losses"])
+    for name, loss in training["want"]["losses"].items():
+        assert float(training["losses"][name]) == pytest.approx(float(loss), rel=1e-4), name
+
+
+def test_proposals(training: dict[str, Any]) -> None:
+    for i, proposals in enumerate(training["proposals"]):
+        want = training["want"][f"rpn_boxes.{i}"]
+        assert len(proposals.boxes) == len(want)
+        nearest = torch.cdist(proposals.boxes, want, p=float("inf")).amin(dim=1)
+        assert float((nearest < 1e-2).float().mean()) >= 0.995
+
+
+def test_what_is_frozen(training: dict[str, Any]) -> None:
+    own = training["trainable"]
+    assert {key for key, trains in own.items() if not trains} == set(training["want"]["frozen_params"]) & set(own)
+    without = {key for key, gradient in training["gradients"].items() if gradient is None}
+    assert without == set(training["want"]["no_grad_params"]) & set(own)
+
+
+def test_gradient_norms(training: dict[str, Any]) -> None:
+    assert set(training["want"]["grad_norm"]) <= set(training["gradients"])
+    for key, norm in training["want"]["grad_norm"].items():
+        own = float(training["gradients"][key].double().norm())
+        assert own == pytest.approx(float(norm), rel=TOLERANCE), key
+
+
+def test_gradients(training: dict[str, Any]) -> None:
+    for key, gradient in training["want"]["grad"].items():
+        error = float((training["gradients"][key] - gradient).norm() / gradient.norm())
+        assert error < TOLERANCE, key
