@@ -1,0 +1,1 @@
+"""Images and annotations from disk to what a detector takes."""

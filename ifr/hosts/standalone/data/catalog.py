@@ -1,0 +1,86 @@
+"""Finds data sets: COCO 2017, the digits that IFR makes itself, and any other set in COCO's format."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ifr.hosts.standalone.data.errors import DatasetError
+
+ROOT_VARIABLE = "IFR_DATASETS"
+
+# Under a root: the annotations and the folder of the images.
+_KNOWN = {
+    "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
+    "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
+    "digits_train": ("digits/annotations/instances_train.json", "digits/train"),
+    "digits_val": ("digits/annotations/instances_val.json", "digits/val"),
+}
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """Where a data set in COCO's format lies."""
+
+    name: str
+    json: Path
+    """The annotations."""
+    images: Path
+    """The folder to which the annotations' file names are relative."""
+
+
+def dataset_roots() -> list[Path]:
+    """The folders in which known data sets are looked for, in this order.
+
+    IFR_DATASETS alone if it is set; otherwise `datasets` in the working directory, then the one beside the package.
+    """
+    root = os.environ.get(ROOT_VARIABLE)
+    if root:
+        return [Path(root).expanduser()]
+    roots = [Path.cwd() / "datasets", Path(__file__).resolve().parents[4] / "datasets"]
+    return roots[:1] if roots[0] == roots[1] else roots
+
+
+def find_dataset(entry: str) -> DatasetSource:
+    """What an entry of DATASETS.TRAIN or DATASETS.TEST means.
+
+    Args:
+        entry: a known name, or `IMAGES_FOLDER:ANNOTATIONS.json`; both paths may be relative to the working directory
+            and may contain spaces.
+
+    Raises:
+        DatasetError: the name is unknown, or a file or folder is absent.
+    """
+    if entry in _KNOWN:
+        return _known(entry)
+    if ":" in entry:
+        return _custom(entry)
+    raise DatasetError(
+        f"there is no data set {entry!r}; known are {', '.join(_KNOWN)}, and any other is given as "
+        "IMAGES_FOLDER:ANNOTATIONS.json"
+    )
+
+
+def _known(name: str) -> DatasetSource:
+    json, images = _KNOWN[name]
+    roots = dataset_roots()
+    for root in roots:
+        if (root / json).is_file():
+            if not (root / images).is_dir():
+                raise DatasetError(f"{name}: {root / json} is there, but its images are not at {root / images}")
+            return DatasetSource(name, root / json, root / images)
+    looked = " or ".join(str(root / json) for root in roots)
+    remedy = "make it with `ifr data make`" if name.startswith("digits") else f"put it there, or set {ROOT_VARIABLE}"
+    raise DatasetError(f"{name}: there is no {looked}; {remedy}")
+
+
+def _custom(entry: str) -> DatasetSource:
+    """A colon may also be part of a path: the first one that separates a folder from a file counts."""
+    parts = entry.split(":")
+    splits = [(":".join(parts[:cut]), ":".join(parts[cut:])) for cut in range(1, len(parts))]
+    for folder, file in splits:
+        images, json = Path(folder).expanduser(), Path(file).expanduser()
+        if folder and images.is_dir() and json.is_file():
+            return DatasetSource(f"{images.name}-{json.stem}", json, images)
+    folder, file = splits[-1]
+    absent = f"no folder {folder!r}" if not Path(folder).expanduser().is_dir() or not folder else f"no file {file!r}"
+    raise DatasetError(f"{entry}: IMAGES_FOLDER:ANNOTATIONS.json was expected, and there is {absent} in {Path.cwd()}")

@@ -1,0 +1,105 @@
+"""Changes to an image before the network sees it, with cvpods' names and arithmetic."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+ImageTransform = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class ResizeShortestEdge:
+    """Scales the shorter edge to a length, or the longer edge to `max_size` where that makes the image smaller.
+
+    Args:
+        short_edge_length: pixels; the lengths to choose from, or for the style "range" the least and the greatest one.
+        max_size: pixels that the longer edge may have.
+        sample_style: "choice" or "range".
+
+    Raises:
+        ValueError: the style is unknown, a range has other than two ends, or a length is negative.
+    """
+
+    short_edge_length: int | Sequence[int]
+    max_size: int = sys.maxsize
+    sample_style: str = "range"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.sample_style not in ("choice", "range"):
+            raise ValueError(f"sample_style must be 'choice' or 'range'; got {self.sample_style!r}")
+        lengths = self._lengths()
+        if not lengths or min(lengths) < 0 or self.max_size < 1:
+            raise ValueError(f"edges must be positive; got {self.short_edge_length!r} and max_size {self.max_size!r}")
+        if self.sample_style == "range" and (len(lengths) != 2 or lengths[0] > lengths[1]):
+            raise ValueError(f"a range of lengths needs its two ends; got {self.short_edge_length!r}")
+
+    def sample(self, generator: torch.Generator | None = None) -> int:
+        """A length for the shorter edge, drawn from torch's global generator by default; 0 leaves the image as is."""
+        lengths = self._lengths()
+        if self.sample_style == "range":
+            return int(torch.randint(lengths[0], lengths[1] + 1, (), generator=generator))
+        return lengths[int(torch.randint(len(lengths), (), generator=generator))]
+
+    def output_size(self, height: int, width: int, short_edge: int) -> tuple[int, int]:
+        """Height and width after scaling, each rounded half up."""
+        if short_edge == 0:
+            return height, width
+        scale = short_edge / min(height, width)
+        new_height, new_width = (short_edge, scale * width) if height < width else (scale * height, short_edge)
+        if max(new_height, new_width) > self.max_size:
+            scale = self.max_size / max(new_height, new_width)
+            new_height, new_width = new_height * scale, new_width * scale
+        # An image may be so elongated that its shorter edge would vanish.
+        return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize an image (H, W, 3) uint8 by a drawn length, bilinearly, with antialiasing."""
+        return resize(image, self.output_size(image.shape[0], image.shape[1], self.sample()))
+
+    def _lengths(self) -> tuple[int, ...]:
+        if isinstance(self.short_edge_length, int):
+            return (self.short_edge_length,) * (2 if self.sample_style == "range" else 1)
+        return tuple(int(length) for length in self.short_edge_length)
+
+
+def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize an image (H, W, 3) uint8 to (height, width) as Pillow does: bilinear, antialiased."""
+    if image.shape[:2] == size:
+        return image
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+_IMAGE_TRANSFORMS: dict[str, Callable[..., ImageTransform]] = {"ResizeShortestEdge": ResizeShortestEdge}
+
+
+def build_test_transform(pipeline: Iterable[Any]) -> ImageTransform:
+    """What INPUT.AUG.TEST_PIPELINES does to an image, as one function.
+
+    Args:
+        pipeline: pairs of a transform's name and its settings.
+
+    Raises:
+        ValueError: a transform is unknown, or has settings that it does not take.
+    """
+    steps = []
+    for name, settings in pipeline:
+        if name not in _IMAGE_TRANSFORMS:
+            raise ValueError(f"INPUT.AUG.TEST_PIPELINES takes {', '.join(_IMAGE_TRANSFORMS)}; got {name!r}")
+        try:
+            steps.append(_IMAGE_TRANSFORMS[name](**settings))
+        except TypeError as error:
+            raise ValueError(f"INPUT.AUG.TEST_PIPELINES, {name}: {error}") from error
+
+    def transform(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        for step in steps:
+            image = step(image)
+        return image
+
+    return transform
