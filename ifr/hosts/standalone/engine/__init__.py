@@ -1,0 +1,1 @@
+"""Training and testing: schedule, optimizer, workers, checkpoints, logs."""

@@ -1,0 +1,80 @@
+"""Stochastic gradient descent as cvpods sets it up, and clipping."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Clip = Callable[[Iterable[nn.Parameter]], None]
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
+    """SGD with momentum and weight decay; normalisation layers have a weight decay of their own.
+
+    The magnitude and the direction of a weight-normalised convolution both decay: neither belongs to a norm layer.
+
+    Raises:
+        ValueError: SOLVER.OPTIMIZER.NAME is not one that this host has, or nothing is to be trained.
+    """
+    settings = config.SOLVER.OPTIMIZER
+    if settings.NAME not in ("D2SGD", "SGD"):
+        raise ValueError(f"SOLVER.OPTIMIZER.NAME must be 'D2SGD', got {settings.NAME!r}")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                norm = isinstance(module, _NORMS)
+                decay = settings.WEIGHT_DECAY_NORM if norm else settings.WEIGHT_DECAY
+                factor = settings.BIAS_LR_FACTOR if name == "bias" and not norm else 1.0
+                groups.setdefault((float(factor), float(decay)), []).append(parameter)
+    if not groups:
+        raise ValueError("the model has no parameter that is to be trained")
+    return torch.optim.SGD(
+        [
+            {"params": parameters, "weight_decay": decay, "lr_factor": factor}
+            for (factor, decay), parameters in groups.items()
+        ],
+        lr=float(settings.BASE_LR),
+        momentum=float(settings.MOMENTUM),
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the rate times the group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_factor", 1.0)
+
+
+def build_clip(config: Any) -> Clip | None:
+    """What SOLVER.CLIP_GRADIENTS does to the gradients; None if it is not enabled.
+
+    Raises:
+        ValueError: there is no such way of clipping.
+    """
+    settings = config.SOLVER.CLIP_GRADIENTS
+    if not settings.ENABLED:
+        return None
+    limit, order = float(settings.CLIP_VALUE), float(settings.NORM_TYPE)
+
+    def by_value(parameters: Iterable[nn.Parameter]) -> None:
+        nn.utils.clip_grad_value_(parameters, limit)
+
+    def by_norm(parameters: Iterable[nn.Parameter]) -> None:
+        _norm: Tensor = nn.utils.clip_grad_norm_(parameters, limit, order)
+
+    if settings.CLIP_TYPE == "value":
+        return by_value
+    if settings.CLIP_TYPE == "norm":
+        return by_norm
+    raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE must be 'value' or 'norm', got {settings.CLIP_TYPE!r}")

@@ -1,0 +1,181 @@
+"""What a run writes while it goes: log.txt, metrics.json, TensorBoard events, and a line of progress."""
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Everything that ifr logs also goes to the end of this file meanwhile."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    root = logging.getLogger("ifr")
+    level = root.level
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        where = (logger.name, logging.ERROR, __file__, 0)  # to the file alone: whoever catches it tells the user
+        handler.handle(logger.makeRecord(*where, "stopped: %s", (error,), sys.exc_info()))
+        raise
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
+
+
+class MetricsFile:
+    """metrics.json: one JSON object a line.
+
+    Args:
+        path: of the file; lines of iterations after `start` are dropped, which a resumed run writes again.
+        start: iterations that were done before.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        self._path = path
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _iteration(line) <= start] if start else []
+            replace_text(path, "".join(f"{line}\n" for line in kept))
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append an object."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(values)) + "\n")
+
+
+def _iteration(line: str) -> float:
+    """The iteration of a line; of a line cut short, one that is never kept."""
+    try:
+        return int(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that it is either as before or whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Records:
+    """Writes the figures of a run into its folder and shows its progress; used by the first worker alone.
+
+    Args:
+        folder: OUTPUT_DIR.
+        start: iterations that were done before.
+        stop: iterations in all.
+    """
+
+    def __init__(self, folder: Path, start: int, stop: int) -> None:
+        self._metrics = MetricsFile(folder / "metrics.json", start)
+        self._events = _event_writer(folder, start)
+        self._start, self._stop = start, stop
+        self._bar = tqdm(total=stop, initial=start, unit="it", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._redirect = contextlib.ExitStack()
+        if self._bar is not None:
+            self._redirect.enter_context(logging_redirect_tqdm())
+
+    def advance(self) -> None:
+        """Move the bar of a terminal by one iteration."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def write(self, iteration: int, values: Mapping[str, Any]) -> None:
+        """Figures of the latest iterations, after `iteration` of them in all."""
+        self._metrics.write({"iteration": iteration, **values})
+        if self._events is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(name, value, iteration)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {values.get('total_loss', 0.0):.3f}")
+        logger.info(
+            "iteration %d/%d  %s  %s/it  left %s",
+            iteration,
+            self._stop,
+            _summary(values),
+            f"{values.get('time', 0.0):.3g} s",
+            datetime.timedelta(seconds=int(values.get("eta_seconds", 0))),
+        )
+
+    def write_results(self, iteration: int, results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+        """Results of an evaluation by data set, task and metric."""
+        flat = {
+            f"{entry}/{task}/{name}": value
+            for entry, tasks in results.items()
+            for task, metrics in tasks.items()
+            for name, value in metrics.items()
+        }
+        self._metrics.write({"iteration": iteration, **{name: json_number(value) for name, value in flat.items()}})
+        if self._events is not None:
+            for name, value in flat.items():
+                self._events.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        """Finish the bar and the files."""
+        self._redirect.close()
+        if self._bar is not None:
+            self._bar.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _summary(values: Mapping[str, Any]) -> str:
+    parts = [f"loss {values['total_loss']:.4f}"] if "total_loss" in values else []
+    parts += [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in values.items() if name.startswith("loss_")]
+    if "solver_forward_steps" in values:
+        parts.append(
+            f"solver {values['solver_forward_residual']:.1e} in {values['solver_forward_steps']:.1f} steps, "
+            f"{values['solver_forward_converged']:.0%} converged"
+        )
+    elif "phase" in values:
+        parts.append(f"{values['phase']} phase")
+    parts.append(f"lr {values.get('lr', 0.0):.2e}")
+    return "  ".join(parts)
+
+
+def json_number(value: float) -> float | None:
+    """JSON has no NaN, which COCO's metrics give a class without objects."""
+    return value if value == value else None
+
+
+def _event_writer(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.info("TensorBoard is not installed; for its events: pip install 'ifr[tensorboard]'")
+        return None
+    return SummaryWriter(str(folder), purge_step=start)
+
+
+def memory_in_use(device: torch.device) -> float:
+    """The most memory that this process has had: MiB of the GPU, or of the machine on a CPU; 0 where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

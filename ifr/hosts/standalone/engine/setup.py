@@ -1,0 +1,88 @@
+"""What training and testing do before anything else: settings, folders, device, classes."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ifr.hosts.standalone.data.catalog import find_dataset
+from ifr.hosts.standalone.data.coco import read_classes
+from ifr.hosts.standalone.engine.rescale import given_keys, merge_and_rescale
+from ifr.hosts.standalone.engine.snapshots import Classes
+from ifr.hosts.standalone.engine.workers import Worker
+from ifr.hosts.standalone.supported import check_run_supported
+
+logger = logging.getLogger(__name__)
+
+_OUTPUT = "OUTPUT_DIR"
+_DEVICE = "MODEL.DEVICE"
+_NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
+def requested_device(config: Any, overrides: Sequence[Any]) -> str:
+    """MODEL.DEVICE of the run; without a GPU, that of config.py gives way to the CPU.
+
+    Raises:
+        ValueError: the command line asks for a GPU and there is none, or a setting does not exist or fit.
+    """
+    config.merge_from_list(list(overrides))
+    device = str(config.MODEL.DEVICE)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        if _DEVICE in given_keys(overrides):
+            raise ValueError(f"MODEL.DEVICE is {device!r}, but torch finds no GPU; give MODEL.DEVICE cpu")
+        return "cpu"
+    return device
+
+
+def resolve(
+    config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, device: str, *, training: bool
+) -> Path:
+    """Bring the settings of an experiment's config.py to those of the run; returns OUTPUT_DIR as an absolute path.
+
+    OUTPUT_DIR of config.py is relative to the experiment's folder, that of the command line to the working directory.
+
+    Args:
+        config: of the experiment, changed in place.
+        folder: of the experiment.
+        overrides: of the command line.
+        worker: this process among those of the run.
+        device: of `requested_device`.
+        training: whether the batch has to fit the workers; testing takes image by image.
+
+    Raises:
+        ValueError: a setting does not exist, or its value does not fit.
+    """
+    if training:
+        merge_and_rescale(config, overrides, worker.world_size)
+    else:
+        config.merge_from_list(list(overrides))
+    config.merge_from_list([_DEVICE, str(worker.device(device))])
+    base = Path.cwd() if _OUTPUT in given_keys(overrides) else folder
+    output = (base / Path(str(config.OUTPUT_DIR)).expanduser()).resolve()
+    config.merge_from_list([_OUTPUT, str(output)])
+    if int(config.SEED) < 0:
+        config.merge_from_list(["SEED", worker.broadcast(torch.seed() % 2**31)])
+    torch.backends.cudnn.benchmark = bool(config.CUDNN_BENCHMARK)
+    check_run_supported(config)
+    return output
+
+
+def match_classes(config: Any, entries: Sequence[str], overrides: Sequence[Any], worker: Worker) -> Classes:
+    """The classes of the first data set; NUM_CLASSES becomes their number unless the command line gives it.
+
+    Raises:
+        ValueError: no data set is named, it cannot be read, or its classes are not as many as the command line says.
+    """
+    if not entries:
+        raise ValueError("no data set: DATASETS.TRAIN or DATASETS.TEST is empty")
+    read = read_classes(find_dataset(entries[0])) if worker.is_first else None
+    names, category_ids = worker.broadcast(read)
+    count = int(config.MODEL.ROI_HEADS.NUM_CLASSES)
+    if count != len(names):
+        if _NUM_CLASSES in given_keys(overrides):
+            raise ValueError(f"{_NUM_CLASSES} is {count}, but {entries[0]} has {len(names)} classes")
+        logger.info("%s: %d -> %d, the classes of %s", _NUM_CLASSES, count, len(names), entries[0])
+        config.merge_from_list([_NUM_CLASSES, len(names)])
+    return Classes(names, category_ids)

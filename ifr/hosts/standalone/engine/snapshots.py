@@ -1,0 +1,183 @@
+"""Checkpoints of a training run: everything that resuming needs, in cvpods' form and names."""
+
+import logging
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, save_checkpoint
+from ifr.hosts.standalone.engine.records import replace_text
+from ifr.hosts.standalone.engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+LAST = "last_checkpoint"
+FINAL = "model_final.pth"
+_PERIODIC = re.compile(r"^model_iter_(\d+)\.pth$")
+_OWN = ("iteration", "seed", "batch_size", "optimizer", "random")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a detector tells apart."""
+
+    names: Sequence[str]
+    category_ids: Sequence[int]
+    """In the data set's files, by class."""
+
+
+def save(folder: Path, name: str, trainer: Trainer, *, iteration: int, batch_size: int, classes: Classes) -> None:
+    """Write a checkpoint after `iteration` iterations; all workers must call it together.
+
+    With a moving average, "model" is the average, which is what testing should use, and "ema" has the weights that are
+    trained. The position in the data is the iteration: a batch is a function of seed, iteration and batch size.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    states = trainer.worker.gather(random_state(trainer.device))
+    if not trainer.worker.is_first:
+        return
+    extras: dict[str, Any] = {
+        "optimizer": trainer.optimizer,
+        "scheduler": {
+            "last_epoch": iteration,
+            "base_lrs": [trainer.schedule.base] * len(trainer.optimizer.param_groups),
+        },
+        "iteration": iteration,
+        "scaler": trainer.scaler.state_dict(),
+        "seed": trainer.seed,
+        "batch_size": batch_size,
+        "random": states,
+        "classes": {"names": list(classes.names), "category_ids": list(classes.category_ids)},
+    }
+    if trainer.average is None:
+        save_checkpoint(folder / name, trainer.model, **extras)
+    else:
+        with trainer.average.in_model() as own:
+            extras["ema"] = {"updates": trainer.average.updates, "own": {key: own[key].cpu() for key in own}}
+            save_checkpoint(folder / name, trainer.model, **extras)
+    replace_text(folder / LAST, name)
+    logger.info("saved %s", folder / name)
+
+
+def resume(path: Path, extras: Mapping[str, Any], trainer: Trainer, *, batch_size: int) -> int:
+    """Bring a trainer to the state of a checkpoint that `save` wrote; returns the iterations done.
+
+    Args:
+        path: of the checkpoint.
+        extras: what it holds beside the weights, see `read_extras`.
+        trainer: new, of the same model.
+        batch_size: images of an iteration over all workers.
+
+    Raises:
+        CheckpointError: the checkpoint is not of such a run.
+    """
+    if extras["batch_size"] != batch_size:
+        raise CheckpointError(
+            path, f"it was trained with {extras['batch_size']} images an iteration, this run has {batch_size}"
+        )
+    load_weights(trainer.model, path, allow_backbone_only=False)
+    try:
+        trainer.optimizer.load_state_dict(extras["optimizer"])
+        if extras.get("scaler"):
+            trainer.scaler.load_state_dict(extras["scaler"])
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(path, f"its optimizer is of another model ({error})") from error
+    average = extras.get("ema")
+    if (average is None) != (trainer.average is None):
+        raise CheckpointError(path, "SOLVER.EMA.ENABLED is not as it was")
+    if trainer.average is not None and average is not None:
+        trainer.average.resume(int(average["updates"]), average["own"])
+    states = extras["random"]
+    if len(states) == trainer.worker.world_size:
+        restore_random_state(states[trainer.worker.rank], trainer.device)
+    return int(extras["iteration"])
+
+
+def read_extras(path: Path) -> dict[str, Any]:
+    """What a checkpoint of a run holds beside the weights.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not of a run of this host.
+    """
+    extras = read_checkpoint(path).extras
+    lacking = [name for name in _OWN if name not in extras]
+    if lacking:
+        raise CheckpointError(path, f"training cannot resume from it: it lacks {', '.join(lacking)}")
+    return extras
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that was written last, if there is one.
+
+    Raises:
+        CheckpointError: it is named but not there.
+    """
+    pointer = folder / LAST
+    if not pointer.exists():
+        return None
+    path = folder / pointer.read_text().strip()
+    if not path.is_file():
+        raise CheckpointError(path, f"{pointer} names it, but it is not there")
+    return path
+
+
+def forget_last(folder: Path) -> None:
+    """Keep a later --resume from continuing an earlier run of the same folder, whose checkpoints stay."""
+    if (folder / LAST).exists():
+        logger.warning("%s has checkpoints of an earlier run; this run starts anew and may overwrite them", folder)
+        (folder / LAST).unlink()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to test: the one written last, otherwise the model_*.pth with the latest time."""
+    last = last_checkpoint(folder)
+    if last is not None:
+        return last
+    found = sorted(folder.glob("model_*.pth"), key=lambda path: (path.stat().st_mtime, path.name))
+    return found[-1] if found else None
+
+
+def periodic_checkpoints(folder: Path, first: int, last: float) -> list[Path]:
+    """Every model_iter_*.pth of these iterations, in their order; an unbounded range includes the final one."""
+    numbered = [
+        (int(match[1]), path) for path in folder.glob("model_iter_*.pth") if (match := _PERIODIC.match(path.name))
+    ]
+    found = [path for number, path in sorted(numbered) if first <= number <= last]
+    return found + ([folder / FINAL] if last == float("inf") and (folder / FINAL).is_file() else [])
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of all generators that a model or its data could use in this process."""
+    _name, key, position, *_gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": {"key": torch.from_numpy(np.asarray(key).astype(np.int64)), "position": int(position)},
+    }
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Undo what happened to the generators since `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    version, inner, gauss = state["python"]
+    random.setstate((version, tuple(inner), gauss))
+    key, position = state["numpy"]["key"].numpy().astype(np.uint32), state["numpy"]["position"]
+    np.random.set_state(("MT19937", key, position, 0, 0.0))
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed every global generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,99 @@
+"""The processes of a run and what they say to each other."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among all of a run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Among the workers of this machine."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes the files."""
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """Where this worker computes, for MODEL.DEVICE `name`: with "cuda", a GPU of its own."""
+        return torch.device("cuda", self.local_rank) if name == "cuda" else torch.device(name)
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of the first worker, on all."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all workers by rank, on all."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the workers, on all."""
+        if self.world_size == 1:
+            return values
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total / self.world_size
+
+    def wait(self) -> None:
+        """Until all workers are here."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+
+def from_torchrun() -> Worker | None:
+    """What torchrun's environment says, if this process was started by it.
+
+    Raises:
+        ValueError: the environment is incomplete.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return None
+    try:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return Worker(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"WORLD_SIZE is set, but not all that torchrun sets with it: {error}") from error
+
+
+@contextlib.contextmanager
+def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
+    """The worker is connected to the others meanwhile.
+
+    Args:
+        worker: this process.
+        url: where the workers meet, as for `torch.distributed.init_process_group`.
+        device: MODEL.DEVICE; GPUs talk by NCCL, CPUs by gloo.
+    """
+    if worker.world_size == 1:
+        yield
+        return
+    gpu = worker.device(device) if device.startswith("cuda") else None
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    distributed.init_process_group(
+        "gloo" if gpu is None else "nccl",
+        init_method=url,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        device_id=gpu,
+    )
+    yield  # after an error the process ends; leaving the group could wait for workers that wait for this one
+    distributed.destroy_process_group()

@@ -1,0 +1,5 @@
+"""Detections to results: formats and metrics."""
+
+from ifr.hosts.standalone.evaluation.coco_evaluation import EvaluationError, evaluate, format_results
+
+__all__ = ["EvaluationError", "evaluate", "format_results"]

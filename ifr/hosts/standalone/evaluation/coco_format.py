@@ -1,0 +1,40 @@
+"""Detections as the entries of a COCO results file (cocodataset.org, "Results format")."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+
+def coco_results(detections: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """One entry for every detection of an image, in the order of the detections.
+
+    Args:
+        detections: `boxes` (n, 4) XYXY pixels, `scores` (n,), `classes` (n,) 0-based, maybe `masks` (n, H, W) bool.
+        image_id: of the image in its data set.
+        category_ids: the data set's id of every class.
+
+    Returns:
+        `image_id`, `category_id`, `bbox` XYWH pixels, `score`, and with masks `segmentation`, a compressed RLE.
+    """
+    corners = detections["boxes"].double().cpu()
+    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
+    results: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(
+            boxes.tolist(), detections["scores"].tolist(), detections["classes"].tolist(), strict=True
+        )
+    ]
+    if "masks" in detections:
+        for result, mask in zip(results, detections["masks"].cpu().numpy(), strict=True):
+            result["segmentation"] = _encode(mask)
+    return results
+
+
+def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}

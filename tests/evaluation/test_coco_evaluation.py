@@ -1,0 +1,161 @@
+"""From images to numbers, on one process and on two."""
+
+import json
+import math
+import os
+
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from squares import BlindDetector, ColourDetector
+
+from ifr.hosts import RCNNFPNConfig
+from ifr.hosts.standalone.data.errors import DatasetError
+from ifr.hosts.standalone.evaluation import EvaluationError, evaluate, format_results
+
+
+@pytest.fixture
+def entry(write, truth, config):
+    entry = write(truth)
+    config.merge_from_list(["DATASETS.TEST", [entry]])
+    return entry
+
+
+def _results(folder):
+    return json.loads((folder / "inference" / "coco_instances_results.json").read_text())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_found_is_scored_with_the_sets_own_categories(config, entry, tmp_path, workers):
+    config.merge_from_list(["DATALOADER.NUM_WORKERS", workers])
+    model = ColourDetector().train()
+    metrics = evaluate(model, config, entry, output_dir=tmp_path)
+    assert model.training
+    assert list(metrics) == ["bbox", "segm"]
+    for numbers in metrics.values():
+        # resizing twice does not move an edge of these squares by half a pixel; the epsilon is pycocotools'
+        assert numbers["AP"] == pytest.approx(100, abs=1e-10)
+        assert numbers["AP-red"] == numbers["AP-green"] == pytest.approx(100, abs=1e-10)
+        assert math.isnan(numbers["APl"])
+    results = _results(tmp_path)
+    assert len(results) == 8
+    assert {result["category_id"] for result in results} == {2, 7}
+    assert {result["image_id"] for result in results} == {10, 20, 30, 40}
+    assert all(len(result["bbox"]) == 4 and result["segmentation"]["size"] == [40, 64] for result in results)
+
+
+def test_nothing_found(config, entry, tmp_path):
+    metrics = evaluate(BlindDetector().eval(), config, entry, output_dir=tmp_path)
+    assert metrics["bbox"]["AP"] == metrics["segm"]["AP-red"] == 0
+    assert _results(tmp_path) == []
+
+
+def test_without_masks_boxes_alone(config, entry, tmp_path):
+    config.merge_from_list(["MODEL.MASK_ON", False])
+    assert list(evaluate(ColourDetector(), config, entry, output_dir=tmp_path)) == ["bbox"]
+
+
+def test_objects_without_masks(config, truth, write, tmp_path, caplog):
+    del truth["annotations"][0]["segmentation"]
+    metrics = evaluate(ColourDetector(), config, write(truth), output_dir=tmp_path)
+    assert list(metrics) == ["bbox"]
+    assert "without masks" in caplog.text
+
+
+def test_a_set_without_annotations_gets_results_alone(config, truth, write, tmp_path):
+    del truth["annotations"]
+    assert evaluate(ColourDetector(), config, write(truth), output_dir=tmp_path) == {}
+    assert _results(tmp_path) == []  # its images are black
+
+
+def test_several_sets_keep_their_own_results(config, truth, write, tmp_path):
+    half = {**truth, "images": truth["images"][:2], "annotations": truth["annotations"][:4]}
+    entries = [write(truth, "whole"), write(half, "half")]
+    config.merge_from_list(["DATASETS.TEST", entries])
+    for entry in entries:
+        evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+    found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("inference/*/*.json")}
+    assert {name: len(results) for name, results in found.items()} == {"whole-a": 8, "half-a": 4}
+
+
+def test_sets_of_one_name_keep_apart(config, truth, write, tmp_path):
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+    entries = [write(truth, "a/val"), write({**truth, "annotations": truth["annotations"][:2]}, "b/val")]
+    config.merge_from_list(["DATASETS.TEST", entries])
+    for entry in entries:
+        evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+    found = {path.parent.name: len(json.loads(path.read_text())) for path in tmp_path.glob("inference/*/*.json")}
+    assert found == {"val-a-1": 8, "val-a-2": 2}
+
+
+def test_a_failure_names_the_image(config, entry, tmp_path):
+    model = ColourDetector(fail_at=30).train()
+    with pytest.raises(EvaluationError, match=r"3\.png: IndexError: a defect of the detector"):
+        evaluate(model, config, entry, output_dir=tmp_path)
+    assert model.training
+    assert not (tmp_path / "inference").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_absent_is_named(config, entry, tmp_path, workers):
+    config.merge_from_list(["DATALOADER.NUM_WORKERS", workers])
+    (tmp_path / "squares" / "2.png").unlink()
+    with pytest.raises(ValueError, match=r"2\.png: no such file"):
+        evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+
+
+def test_classes_must_fit(config, entry, tmp_path):
+    config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", 3])
+    with pytest.raises(DatasetError, match="NUM_CLASSES is 3, but squares-a has 2"):
+        evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+
+
+def _evaluate_on_a_rank(rank, folder, settings, entry, fail_at):
+    """One of two processes; writes what it gets or the error that it meets."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    config = RCNNFPNConfig()
+    config._register_configuration(settings)
+    try:
+        outcome = evaluate(
+            ColourDetector(fail_at), config, entry, rank=rank, world_size=2, output_dir=os.path.join(folder, "two")
+        )
+    except EvaluationError as error:
+        outcome = str(error)
+    with open(os.path.join(folder, f"{rank}.json"), "w") as file:
+        json.dump(outcome, file)
+    dist.destroy_process_group()
+
+
+def _two_processes(config, entry, folder, fail_at=None):
+    mp.spawn(_evaluate_on_a_rank, (str(folder), config.as_dict(), entry, fail_at), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_two_processes_give_what_one_gives(config, entry, tmp_path):
+    alone = evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+    first, second = _two_processes(config, entry, tmp_path)
+    assert str(first) == str(second) == str(alone)  # as text, NaN equals itself
+
+    def by_image(results):
+        return sorted(results, key=lambda result: (result["image_id"], result["category_id"]))
+
+    assert by_image(_results(tmp_path / "two")) == by_image(_results(tmp_path))
+
+
+def test_a_failure_on_one_process_reaches_all(config, entry, tmp_path):
+    first, second = _two_processes(config, entry, tmp_path, fail_at=20)
+    assert first == second
+    assert "process 1: " in first
+    assert "2.png: IndexError" in first
+
+
+def test_the_table():
+    results = {"bbox": {"AP": 12.345, "AP-cat": 50.0}, "segm": {"AP": math.nan, "AP-cat": 7.0, "AP-dog": 1.0}}
+    lines = format_results(results).splitlines()
+    assert lines[0].split() == ["bbox", "segm"]
+    assert lines[1].split() == ["AP", "12.35", "-"]
+    assert lines[-2].split() == ["AP-cat", "50.00", "7.00"]
+    assert lines[-1].split() == ["AP-dog", "-", "1.00"]
+    assert len({len(line) for line in lines}) == 1
+    assert "no annotations" in format_results({})
