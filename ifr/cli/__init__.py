@@ -1,0 +1,50 @@
+"""The command `ifr`: its arguments, and its errors, each one line of cause and one of remedy."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from ifr.cli.errors import CommandError
+from ifr.cli.parser import build_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 is success.
+
+    Args:
+        arguments: those of the process unless given.
+    """
+    parser = build_parser()
+    args, overrides = parser.parse_known_args(arguments)
+    for text in overrides:
+        if text.startswith("--"):
+            parser.error(f"unknown option {text}")
+    first = os.environ.get("RANK", "0") == "0"  # among those that torchrun started
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        # Here, so that --help does not wait for torch. Each command is a function in a module of its name.
+        command = getattr(importlib.import_module(f"ifr.cli.{args.command}"), args.command)
+        command(args, overrides)
+        return 0
+    except KeyboardInterrupt:
+        return 130  # as shells report an interrupt
+    except CommandError as error:
+        if args.debug:
+            raise
+        return _fail(str(error), error.remedy)
+    except ModuleNotFoundError as error:
+        if args.debug:
+            raise
+        return _fail(str(error), "install IFR with all that it needs: pip install the folder of its pyproject.toml")
+    except Exception as error:
+        if args.debug:
+            raise
+        return _fail(f"{type(error).__name__}: {error}", "run it again with --debug and report the traceback")
+
+
+def _fail(cause: str, advice: str) -> int:
+    one_line = " ".join(cause.split())
+    sys.stderr.write(f"error: {one_line}\nremedy: {advice}\n")
+    return 1

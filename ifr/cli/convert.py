@@ -1,0 +1,62 @@
+"""`ifr convert`: weights alone, checked against an experiment."""
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, resolve, save_checkpoint
+from ifr.checkpoints.names import is_published_duplicate
+from ifr.checkpoints.save import published_weights
+from ifr.cli.errors import CommandError, advise
+from ifr.cli.experiments import folder_of, helpful, require_standalone
+from ifr.experiment import load_experiment
+
+logger = logging.getLogger(__name__)
+
+
+def convert(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Carry out `ifr convert`.
+
+    Raises:
+        CommandError: the weights do not fit the experiment, or the output cannot be written.
+    """
+    require_standalone("convert")
+    output = Path(args.output)
+    if output.suffix not in (".pth", ".safetensors"):
+        raise CommandError(f"--output {output} has another ending", "use .pth or .safetensors")
+    folder = folder_of(args.experiment)
+    with advise("give --weights of this experiment", CheckpointError):
+        path = resolve(args.weights)
+        classes = read_checkpoint(path).extras.get("classes")
+    config = load_experiment(folder).config
+    with helpful(folder):
+        config.merge_from_list([*overrides, "MODEL.DEVICE", "cpu"])
+        if classes and "MODEL.ROI_HEADS.NUM_CLASSES" not in overrides:
+            config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(classes["names"])])
+        model = load_experiment(folder).build_model(config)
+    with advise("give --weights of this experiment", CheckpointError):
+        load_weights(model, path, allow_backbone_only=False)
+    with advise("choose an --output that can be written", CheckpointError, OSError):
+        if output.suffix == ".pth":
+            save_checkpoint(output, model, **({"classes": classes} if classes else {}))
+        else:
+            _save_safetensors(output, model)
+    logger.info("%s: %.1f MB", output, output.stat().st_size / 1e6)
+
+
+def _save_safetensors(path: Path, model: nn.Module) -> None:
+    """Write the weights once each: this format has no place for the second names of the published files."""
+    weights = published_weights(model)
+    own = {key: value.contiguous() for key, value in weights.items() if not is_published_duplicate(key, weights)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(own, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

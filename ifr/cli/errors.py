@@ -1,0 +1,22 @@
+"""Errors of a command: one line of cause, one of remedy."""
+
+import contextlib
+from collections.abc import Iterator
+
+
+class CommandError(Exception):
+    """Why a command cannot go on, and what the user can do about it."""
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        """Keep both lines."""
+        super().__init__(cause)
+        self.remedy = remedy
+
+
+@contextlib.contextmanager
+def advise(remedy: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds into a `CommandError` with this remedy."""
+    try:
+        yield
+    except kinds as error:
+        raise CommandError(str(error), remedy) from error

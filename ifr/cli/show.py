@@ -1,0 +1,135 @@
+"""`ifr show`: what a trained experiment finds beside the truth, and how its solver gets to the equilibrium."""
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ifr.checkpoints import load_weights
+from ifr.cli.data import draw_truth
+from ifr.cli.errors import CommandError, advise
+from ifr.cli.experiments import folder_of, helpful, require_standalone
+from ifr.experiment import load_experiment
+from ifr.hosts.standalone.data.catalog import find_dataset
+from ifr.hosts.standalone.data.coco import CocoDataset
+from ifr.hosts.standalone.data.images import read_image
+from ifr.hosts.standalone.detector.rcnn import RCNN
+from ifr.hosts.standalone.engine.setup import match_classes, requested_device, resolve
+from ifr.hosts.standalone.engine.snapshots import newest_checkpoint
+from ifr.hosts.standalone.engine.workers import Worker
+from ifr.hosts.standalone.predictor import Predictor
+from ifr.refine import Implicit, RefinementBlock
+from ifr.solvers import Anderson, Broyden, Picard, Solver
+from ifr.visualize import contact_sheet, draw_detections, plot_residuals
+
+logger = logging.getLogger(__name__)
+_STEPS = 30  # of the picture of residuals
+
+
+def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Carry out `ifr show`.
+
+    Raises:
+        CommandError: there is nothing trained to show, or a picture cannot be made.
+    """
+    require_standalone("show")
+    folder = folder_of(args.experiment)
+    with helpful(folder):
+        experiment = load_experiment(folder)
+        config = experiment.config
+        device = requested_device(config, overrides)
+        output = resolve(config, folder, overrides, Worker(), device, training=False)
+        config.merge_from_list(["MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.score])
+        match_classes(config, config.DATASETS.TEST, overrides, Worker())
+        weights = str(config.MODEL.WEIGHTS) if "MODEL.WEIGHTS" in overrides else newest_checkpoint(output)
+        if weights is None:
+            raise CommandError(f"{output} has no model_*.pth", "train first, or give MODEL.WEIGHTS or OUTPUT_DIR")
+        model = experiment.build_model(config)
+        load_weights(model, weights, allow_backbone_only=False)
+        dataset = CocoDataset(find_dataset(config.DATASETS.TEST[0]), masks=True, keep_empty=True)
+        regions: list[Tensor] = []
+        pictures = _beside_the_truth(Predictor(model, config), dataset, args.samples, _listen(model, regions))
+    target = output / "pictures"
+    with advise("choose an OUTPUT_DIR that can be written", OSError):
+        target.mkdir(parents=True, exist_ok=True)
+        contact_sheet(pictures, columns=2, side=2 * max(max(picture.size) for picture in pictures)).save(
+            target / "found_beside_truth.png"
+        )
+    logger.info("found (left) beside the truth (right): %s", target / "found_beside_truth.png")
+    x = torch.cat(regions) if regions else torch.empty(0)
+    if len(x):
+        _draw_residuals(model, x, target)
+    else:
+        logger.info("no residuals to draw: nothing was found, or the mask head solves for no equilibrium")
+
+
+def _beside_the_truth(predictor: Predictor, dataset: CocoDataset, count: int, hook: Any) -> list[Image.Image]:
+    """For `count` images at equal distances, what is found next to what is there."""
+    count = min(count, len(dataset))
+    pictures = []
+    for number in range(count):
+        record = dataset[number * len(dataset) // count]
+        image = read_image(record.path)
+        found = draw_detections(image, predictor(image), dataset.class_names)
+        truth = draw_truth(record, dataset.class_names)
+        pair = Image.new("RGB", (found.width + truth.width, found.height))
+        pair.paste(found, (0, 0))
+        pair.paste(truth, (found.width, 0))
+        pictures.append(pair)
+    if hook is not None:
+        hook.remove()
+    return pictures
+
+
+def _listen(model: Any, regions: list[Tensor]) -> Any:
+    """Collect the features that the mask head refines; None where there is no equilibrium to look at."""
+    refinement = _refinement(model)
+    if refinement is None:
+        return None
+    return refinement.register_forward_pre_hook(lambda _, inputs: regions.append(inputs[1]))
+
+
+def _refinement(model: Any) -> Implicit | None:
+    head = model.roi_heads.mask_head if isinstance(model, RCNN) else None
+    refinement = getattr(head, "refinement", None)
+    return refinement if isinstance(refinement, Implicit) else None
+
+
+def _draw_residuals(model: Any, x: Tensor, target: Path) -> None:
+    """The residual of every solver against evaluations of f, on the regions x (N, C, H, W) of the pictures."""
+    solvers: dict[str, Solver] = {
+        "Broyden": Broyden(_STEPS, 0.0),
+        "Anderson": Anderson(_STEPS, 0.0),
+        "plain iteration": Picard(_STEPS, 0.0),
+        "published": Broyden.published(_STEPS, 0.0),
+    }
+    block = model.roi_heads.mask_head.repeat_block
+    curves = {name: residuals_by_evaluation(block, x, solver) for name, solver in solvers.items()}
+    (target / "residuals.json").write_text(
+        json.dumps({name: curve.median(1).values.tolist() for name, curve in curves.items()})
+    )
+    with advise("pip install matplotlib", ImportError):
+        picture = plot_residuals(curves)
+    picture.save(target / "residuals.png")
+    logger.info("residual of the equilibrium against evaluations: %s", target / "residuals.png")
+
+
+@torch.no_grad()
+def residuals_by_evaluation(block: RefinementBlock, x: Tensor, solver: Solver) -> Tensor:
+    """Root mean square (E, N) of f(z) - z at each of E evaluations of f, for N regions x (N, C, H, W)."""
+    f = block.at(x)
+    residuals = []
+
+    def observed(z: Tensor) -> Tensor:
+        fz = f(z)
+        residuals.append((fz - z).flatten(1).square().mean(1).sqrt())
+        return fz
+
+    solver.solve(observed, torch.zeros_like(x))
+    return torch.stack(residuals)
