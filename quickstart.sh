@@ -1,0 +1,25 @@
+#!/bin/sh
+# From nothing to a trained IFR on a laptop: sets up .venv, makes a data set of handwritten digits, trains, tests, and
+# draws what it finds. KEY VALUE arguments change settings, OUTPUT the folder of the results:
+#     OUTPUT=/tmp/digits sh quickstart.sh SOLVER.LR_SCHEDULER.MAX_ITER 500
+set -eu
+root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+experiment="$root/mask_rcnn.ifr.res18.fpn.digits"
+output=${OUTPUT:-$root/outputs/digits}
+export IFR_DATASETS="${IFR_DATASETS:-$root/datasets}"
+
+sh "$root/scripts/make_venv.sh" demo
+sh "$root/scripts/ifr.sh" data make
+sh "$experiment/pods_train.sh" --num-gpus 1 "$@" OUTPUT_DIR "$output"
+sh "$experiment/pods_test.sh" --num-gpus 1 "$@" OUTPUT_DIR "$output"
+sh "$root/scripts/ifr.sh" show "$experiment" "$@" OUTPUT_DIR "$output"
+cat <<TEXT
+
+Done. Everything is in $output:
+    pictures/found_beside_truth.png   what the detector finds (left) and what is there (right)
+    pictures/residuals.png            how fast solvers reach the equilibrium
+    inference/                        the detections in COCO's format, and the numbers of the table above
+    model_final.pth                   the weights
+On pictures of your own:
+    sh "$root/scripts/ifr.sh" predict "$experiment" --input PICTURE --output DIR MODEL.WEIGHTS "$output/model_final.pth"
+TEXT
