@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ifr.hosts.standalone.engine.workers import Worker, joined
 from ifr.mask_head import MaskHead
 from ifr.refine import Explicit, Implicit, RefinementBlock, set_phase
 from ifr.solvers import GMRES, Broyden
@@ -178,13 +179,13 @@ def distributed_step(rank: int, folder: str, phase: str) -> None:
     """One backward pass of a rank, its gradients written to the folder."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    head = MaskHead(8, 3, implicit())
-    set_phase(head, phase)
-    parallel = nn.parallel.DistributedDataParallel(head)
-    parallel(regions_of(rank)).sum().backward()
-    torch.save([parameter.grad for parameter in head.parameters()], Path(folder) / f"{phase}{rank}.pt")
-    torch.distributed.destroy_process_group()
+    with joined(Worker(rank, 2, rank), f"file://{folder}/rendezvous", "cpu"):
+        head = MaskHead(8, 3, implicit())
+        set_phase(head, phase)
+        parallel = nn.parallel.DistributedDataParallel(head)
+        parallel(regions_of(rank)).sum().backward()
+        torch.save([parameter.grad for parameter in head.parameters()], Path(folder) / f"{phase}{rank}.pt")
+        del parallel  # or it would keep the group's threads beyond the group
 
 
 @pytest.mark.parametrize("phase", ["explicit", "implicit"])

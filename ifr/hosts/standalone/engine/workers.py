@@ -1,6 +1,7 @@
 """The processes of a run and what they say to each other."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,4 +97,7 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
         device_id=gpu,
     )
     yield  # after an error the process ends; leaving the group could wait for workers that wait for this one
+    # What still refers to the group, such as DistributedDataParallel in its reference cycles, keeps gloo's threads
+    # alive; one that lets go of its last work while Python shuts down aborts the process (seen with torch 2.14).
+    gc.collect()
     distributed.destroy_process_group()
