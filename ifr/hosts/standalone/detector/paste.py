@@ -1,6 +1,6 @@
 """Pastes small square masks into the image at their boxes."""
 
-import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -33,28 +33,36 @@ def _paste_by_product(probabilities: Tensor, boxes: Tensor, size: ImageSize, thr
     """Bilinear interpolation inside each box as two matrix products, rows then columns.
 
     On a CPU this is several times faster than any resampling routine, as long as the float image is not allocated anew
-    for every mask.
+    for every mask, and the weights of all masks are computed together.
     """
     height, width = size
     out = torch.zeros((len(boxes), height, width), dtype=torch.bool)  # numpy's would touch huge pages that stay empty
     buffer = np.empty(height * width, dtype=np.float32)
-    for canvas, mask, box in zip(out.numpy(), probabilities, boxes.numpy(), strict=True):
-        left, top = max(math.floor(box[0]) - 1, 0), max(math.floor(box[1]) - 1, 0)
-        right, bottom = min(math.ceil(box[2]) + 1, width), min(math.ceil(box[3]) + 1, height)
-        rows = _tents(np.arange(top, bottom, dtype=np.float32), box[1], box[3], mask.shape[0])
-        columns = _tents(np.arange(left, right, dtype=np.float32), box[0], box[2], mask.shape[1])
-        pasted = buffer[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+    columns = _weights(boxes.numpy()[:, 0::2], width, probabilities.shape[2])
+    rows = _weights(boxes.numpy()[:, 1::2], height, probabilities.shape[1])
+    for canvas, mask, (left, across), (top, down) in zip(out.numpy(), probabilities, columns, rows, strict=True):
+        pasted = buffer[: len(down) * len(across)].reshape(len(down), len(across))
         # torch multiplies, because numpy's own threads and torch's slow each other down.
-        torch.mm(torch.from_numpy(rows) @ mask, torch.from_numpy(columns).T, out=torch.from_numpy(pasted))
-        np.greater_equal(pasted, np.float32(threshold), out=canvas[top:bottom, left:right])
+        torch.mm(down @ mask, across.T, out=torch.from_numpy(pasted))
+        window = canvas[top : top + len(down), left : left + len(across)]
+        np.greater_equal(pasted, np.float32(threshold), out=window)
     return out
 
 
-def _tents(pixels: np.ndarray, low: np.float32, high: np.float32, side: int) -> np.ndarray:
-    """(len(pixels), side) weights of the cells between `low` and `high` at the centres of `pixels`."""
-    cells = (pixels + np.float32(0.5) - low) / (high - low) * np.float32(side) - np.float32(0.5)
-    weights = 1 - np.abs(cells[:, None] - np.arange(side, dtype=np.float32))
-    return np.maximum(weights, 0, out=weights)
+def _weights(spans: np.ndarray, length: int, side: int) -> Iterator[tuple[int, Tensor]]:
+    """For each span (low, high) along an axis, its first pixel and the weights (pixels, side) of its cells there."""
+    low, high = spans.T
+    first = np.maximum(np.floor(low) - 1, 0).astype(np.int64)
+    counts = np.maximum(np.minimum(np.ceil(high) + 1, length).astype(np.int64) - first, 0)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    pixels = np.arange(counts.sum()) - np.repeat(starts - first, counts)
+    cells = (pixels.astype(np.float32) + np.float32(0.5) - np.repeat(low, counts)) / np.repeat(high - low, counts)
+    tents = np.abs((cells * np.float32(side) - np.float32(0.5))[:, None] - np.arange(side, dtype=np.float32))
+    np.maximum(np.subtract(1, tents, out=tents), 0, out=tents)
+    weights = torch.from_numpy(tents)
+    for start, end, pixel in zip(starts.tolist(), ends.tolist(), first.tolist(), strict=True):
+        yield pixel, weights[start:end]
 
 
 def _paste_by_grid(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float) -> Tensor:
