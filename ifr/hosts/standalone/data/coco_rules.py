@@ -81,8 +81,11 @@ def reason_to_leave_out(annotation: Mapping[str, Any], size: Size, *, masks: boo
     return None if across > 0 and down > 0 else "objects whose box has no area inside the image"
 
 
-def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Size | None]]:
-    """Defects of the images; returns the ids with height and width, or None where those are wrong."""
+def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Size | None] | None]:
+    """Defects of the images; returns the ids with height and width, or None where those are wrong.
+
+    Where an id is wrong it returns None: what refers to it would be called dangling without being wrong itself.
+    """
     sizes: dict[int, Size | None] = {}
     for where, item in (yield from _items(content, "images")):
         size: Size | None = None
@@ -100,13 +103,13 @@ def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Siz
             yield Defect("images", where, cause)
         if _is_id(item.get("id")):
             sizes.setdefault(item["id"], None if wrong else size)
-    if not sizes and isinstance(content.get("images"), list) and not content["images"]:
-        yield Defect("images", "images", "there are none")
-    return sizes
+    if content.get("images") == []:
+        yield Defect("images", "images", "there are no images")
+    return sizes if _all_have_ids(content.get("images")) else None
 
 
-def _categories(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, None]]:
-    """Defects of the categories; returns their ids."""
+def _categories(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, None] | None]:
+    """Defects of the categories; returns their ids, or None as of images."""
     known: dict[int, None] = {}
     for where, item in (yield from _items(content, "categories")):
         for cause in _id_causes(item, known):
@@ -117,11 +120,11 @@ def _categories(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int,
             known[item["id"]] = None
     if content.get("categories") == []:
         yield Defect("categories", "categories", "there are no categories")
-    return known
+    return known if _all_have_ids(content.get("categories")) else None
 
 
 def _annotations(
-    content: Mapping[str, Any], sizes: Mapping[int, Size | None], categories: Mapping[int, None]
+    content: Mapping[str, Any], sizes: Mapping[int, Size | None] | None, categories: Mapping[int, None] | None
 ) -> Iterator[Defect]:
     known: dict[int, None] = {}
     for where, item in (yield from _items(content, "annotations")):
@@ -135,16 +138,16 @@ def _annotations(
 
 
 def _annotation_causes(
-    item: Mapping[str, Any], sizes: Mapping[int, Size | None], categories: Mapping[int, None]
+    item: Mapping[str, Any], sizes: Mapping[int, Size | None] | None, categories: Mapping[int, None] | None
 ) -> Iterator[str]:
     image, category = item.get("image_id"), item.get("category_id")
     if not _is_id(image):
         yield f"needs 'image_id' of int, got {_quote(item, 'image_id')}"
-    elif image not in sizes:
+    elif sizes is not None and image not in sizes:
         yield f"is of the image {image}, which the file does not list"
     if not _is_id(category):
         yield f"needs 'category_id' of int, got {_quote(item, 'category_id')}"
-    elif category not in categories:
+    elif categories is not None and category not in categories:
         yield f"is of the category {category}, which the file does not list"
     yield from _box_causes(item)
     crowd = item.get("iscrowd", 0)
@@ -152,7 +155,7 @@ def _annotation_causes(
         yield f"iscrowd is 0 or 1, got {_quote(item, 'iscrowd')}"
     if "area" in item and not (_are_numbers([item["area"]]) and item["area"] >= 0):
         yield f"area is a number of pixels, got {_quote(item, 'area')}"
-    size = sizes.get(image) if isinstance(image, int) else None
+    size = sizes.get(image) if sizes is not None and isinstance(image, int) else None
     if size is not None:
         cause = _segmentation_cause(item.get("segmentation"), size)
         if cause is not None:
@@ -218,6 +221,14 @@ def _items(content: Mapping[str, Any], key: str) -> Generator[Defect, None, list
         else:
             yield Defect(key, f"{key}[{position}]", f"needs to be an object, got {_short(item)}")
     return found
+
+
+def _all_have_ids(items: Any) -> bool:
+    return (
+        isinstance(items, list)
+        and bool(items)
+        and all(isinstance(item, dict) and _is_id(item.get("id")) for item in items)
+    )
 
 
 def _name(key: str, position: int, item: Mapping[str, Any]) -> str:
