@@ -34,6 +34,7 @@ def main(scratch: Path, way: str, *arguments: str) -> None:
     before = peak_megabytes()
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
+    by_file: dict[str, str] = {}
     slowest = 0.0
     for name, path in files(guard, scratch, way, arguments):
         started = time.monotonic()
@@ -47,9 +48,12 @@ def main(scratch: Path, way: str, *arguments: str) -> None:
         guard.stop_clock()
         slowest = max(slowest, time.monotonic() - started)
         outcomes[outcome] += 1
+        if way == "files":
+            by_file[name] = outcome
     guard.unseal()
     result = {
         "outcomes": outcomes,
+        "by_file": by_file,
         "wrong": wrong + guard.broken,
         "executed": marker.exists(),
         "slowest": slowest,

@@ -3,30 +3,18 @@
 The long form, 10,000 files of each format: sh tests/run.sh tests/soak/test_fuzz_weights.py -m soak
 """
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from mutations import KINDS
+from readers import READER, ROOT, guarded
 
-READER = Path(__file__).with_name("read_weights.py")
-ROOT = READER.parents[2]
 _CHUNK = 2500  # files of one process
 _MOST_MEGABYTES = 100
-
-
-def guarded(scratch: Path, *arguments: str) -> dict:
-    """What came of reading files in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-X", "faulthandler", READER, scratch, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, check=False)
-    assert done.returncode == 0, f"the interpreter ended with {done.returncode}: {done.stderr[-3000:]}"
-    return json.loads((scratch / "result.json").read_text())
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.soak)])
