@@ -31,7 +31,7 @@ def resolve(path: str | Path) -> Path:
     """Return the local file that a path or an `https://` or `detectron2://` address means, fetching it once.
 
     Fetched files lie in the folder `IFR_CACHE`, by default ~/.cache/ifr; one put there by hand serves as well. An
-    address may end in `#sha256=` and 64 digits, which its file must have. The SHA-256 of what was fetched is logged, and
+    address may end in `#sha256=` and 64 digits, which its file must have. The SHA-256 of what was fetched is logged and
     kept beside the file, which must still have it whenever it is used.
 
     Raises:
