@@ -23,13 +23,16 @@ _MAX_BYTES = 4 * 2**30
 _CHUNK = 2**20
 _TIMEOUT_SECONDS = 30
 # PyTorch names its weights after the first digits of their SHA-256 (torch.hub.load_state_dict_from_url, check_hash).
+_PIN = re.compile(r"^sha256=([0-9a-fA-F]{64})$")
 _NAMED_AFTER_SHA256 = re.compile(r"^https://download\.pytorch\.org/.*-([0-9a-f]{8,64})\.pth$")
 
 
 def resolve(path: str | Path) -> Path:
     """Return the local file that a path or an `https://` or `detectron2://` address means, fetching it once.
 
-    Fetched files lie in the folder `IFR_CACHE`, by default ~/.cache/ifr; one put there by hand serves as well.
+    Fetched files lie in the folder `IFR_CACHE`, by default ~/.cache/ifr; one put there by hand serves as well. An
+    address may end in `#sha256=` and 64 digits, which its file must have. The SHA-256 of what was fetched is logged and
+    kept beside the file, which must still have it whenever it is used.
 
     Raises:
         CheckpointError: another kind of address, no network, a file too large, cut short or with the wrong hash.
@@ -37,13 +40,21 @@ def resolve(path: str | Path) -> Path:
     text = str(path)
     if not re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]*://", text):
         return Path(path).expanduser()
-    url = re.sub(r"^detectron2://", _DETECTRON2, text)
+    url, _, pin = re.sub(r"^detectron2://", _DETECTRON2, text).partition("#")
     if not url.startswith("https://"):
         raise CheckpointError(text, "only https:// and detectron2:// addresses are fetched")
+    pinned = _PIN.match(pin)
+    if pin and not pinned:
+        raise CheckpointError(text, "an address may end in #sha256= and 64 hexadecimal digits, and in no other #")
+    named = _NAMED_AFTER_SHA256.match(url)
+    expected = [match[1].lower() for match in (pinned, named) if match]
     target = cache_file(url)
     if not target.exists():
-        _fetch(url, target)
-    _check_hash(url, target)
+        _fetch(url, target, expected)
+    else:
+        noted = _note(target)
+        if expected or noted.is_file():
+            _check_hash(url, target, [*expected, noted.read_text()[:64]] if noted.is_file() else expected)
     return target
 
 
@@ -51,6 +62,7 @@ def cache_file(url: str) -> Path:
     """Where the file of an https address lies in the cache: its host and path, as folders."""
     try:
         parts = urllib.parse.urlsplit(url)
+        port = parts.port
     except ValueError as error:
         raise CheckpointError(url, f"not an address ({error})") from error
     if parts.username or parts.query or not parts.hostname:
@@ -59,7 +71,8 @@ def cache_file(url: str) -> Path:
     if not folders or any(part in (".", "..") or "/" in part or "\\" in part or "\0" in part for part in folders):
         raise CheckpointError(url, "an address that names a file was expected")
     root = Path(os.environ.get("IFR_CACHE") or "~/.cache/ifr").expanduser()
-    return root.joinpath(parts.hostname, *folders)
+    host = parts.hostname if port in (None, 443) else f"{parts.hostname}_{port}"
+    return root.joinpath(host, *folders)
 
 
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):
@@ -73,7 +86,7 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _fetch(url: str, target: Path) -> None:
+def _fetch(url: str, target: Path, expected: list[str]) -> None:
     logger.info("fetching %s", url)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -83,8 +96,10 @@ def _fetch(url: str, target: Path) -> None:
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        _check_hash(url, partial)
+        digest = _check_hash(url, partial, expected)
+        _note(target).write_text(f"{digest}  {target.name}\n")  # before the file: without it the note means nothing
         os.replace(partial, target)
+        logger.info("fetched %s: %d bytes, SHA-256 %s", target, target.stat().st_size, digest)
     except CheckpointError:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -114,13 +129,20 @@ def _download(url: str) -> Iterator[bytes]:
             raise OSError(f"{received} of {announced} bytes arrived")
 
 
-def _check_hash(url: str, file: Path) -> None:
-    match = _NAMED_AFTER_SHA256.match(url)
-    if match is None:
-        return
+def _note(target: Path) -> Path:
+    """The file that holds the hash of another one, in the form of sha256sum."""
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _check_hash(url: str, file: Path, expected: list[str]) -> str:
+    """The SHA-256 of a file, whose first digits must be those expected."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
-    if not digest.hexdigest().startswith(match[1]):
-        raise CheckpointError(url, f"{file} has SHA-256 {digest.hexdigest()}, which should begin with {match[1]}")
+    found = digest.hexdigest()
+    for digits in expected:
+        if not found.startswith(digits):
+            remedy = f"; delete it and {_note(file).name} to fetch it anew" if not file.name.endswith(".tmp") else ""
+            raise CheckpointError(url, f"{file} has SHA-256 {found}, which should begin with {digits}{remedy}")
+    return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from ifr.checkpoints import numpy_records, pickles
 from ifr.checkpoints.errors import CheckpointError
-from ifr.checkpoints.torch_zip import check_archive
+from ifr.checkpoints.torch_legacy import load_legacy
+from ifr.checkpoints.torch_zip import load_archive
 
 _FOREIGN = {
     b"\xff\xd8\xff": "a JPEG picture",
@@ -55,10 +55,9 @@ def read_checkpoint(path: str | Path) -> CheckpointFile:
         if head.startswith(magic):
             raise CheckpointError(path, f"this is {kind}; a checkpoint was expected")
     if head.startswith(b"PK\x03\x04"):
-        check_archive(path)
-        return _split(path, _load_torch(path))
+        return _split(path, load_archive(path))
     if _LEGACY_TORCH in head[:32]:
-        return _split(path, _load_torch(path))
+        return _split(path, load_legacy(path))
     if head[0:1] == b"\x80" or path.suffix == ".pkl":
         return _split(path, _load_pickle(path))
     raise CheckpointError(path, "neither a torch file, nor a pickle of arrays, nor safetensors")
@@ -77,39 +76,6 @@ def _head(path: Path) -> bytes:
     if not head:
         raise CheckpointError(path, "the file is empty")
     return head
-
-
-def _load_torch(path: Path) -> object:
-    try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            if "numpy" not in str(error):
-                raise
-            if not hasattr(torch.serialization, "safe_globals"):
-                raise RuntimeError("numpy arrays in a .pth need torch 2.5") from error
-            with torch.serialization.safe_globals(_numpy_stand_ins()):
-                return numpy_records.plain(torch.load(path, map_location="cpu", weights_only=True))
-    # Damaged files make torch raise almost anything: RuntimeError, EOFError, KeyError, UnpicklingError, struct.error...
-    except Exception as error:
-        raise CheckpointError(path, _reason(str(error))) from error
-
-
-def _reason(message: str) -> str:
-    """One line from torch's message, which can be a page that recommends to switch the protection off."""
-    asked = re.search(r"GLOBAL `?([\w.]+)", message)
-    if asked:
-        return f"it asks for {asked[1][:80]!r}; a checkpoint holds tensors and plain containers alone"
-    return f"a truncated or damaged torch file ({message.strip().partition(chr(10))[0][:200]})"
-
-
-def _numpy_stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Our records under numpy's names, which is how torch finds an admitted global."""
-    return [
-        type(name.rpartition(".")[2], (record,), {"__module__": name.rpartition(".")[0]})
-        for name, record in numpy_records.GLOBALS.items()
-        if isinstance(record, type)
-    ]
 
 
 def _looks_like_safetensors(path: Path, head: bytes) -> bool:

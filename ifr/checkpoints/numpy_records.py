@@ -30,6 +30,18 @@ class Opaque:
         self.dtype = dtype
 
 
+class Record:
+    """Stands for something that a pickle describes, until `plain` resolves it."""
+
+    def resolve(self) -> object:
+        """What it describes.
+
+        Raises:
+            RecordError: its claims do not hold.
+        """
+        raise NotImplementedError
+
+
 class NdarrayClass:
     """Stands for the class `numpy.ndarray`, which pickles pass as an argument."""
 
@@ -56,7 +68,7 @@ class DtypeRecord:
         return np.dtype(self.code).newbyteorder(self.order) if self.code in _NUMERIC else None  # type: ignore[arg-type]
 
 
-class ArrayRecord:
+class ArrayRecord(Record):
     """A pickled array: empty as `_reconstruct` makes it, or filled by its state."""
 
     value: NDArray[Any] | Opaque | None = None
@@ -71,6 +83,16 @@ class ArrayRecord:
         _, shape, dtype, fortran, raw = state
         self.value = _array(raw, dtype, shape, "F" if fortran is True else "C")
 
+    def resolve(self) -> object:
+        """The array.
+
+        Raises:
+            RecordError: it was announced and never filled.
+        """
+        if self.value is None:
+            raise RecordError("an array without its values")
+        return self.value
+
 
 class BufferRecord(ArrayRecord):
     """An array of pickle protocol 5: buffer, dtype, shape and order in one call."""
@@ -80,15 +102,17 @@ class BufferRecord(ArrayRecord):
         self.value = _array(raw, dtype, shape, "F" if order == "F" else "C")
 
 
-class ScalarRecord:
+class ScalarRecord(Record):
     """A pickled numpy scalar."""
-
-    value: object = None
 
     def __init__(self, dtype: object, raw: object = b"") -> None:
         """Take numpy's dtype and the bytes of one value."""
         value = _array(raw, dtype, (), "C")
         self.value = value if isinstance(value, Opaque) else value.item()
+
+    def resolve(self) -> object:
+        """The number."""
+        return self.value
 
 
 def encode(text: object, encoding: object) -> bytes:
@@ -116,18 +140,16 @@ GLOBALS: dict[str, Callable[..., object]] = {
 
 
 def plain(value: object) -> object:
-    """Replace every record in nested containers by the array or number that it describes.
+    """Replace every record in nested containers by what it describes.
 
     Raises:
-        RecordError: an array was announced and never filled.
+        RecordError: its claims do not hold.
     """
     done: dict[int, object] = {}
 
     def convert(item: object) -> object:
-        if isinstance(item, (ArrayRecord, ScalarRecord)):
-            if item.value is None:
-                raise RecordError("an array without its values")
-            return item.value
+        if isinstance(item, Record):
+            return item.resolve()
         if not isinstance(item, (dict, list, tuple)):
             return item
         if id(item) not in done:  # shared parts are converted once, and a cycle ends here
@@ -148,7 +170,7 @@ def _array(raw: object, dtype: object, shape: object, order: str) -> NDArray[Any
     resolved = dtype.resolve()
     if resolved is None:
         return Opaque(dtype.code)
-    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+    if not isinstance(shape, tuple) or not all(type(size) is int and 0 <= size < 2**48 for size in shape):
         raise RecordError(f"an array of shape {shape!r}"[:120])
     if len(shape) > _MAX_DIMENSIONS:
         raise RecordError(f"an array of {len(shape)} dimensions")

@@ -8,15 +8,17 @@ It is written over `pickletools.genops`, which parses and bounds every argument 
 from __future__ import annotations
 
 import contextlib
+import io
 import pickletools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from ifr.checkpoints import numpy_records
 from ifr.checkpoints.numpy_records import ArrayRecord, DtypeRecord, RecordError
 
 Kind = TypeVar("Kind")
+_COPIES = 3  # of each byte: Python 3 writes those of an array as text, encodes it, and makes the array
 _MAX_INSTRUCTIONS = 5_000_000  # a ResNet-50 takes about ten thousand
 # fmt: off
 _LITERALS = frozenset({
@@ -35,6 +37,8 @@ _CONSTANTS: dict[str, Callable[[], object]] = {
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _KEYS = (str, int, float, bytes, type(None))
+# What the steps of a damaged program run into.
+_DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError)
 _NOTHING_TO_DO = frozenset({"PROTO", "FRAME", "STOP"})
 
 
@@ -45,20 +49,26 @@ class PickleError(ValueError):
 class _OrderedDict(dict[object, object]):
     """An OrderedDict's contents; torch hangs metadata on it, which is of no use here."""
 
+    def __init__(self, pairs: object = ()) -> None:
+        """Take the pairs that Python 2 passes; Python 3 passes none and sets the entries."""
+        super().__init__()
+        for pair in expect(pairs, list) if pairs != () else ():
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise PickleError("damaged: a dictionary without pairs")
+            _update(self, list(pair))
+
     def __setstate__(self, state: object) -> None:
         """Leave the contents as they are."""
 
 
-_GLOBALS: dict[str, Callable[..., object]] = {**numpy_records.GLOBALS, "collections.OrderedDict": _OrderedDict}
+GLOBALS: dict[str, object] = {**numpy_records.GLOBALS, "collections.OrderedDict": _OrderedDict}
 
 
 class _Global:
-    """A name that the file referred to: callable by REDUCE and nothing else."""
+    """A name that the file referred to and that may be called by REDUCE."""
 
-    def __init__(self, name: str) -> None:
-        if name not in _GLOBALS:
-            raise PickleError(f"it asks for {name[:80]!r}; weights need arrays and plain containers alone")
-        self.make = _GLOBALS[name]
+    def __init__(self, make: Callable[..., object]) -> None:
+        self.make = make
 
 
 def decode(data: bytes) -> object:
@@ -67,8 +77,13 @@ def decode(data: bytes) -> object:
     Raises:
         PickleError: the data is truncated or no pickle, or asks for anything beyond arrays and containers.
     """
+    return decode_next(io.BytesIO(data))
+
+
+def decode_next(stream: io.BytesIO) -> object:
+    """As `decode`, of one of several pickles; the stream is left behind its end."""
     with refusals():
-        return numpy_records.plain(run(Machine(), data))
+        return numpy_records.plain(run(Machine(GLOBALS), stream))
 
 
 @contextlib.contextmanager
@@ -78,15 +93,23 @@ def refusals() -> Iterator[None]:
         yield
     except (PickleError, RecordError) as error:
         raise PickleError(str(error)) from error
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+    except _DAMAGED as error:
         raise PickleError(f"damaged or truncated ({error})") from error
 
 
 class Machine:
-    """The stack, the marks and the memo of one decoding."""
+    """The stack, the marks and the memo of one decoding.
 
-    def __init__(self) -> None:
+    Args:
+        names: what the file may ask for, by its full name: functions that REDUCE may call, and values that are none.
+        persistent: makes what a persistent id stands for; without it the file may have none.
+    """
+
+    def __init__(self, names: Mapping[str, object], persistent: Callable[[object], object] | None = None) -> None:
         """Start empty."""
+        self.names = names
+        self.persistent = persistent
+        self.allowance = 0
         self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
@@ -129,20 +152,24 @@ class Machine:
             items = self.take(2) if name == "SETITEM" else self._since_mark()
             _update(expect(self.stack[-1], dict), items)
         elif name == "GLOBAL":
-            self.stack.append(_Global(str(argument).replace(" ", ".")))
+            self.stack.append(self._named(str(argument).replace(" ", ".")))
         elif name == "STACK_GLOBAL":
-            self.stack.append(_Global(".".join(expect(part, str) for part in self.take(2))))
+            self.stack.append(self._named(".".join(expect(part, str) for part in self.take(2))))
         elif name == "REDUCE":
             called, arguments = self.take(2)
+            self._spend(expect(arguments, tuple))
             self.stack.append(expect(called, _Global).make(*expect(arguments, tuple)))
+        elif name == "BINPERSID" and self.persistent is not None:
+            self.stack.append(self.persistent(*self.take(1)))
         elif name == "BUILD":
             (state,) = self.take(1)
             target = self.stack[-1]
             if not isinstance(target, (ArrayRecord, DtypeRecord, _OrderedDict)):
                 raise PickleError("it sets the state of something other than an array")
+            self._spend(state if isinstance(state, tuple) else ())
             target.__setstate__(state)
         else:
-            raise PickleError(f"it uses {name}; weights need arrays and plain containers alone")
+            raise PickleError(f"it uses {name}; weights need tensors, arrays and plain containers alone")
 
     def result(self) -> object:
         """The one value that is left at the end."""
@@ -158,6 +185,18 @@ class Machine:
         del self.stack[-count:]
         return taken
 
+    def _named(self, name: str) -> object:
+        if name not in self.names:
+            raise PickleError(f"it asks for {name[:80]!r}; weights need tensors, arrays and plain containers alone")
+        value = self.names[name]
+        return _Global(value) if callable(value) else value
+
+    def _spend(self, values: tuple[object, ...]) -> None:
+        """Arrays copy the bytes that they are made of; a file must not use the same ones again and again."""
+        self.allowance -= sum(len(value) for value in values if isinstance(value, (bytes, bytearray, str)))
+        if self.allowance < 0:
+            raise PickleError("it describes more data than it holds")
+
     def _since_mark(self) -> list[object]:
         mark = self.marks.pop()
         taken = self.stack[mark:]
@@ -165,12 +204,14 @@ class Machine:
         return taken
 
 
-def run(machine: Machine, data: bytes) -> object:
-    """Give the instructions of a pickle to a machine and return its result."""
+def run(machine: Machine, data: bytes | io.BytesIO) -> object:
+    """Give the instructions of the next pickle to a machine and return its result."""
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    machine.allowance = _COPIES * (stream.getbuffer().nbytes - stream.tell())
     with warnings.catch_warnings():
         # pickletools warns of odd escapes in the text of protocol 0, which change nothing that it reads.
         warnings.simplefilter("ignore", DeprecationWarning)
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count >= _MAX_INSTRUCTIONS:
                 raise PickleError(f"more than {_MAX_INSTRUCTIONS} instructions")
             machine.step(opcode.name, argument)

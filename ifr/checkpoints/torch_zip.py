@@ -1,105 +1,102 @@
-"""Check an archive of torch.save before torch reads it: that it is one, and that its claims about sizes hold."""
+"""Read the archives that torch.save writes since torch 1.6, without torch: nothing in them reaches its unpickler.
+
+torch reads an archive by a parser of its own, and believes the lengths that the pickle in it claims. Here one parser
+reads everything, and each claim is held against the bytes that are there before memory is taken for it.
+"""
 
 from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from ifr.checkpoints.errors import CheckpointError
-from ifr.checkpoints.pickles import Machine, expect, refusals, run
+from ifr.checkpoints.pickles import PickleError
+from ifr.checkpoints.torch_pickles import TorchPickle
+from ifr.checkpoints.torch_records import StorageRecord
 
-# fmt: off
-_ITEM_BYTES = {
-    "Bool": 1, "Byte": 1, "Char": 1, "Untyped": 1, "Half": 2, "BFloat16": 2, "Short": 2,
-    "Int": 4, "Float": 4, "Long": 8, "Double": 8, "ComplexFloat": 8, "ComplexDouble": 16,
-}
-# fmt: on
+_CHUNK = 2**24
+# zipfile decodes the directory's names and numbers without checks of its own.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+    OverflowError,
+)
 
 
-def check_archive(path: Path) -> None:
-    """Make sure that a zip file is what torch.save writes.
+def load_archive(path: Path) -> object:
+    """The containers, numbers, text, arrays and tensors in a file of torch.save.
 
     Raises:
         CheckpointError: it is damaged, compressed (which can unpack to any size), a program, another kind of archive,
-            or claims tensors longer than their data.
+            claims tensors longer than their data, or asks for anything beyond tensors and containers.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = _sizes(path, archive)
-            index = next(name for name in sizes if name.rpartition("/")[2] == "data.pkl")
-            claims = _claims(archive.read(index))
+            entries = _entries(path, archive)
+            index = next(name for name in entries if name.rpartition("/")[2] == "data.pkl")
+            folder = index.rpartition("/")[0]
+            order = entries.get(f"{folder}/byteorder")
+            if order is not None and archive.read(order) != b"little":
+                raise CheckpointError(path, "a torch file from a machine of another byte order; save it as safetensors")
+            content = TorchPickle(archive.read(index))
+            for storage in content.storages:
+                storage.data = _read_storage(path, archive, entries.get(f"{folder}/data/{storage.key}"), storage)
+            return content.resolve()
     except CheckpointError:
         raise
-    # zipfile decodes the directory's names and numbers without checks of its own.
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, RuntimeError, struct.error) as error:
+    except PickleError as error:
+        raise CheckpointError(path, f"not a torch file of weights: {error}") from error
+    except _DAMAGED as error:
         raise CheckpointError(path, f"a truncated or damaged torch file ({error})") from error
-    folder = index.rpartition("/")[0]
-    for key, claimed in claims.items():
-        held = sizes.get(f"{folder}/data/{key}")
-        if held is None or claimed > held:
-            raise CheckpointError(path, f"a damaged torch file: storage {key} of {claimed} bytes has {held or 0}")
 
 
-def _sizes(path: Path, archive: zipfile.ZipFile) -> dict[str, int]:
-    """Name and size of every file in the archive."""
+def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The files in an archive by their names."""
     entries = archive.infolist()
-    names = {entry.filename.rpartition("/")[2] for entry in entries}
-    if "constants.pkl" in names:
+    names = Counter(entry.filename for entry in entries)
+    last = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in last:
         raise CheckpointError(path, "a TorchScript program; a checkpoint holds weights alone")
-    if "data.pkl" not in names:
+    if "data.pkl" not in last:
         raise CheckpointError(path, "a zip archive, but not one that torch.save writes")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
         raise CheckpointError(path, "a compressed zip archive; torch.save never compresses")
-    return {entry.filename: entry.file_size for entry in entries}
+    if len(names) < len(entries):
+        raise CheckpointError(path, f"a damaged torch file: {max(names, key=names.__getitem__)!r} is in it twice")
+    size = path.stat().st_size
+    if sum(entry.file_size for entry in entries) > size:
+        raise CheckpointError(path, f"a damaged torch file: it claims to hold more than its own {size} bytes")
+    return {entry.filename: entry for entry in entries}
 
 
-def _claims(data: bytes) -> dict[str, int]:
-    """Bytes that the tensors of a data.pkl claim of each storage: ids are ("storage", class, key, place, length)."""
-    survey = _Survey()
-    claims = {}
-    with refusals():
-        run(survey, data)
-        for identity in survey.identities:
-            _, kind, key, _, length = expect(identity, tuple)
-            name = expect(kind, _Name).text.rpartition(".")[2].removesuffix("Storage")
-            claims[expect(key, str)] = _ITEM_BYTES.get(name, 1) * expect(length, int)
-    return claims
-
-
-class _Name:
-    """Something that a pickle names; torch decides whether it may be used."""
-
-    def __init__(self, text: str) -> None:
-        """Keep the full name."""
-        self.text = text
-
-
-class _Made(dict[object, object]):
-    """What a pickle would make by a call; it takes entries, as an OrderedDict does."""
-
-
-class _Survey(Machine):
-    """Reads a pickle of torch to its end, notes the storages that it asks for, and makes nothing of the rest."""
-
-    def __init__(self) -> None:
-        """Start without storages."""
-        super().__init__()
-        self.identities: list[object] = []
-
-    def compose(self, name: str, argument: object) -> None:
-        """Note what is named and called for, and go on."""
-        if name == "BINPERSID":
-            self.identities += self.take(1)
-            self.stack.append(_Made())
-        elif name == "GLOBAL":
-            self.stack.append(_Name(str(argument).replace(" ", ".")))
-        elif name == "STACK_GLOBAL":
-            self.stack.append(_Name(".".join(expect(part, str) for part in self.take(2))))
-        elif name in ("REDUCE", "NEWOBJ"):
-            self.take(2)
-            self.stack.append(_Made())
-        elif name == "BUILD":
-            self.take(1)
-        else:
-            super().compose(name, argument)
+def _read_storage(
+    path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo | None, storage: StorageRecord
+) -> Tensor:
+    """The bytes of a storage, of which there must be as many as it claims."""
+    held = entry.file_size if entry is not None else 0
+    if entry is None or storage.claimed_bytes > held:
+        raise CheckpointError(
+            path, f"a damaged torch file: storage {storage.key} of {storage.claimed_bytes} bytes has {held}"
+        )
+    data = np.empty(held, np.uint8)
+    place = 0
+    with archive.open(entry) as file:  # which checks the CRC at its end
+        while chunk := file.read(_CHUNK):
+            data[place : place + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            place += len(chunk)
+    if place != held:
+        raise CheckpointError(path, f"a truncated torch file: {place} of the {held} bytes of storage {storage.key}")
+    return torch.from_numpy(data)

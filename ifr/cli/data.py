@@ -1,7 +1,8 @@
-"""`ifr data`: makes the digits, and shows what is in a data set."""
+"""`ifr data`: makes the digits, shows what is in a data set, and what is wrong with it."""
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import torch
 from PIL import Image
 
 from ifr.cli.errors import CommandError, advise
-from ifr.hosts.standalone.data.catalog import dataset_roots, find_dataset
+from ifr.hosts.standalone.data.catalog import DatasetSource, dataset_roots, find_dataset
+from ifr.hosts.standalone.data.check import check_dataset
 from ifr.hosts.standalone.data.coco import CocoDataset, CocoImage
 from ifr.hosts.standalone.data.digits import make_digits
 from ifr.hosts.standalone.data.errors import DatasetError
-from ifr.hosts.standalone.data.images import ImageError, read_image
-from ifr.hosts.standalone.data.samples import annotate
+from ifr.hosts.standalone.data.images import ImageError
+from ifr.hosts.standalone.data.samples import annotate, read_picture
 from ifr.hosts.standalone.data.summary import summarize
 from ifr.visualize import contact_sheet, draw_detections
 
@@ -22,15 +24,17 @@ logger = logging.getLogger(__name__)
 
 
 def data(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Carry out `ifr data make` or `ifr data inspect`.
+    """Carry out `ifr data make`, `ifr data inspect` or `ifr data check`.
 
     Raises:
-        CommandError: the data set cannot be made, found or drawn.
+        CommandError: the data set cannot be made, found or drawn, or has problems.
     """
     if overrides:
         raise CommandError(f"{overrides[0]!r} means nothing here", f"see ifr data {args.action} --help")
     if args.action == "make":
         _make(args)
+    elif args.action == "check":
+        _check(args)
     else:
         _inspect(args)
 
@@ -47,13 +51,13 @@ def _make(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    with advise("see ifr data inspect --help", DatasetError):
+    with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError):
         source = find_dataset(args.dataset)
         summary = summarize(source)
     logger.info("%s", summary)
     if args.output is None:
         return
-    with advise("see ifr data inspect --help", DatasetError, ImageError):
+    with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError, ImageError):
         sheet = draw_dataset(CocoDataset(source), args.samples)
     with advise("choose an --output that can be written, such as samples.png", OSError, ValueError):
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
@@ -61,12 +65,47 @@ def _inspect(args: argparse.Namespace) -> None:
     logger.info("drawn in %s", args.output)
 
 
+def _check(args: argparse.Namespace) -> None:
+    with advise("see ifr data check --help", DatasetError):
+        source = named_dataset(args.dataset, args.images)
+    problems = 0
+    section = None
+    for finding in check_dataset(source, decode=not args.headers):
+        if finding.section != section:
+            section = finding.section
+            sys.stdout.write(f"{section}\n")
+        problems += finding.is_problem
+        sys.stdout.write(f"  {'' if finding.is_problem else 'note: '}{finding.text}\n")
+    if problems:
+        raise CommandError(
+            f"{source.name} has {problems} problem{'s' * (problems > 1)}",
+            "correct what the lines above name, or remove those images and annotations from the file",
+        )
+    unseen = "; pictures were not decoded" if args.headers else ""
+    logger.info("%s: nothing is wrong%s", source.name, unseen)
+
+
+def named_dataset(dataset: str, images: str | None) -> DatasetSource:
+    """What `JSON IMAGES` or an entry of DATASETS.TRAIN names.
+
+    Raises:
+        DatasetError: a file or folder is absent.
+    """
+    if images is None:
+        return find_dataset(dataset)
+    json, folder = Path(dataset).expanduser(), Path(images).expanduser()
+    if not json.is_file():
+        raise DatasetError(f"there is no file {dataset!r} in {Path.cwd()}")
+    if not folder.is_dir():
+        raise DatasetError(f"there is no folder {images!r} in {Path.cwd()}")
+    return DatasetSource(f"{folder.name}-{json.stem}", json, folder)
+
+
 def draw_dataset(dataset: CocoDataset, count: int) -> Image.Image:
     """Images of a data set, at equal distances, with their annotations.
 
     Raises:
-        DatasetError: annotations do not fit an image.
-        ImageError: an image is absent or damaged.
+        ImageError: an image is absent, damaged, or of another size than the annotations say.
     """
     count = min(count, len(dataset))
     pictures = []
@@ -79,9 +118,8 @@ def draw_truth(record: CocoImage, class_names: Sequence[str]) -> Image.Image:
     """An image with its annotations.
 
     Raises:
-        DatasetError: annotations do not fit the image.
-        ImageError: the image is absent or damaged.
+        ImageError: the image is absent, damaged, or of another size than the annotations say.
     """
     truth = annotate(record, (), (record.height, record.width), masks=True, bitmasks=True)
     drawn = {"boxes": truth.boxes, "classes": truth.classes, "masks": torch.as_tensor(truth.masks)}
-    return draw_detections(read_image(record.path), drawn, class_names)
+    return draw_detections(read_picture(record), drawn, class_names)

@@ -1,5 +1,6 @@
 """Addresses become files in the cache, once, over https alone; no test leaves the loopback."""
 
+import contextlib
 import hashlib
 import http.server
 import io
@@ -62,6 +63,12 @@ def test_fetched_once(cache, web):
     assert web.asked == [URL]
 
 
+def test_ports_keep_apart(cache, web):
+    for port in (443, 8443):
+        web[f"https://example.org:{port}/a.pth"] = (str(port).encode(), None)
+        assert resolve(f"https://example.org:{port}/a.pth").read_bytes() == str(port).encode()
+
+
 def test_detectron2_addresses(cache, web):
     address = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
     web[address] = (b"weights", None)
@@ -112,6 +119,7 @@ def test_wrong_sizes_leave_nothing(cache, web, monkeypatch, answer, cause):
         "https://example.org/a%2fb.pth",
         "https://user@example.org/a.pth",
         "https://example.org/a.pth?version=2",
+        "https://example.org:99999/a.pth",
     ],
 )
 def test_other_addresses_are_refused(web, address):
@@ -133,12 +141,68 @@ def test_names_with_a_hash_are_checked(cache, web):
         resolve(good)
 
 
+def test_the_hash_is_noted_logged_and_checked_at_every_use(cache, web, caplog):
+    caplog.set_level("INFO")
+    web[URL] = (b"weights", 7)
+    file = resolve(URL)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert file.with_name("weights.pth.sha256").read_text() == f"{digest}  weights.pth\n"
+    assert f"7 bytes, SHA-256 {digest}" in caplog.text
+    file.write_bytes(b"weighty")
+    with pytest.raises(CheckpointError, match=r"should begin with .*; delete it and weights\.pth\.sha256 to fetch"):
+        resolve(URL)
+
+
+def test_an_address_can_demand_a_hash(cache, web):
+    web[URL] = (b"weights", 7)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    with pytest.raises(CheckpointError, match="should begin with 0000"):
+        resolve(f"{URL}#sha256={'0' * 64}")
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+    assert resolve(f"{URL}#sha256={digest.upper()}").read_bytes() == b"weights"
+    with pytest.raises(CheckpointError, match="should begin with 0000"):  # what lies there already counts as little
+        resolve(f"{URL}#sha256={'0' * 64}")
+    for wrong in ("sha256=12", "md5=" + digest, "sha256"):
+        with pytest.raises(CheckpointError, match="#sha256="):
+            resolve(f"{URL}#{wrong}")
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(cache, web, monkeypatch):
+    seen = []
+
+    class Slow(io.BytesIO):
+        def read(self, size=-1):
+            seen.append([path.name for path in cache.rglob("*") if path.is_file()])
+            return super().read(3)
+
+    web[URL] = (b"weights", 7)
+    monkeypatch.setattr(io, "BytesIO", Slow)
+    file = resolve(URL)
+    assert len(seen) == 4
+    assert all(len(names) == 1 and names[0].startswith(".weights.pth.") for names in seen)
+    assert sorted(path.name for path in cache.rglob("*") if path.is_file()) == [file.name, f"{file.name}.sha256"]
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/elsewhere.pth":
             self.send_response(302)
             self.send_header("Location", "http://localhost:9/weights.pth")
             self.end_headers()
+            return
+        if self.path == "/circle.pth":
+            self.send_response(302)
+            self.send_header("Location", "/circle.pth")
+            self.end_headers()
+            return
+        if self.path in ("/endless.pth", "/cut.pth"):
+            self.send_response(200)
+            if self.path == "/cut.pth":
+                self.send_header("Content-Length", "5000")
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the reader hangs up
+                for _ in range(1 if self.path == "/cut.pth" else 1000):
+                    self.wfile.write(b"x" * 1000)
             return
         known = self.path == "/weights.pth"
         body = self.server.body if known else b""
@@ -178,7 +242,20 @@ def server(tmp_path, monkeypatch):
     thread.join()
 
 
-def test_over_tls(server, cache, monkeypatch):
+@pytest.fixture
+def plain_server():
+    """The port of an http server on the loopback."""
+    server = http.server.HTTPServer(("localhost", 0), _Handler)
+    server.body = b"plain"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_over_tls(server, plain_server, cache, monkeypatch):
     model = torch.nn.Linear(2, 2)
     load_weights(model, f"{server}/weights.pth")
     assert model.weight.eq(1).all()
@@ -186,6 +263,17 @@ def test_over_tls(server, cache, monkeypatch):
         resolve(f"{server}/absent.pth")
     with pytest.raises(CheckpointError, match="not https"):
         resolve(f"{server}/elsewhere.pth")
+    with pytest.raises(CheckpointError, match="redirect"):
+        resolve(f"{server}/circle.pth")
+    with pytest.raises(CheckpointError, match="1000 of 5000 bytes"):
+        resolve(f"{server}/cut.pth")
+    monkeypatch.setattr(fetch, "_MAX_BYTES", 100_000)
+    with pytest.raises(CheckpointError, match="longer than the 100000 bytes"):
+        resolve(f"{server}/endless.pth")
+    with pytest.raises(CheckpointError, match="cannot be fetched"):  # a server that speaks no TLS
+        resolve(f"https://localhost:{plain_server}/weights.pth")
+    names = {path.name for path in cache.rglob("*") if path.is_file()}
+    assert names == {"weights.pth", "weights.pth.sha256"}
     shutil.rmtree(cache)
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(CheckpointError, match="CERTIFICATE_VERIFY_FAILED"):

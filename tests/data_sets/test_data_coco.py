@@ -22,7 +22,8 @@ def test_what_is_trained_on(entry, caplog):
     assert nine.objects[0].area == 400
     assert four.objects[0].segmentation["size"] == [40, 60]
     assert four.objects[0].area == 300
-    assert "2 objects without a usable mask" in caplog.text
+    assert "left out are 1 objects without a mask" in caplog.text
+    assert "left out are 1 objects without a polygon of three points" in caplog.text
     assert dataset[-1] == nine
     with pytest.raises(IndexError, match="2 images"):
         dataset[2]
@@ -63,14 +64,14 @@ def _change(path, value):
     ("change", "cause"),
     [
         (_change(["images"], 3), "needs a list 'images'"),
-        (_change(["images", 0, "height"], "40"), r"images\[0\] needs 'height' of int, got '40'"),
-        (_change(["images", 1], "a"), r"images\[1\] needs 'id'"),
-        (_change(["images", 1, "id"], 9), "ids of 'images' are not unique"),
-        (_change(["categories", 0, "id"], 3), "ids of 'categories' are not unique"),
+        (_change(["images", 0, "height"], "40"), r"image 9 \('9.png'\): needs 'height' of int, above 0, got '40'"),
+        (_change(["images", 1], "a"), r"images\[1\]: needs to be an object, got 'a'"),
+        (_change(["images", 1, "id"], 9), "the id 9 is that of another one; ids must be unique"),
+        (_change(["categories", 0, "id"], 3), "category 3: the id 3 is that of another one"),
         (_change(["categories"], []), "no categories"),
         (_change(["annotations", 1, "bbox"], [1, 2, 3]), r"x, y, width, height in pixels, got \[1, 2, 3\]"),
-        (_change(["annotations", 0, "bbox"], None), r"annotations\[0\] needs 'bbox'"),
-        (_change(["annotations", 0, "bbox"], [1, 2, 3, "4"]), r"annotations\[0\]: bbox"),
+        (_change(["annotations", 0, "bbox"], None), r"annotation 100 \(image 9\): needs 'bbox' of list, got None"),
+        (_change(["annotations", 0, "bbox"], [1, 2, 3, "4"]), r"annotation 100 \(image 9\): bbox"),
         (_change(["annotations", 0, "image_id"], 1), "of the image 1"),
         (_change(["annotations", 0, "category_id"], 1), "of the category 1"),
         (_change(["annotations", 0, "segmentation"], {"counts": []}), "needs 'size' and 'counts'"),

@@ -10,6 +10,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ifr.hosts.standalone.defaults import DEFAULTS
 
+# What ast.literal_eval raises for text that is no literal, the last two for thousands of brackets.
+_NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+
 
 class ConfigError(ValueError):
     """A setting that does not exist, or a value that does not fit it."""
@@ -31,22 +34,25 @@ class RCNNFPNConfig:
         """Overwrite the keys that a nested `settings` names; its other keys keep their values.
 
         Raises:
-            ConfigError: a key does not exist, or a section is given something other than a mapping.
+            ConfigError: a key does not exist, a section is given something other than a mapping, or a text has `${`.
         """
         _check_keys(self._tree, settings, prefix="")
+        _check_plain(settings)
         object.__setattr__(self, "_tree", OmegaConf.merge(self._tree, OmegaConf.create(_plain(settings))))
 
     def merge_from_list(self, overrides: Sequence[Any]) -> None:
         """Overwrite settings from `["KEY.SUBKEY", value, ...]`; a text is read as a Python literal, never evaluated.
 
         Raises:
-            ConfigError: a key has no value, does not exist, or its value does not fit the type of the old one.
+            ConfigError: a key has no value, does not exist, or its value does not fit the type of the old one or has
+                `${`.
         """
         if len(overrides) % 2:
             raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} has no value")
         for key, text in zip(overrides[0::2], overrides[1::2], strict=True):
             old = self._lookup(str(key))
             value = _cast(text, old, key=str(key))
+            _check_plain({str(key): value})
             if isinstance(old, DictConfig):
                 _check_keys(old, value, prefix=f"{key}.")
             OmegaConf.update(self._tree, str(key), value, merge=isinstance(old, DictConfig))
@@ -118,13 +124,25 @@ def _check_keys(node: DictConfig, settings: Any, prefix: str) -> None:
             _check_keys(node[key], value, prefix=f"{prefix}{key}.")
 
 
+def _check_plain(value: Any, prefix: str = "") -> None:
+    """Refuse what OmegaConf would evaluate when it is read: `${...}` looks at other settings or the environment."""
+    if isinstance(value, Mapping | DictConfig):
+        for key, item in value.items():
+            _check_plain(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list | tuple | ListConfig):
+        for item in value:
+            _check_plain(item, prefix)
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{prefix} is a literal, and ${{...}} is not evaluated; got {value!r}")
+
+
 def _cast(text: Any, old: Any, key: str) -> Any:
     """The value that `text` stands for, in the type of `old`."""
     value = text
     if isinstance(text, str):
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except _NO_LITERAL:
             value = text  # an unquoted string, such as a path
     if isinstance(old, str) and isinstance(text, str) and not isinstance(value, str) and value is not None:
         return text  # a name that looks like a number

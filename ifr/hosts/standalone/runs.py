@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+_LONGEST_OUTLINE = 20_000_000  # pixels
+
 
 def decode_runs(runs: Mapping[str, Any]) -> np.ndarray:
     """The mask (height, width) bool that `runs`, a dict with `size` and `counts`, encodes."""
@@ -17,5 +19,20 @@ def decode_runs(runs: Mapping[str, Any]) -> np.ndarray:
 
 
 def polygons_to_mask(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """The mask (height, width) bool that polygons, each x0, y0, x1, y1, ... in pixels, fill together."""
-    return decode_runs(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+    """The mask (height, width) bool that polygons, each x0, y0, x1, y1, ... in pixels, fill together.
+
+    pycocotools takes about 100 bytes for each pixel of an outline. One that is absurdly long, because it lies far
+    outside a small raster, is moved to the raster's surroundings first.
+    """
+    near = [_moved_near(polygon, height, width) for polygon in polygons]
+    return decode_runs(coco_mask.merge(coco_mask.frPyObjects(near, height, width)))
+
+
+def _moved_near(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
+    # An upper bound, which is cheap, of twice the outline's length.
+    if len(polygon) * (float(np.max(polygon)) - float(np.min(polygon))) <= 2 * _LONGEST_OUTLINE:
+        return polygon
+    moved = polygon.copy()
+    moved[0::2] = np.clip(moved[0::2], -width, 2 * width)
+    moved[1::2] = np.clip(moved[1::2], -height, 2 * height)
+    return moved

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,12 +13,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ifr.hosts.standalone.data.catalog import DatasetSource
+from ifr.hosts.standalone.data.coco_rules import CROWD, find_defects, reason_to_leave_out, usable_polygons
 from ifr.hosts.standalone.data.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
 Segmentation = list[list[float]] | dict[str, Any]  # polygons x0, y0, x1, y1, ... in pixels, or a run-length encoding
-_LEAST_COORDINATES = 6  # of a polygon, three points
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class CocoImage:
 class CocoDataset(Dataset[CocoImage]):
     """The images of an annotation file in the order of their ids, each with its objects.
 
-    Crowds, polygons of fewer than three points and objects without any other polygon are left out.
+    Crowds, polygons of fewer than three points, objects without any other polygon and those outside their image are
+    left out.
 
     Args:
         source: of `find_dataset`.
@@ -61,13 +63,13 @@ class CocoDataset(Dataset[CocoImage]):
     def __init__(self, source: DatasetSource, *, masks: bool = True, keep_empty: bool = False) -> None:
         self.source = source
         content = read_annotations(source)
-        self.class_names, self.category_ids = _classes(content, source)
+        self.class_names, self.category_ids = _classes(content)
         labels = {category: label for label, category in enumerate(self.category_ids)}
         objects = _objects_by_image(content, source, labels, masks=masks)
         images = sorted(content["images"], key=lambda image: int(image["id"]))
         images = [image for image in images if keep_empty or objects[image["id"]]]
         if not images:
-            raise DatasetError(f"{source.json}: no image with objects{' that have masks' if masks else ''}")
+            raise DatasetError(f"{source.json}: {no_objects(masks=masks)}")
         self.sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64)
         self.image_ids = [int(image["id"]) for image in images]
         self.counts = np.array([len(objects[image["id"]]) for image in images], dtype=np.int64)
@@ -95,45 +97,43 @@ class CocoDataset(Dataset[CocoImage]):
         return CocoImage(self.source.images / record["file_name"], self.image_ids[index], height, width, objects)
 
 
-def read_annotations(source: DatasetSource) -> dict[str, Any]:
-    """The annotation file's content; a test set has no `annotations`.
+def read_json(source: DatasetSource) -> Any:
+    """The annotation file's content, of which nothing is checked.
 
     Raises:
-        DatasetError: the file cannot be read, or its images or categories are not in COCO's format.
+        DatasetError: the file cannot be read, or is not JSON.
     """
     try:
-        content = json.loads(source.json.read_bytes())
+        return json.loads(source.json.read_bytes())
     except OSError as error:
         raise DatasetError(f"{source.json}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{source.json}: not a JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"{source.json}: annotations in COCO's format are an object, got {type(content).__name__}")
-    _check_list(content, source, "images", {"id": int, "file_name": str, "height": int, "width": int})
-    _check_list(content, source, "categories", {"id": int, "name": str})
-    if "annotations" in content:
-        _check_list(content, source, "annotations", {"image_id": int, "category_id": int, "bbox": list})
+
+
+def read_annotations(source: DatasetSource) -> dict[str, Any]:
+    """The annotation file's content, which has no defects; a test set has no `annotations`.
+
+    Raises:
+        DatasetError: the file cannot be read, or has defects; the message has the first one.
+    """
+    content: dict[str, Any] = read_json(source)
+    defects = find_defects(content)
+    first = next(defects, None)
+    if first is not None:
+        more = sum(1 for _ in defects)
+        others = f" (and {more} more; `ifr data check` lists them)" if more else ""
+        raise DatasetError(f"{source.json}: {first}{others}")
     return content
 
 
-def _check_list(content: Mapping[str, Any], source: DatasetSource, key: str, fields: Mapping[str, type]) -> None:
-    """Check that `key` is a list of objects with these fields and that its ids, where needed, are unique."""
-    items = content.get(key)
-    if not isinstance(items, list):
-        raise DatasetError(f"{source.json}: COCO's format needs a list {key!r}, got {type(items).__name__}")
-    for position, item in enumerate(items):
-        for name, kind in fields.items():
-            if not isinstance(item, dict) or not isinstance(item.get(name), kind):
-                got = item.get(name) if isinstance(item, dict) else item
-                raise DatasetError(f"{source.json}: {key}[{position}] needs {name!r} of {kind.__name__}, got {got!r}")
-    if "id" in fields and len({item["id"] for item in items}) < len(items):
-        raise DatasetError(f"{source.json}: the ids of {key!r} are not unique")
+def no_objects(*, masks: bool) -> str:
+    """Why a set that has no defects cannot be trained on."""
+    return f"no image with objects{' that have masks' if masks else ''}"
 
 
-def _classes(content: Mapping[str, Any], source: DatasetSource) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _classes(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     categories = sorted(content["categories"], key=lambda category: int(category["id"]))
-    if not categories:
-        raise DatasetError(f"{source.json}: there are no categories")
     return tuple(item["name"] for item in categories), tuple(item["id"] for item in categories)
 
 
@@ -143,60 +143,37 @@ def read_classes(source: DatasetSource) -> tuple[tuple[str, ...], tuple[int, ...
     Raises:
         DatasetError: the file is not in COCO's format.
     """
-    return _classes(read_annotations(source), source)
+    return _classes(read_annotations(source))
 
 
 def _objects_by_image(
     content: Mapping[str, Any], source: DatasetSource, labels: Mapping[int, int], *, masks: bool
 ) -> dict[int, list[CocoObject]]:
-    objects: dict[int, list[CocoObject]] = {image["id"]: [] for image in content["images"]}
-    without_mask = 0
-    for position, annotation in enumerate(content.get("annotations", ())):
-        where = f"{source.json}: annotations[{position}]"
-        if annotation["image_id"] not in objects:
-            raise DatasetError(f"{where} is of the image {annotation['image_id']}, which the file does not list")
-        if annotation["category_id"] not in labels:
-            raise DatasetError(f"{where} is of the category {annotation['category_id']}, which the file does not list")
-        if annotation.get("iscrowd", 0):
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    objects: dict[int, list[CocoObject]] = {image: [] for image in sizes}
+    left_out: Counter[str] = Counter()
+    for annotation in content.get("annotations", ()):
+        image = annotation["image_id"]
+        reason = reason_to_leave_out(annotation, sizes[image], masks=masks)
+        if reason is not None:
+            left_out[reason] += 1
             continue
-        given = annotation.get("segmentation")
-        segmentation = _usable(given, where)
-        if segmentation is None and (masks or given):
-            without_mask += 1
-            continue
-        left, top, width, height = _box(annotation["bbox"], where)
-        objects[annotation["image_id"]].append(
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list):
+            segmentation = usable_polygons(segmentation)
+        left, top, width, height = map(float, annotation["bbox"])
+        objects[image].append(
             CocoObject(
                 box=(left, top, left + width, top + height),
                 label=labels[annotation["category_id"]],
-                segmentation=segmentation,
+                segmentation=segmentation or None,
                 area=float(annotation.get("area", width * height)),
             )
         )
-    if without_mask:
-        logger.warning("%s: %d objects without a usable mask are left out", source.json, without_mask)
+    for reason, count in left_out.items():
+        if reason != CROWD:
+            logger.warning("%s: left out are %d %s", source.json, count, reason)
     return objects
-
-
-def _usable(segmentation: Any, where: str) -> Segmentation | None:
-    """The segmentation without polygons of fewer than three points; None if nothing is left."""
-    if not segmentation:
-        return None
-    if isinstance(segmentation, dict):
-        if {"size", "counts"} - set(segmentation):
-            raise DatasetError(f"{where}: a run-length encoding needs 'size' and 'counts', got {list(segmentation)}")
-        return segmentation
-    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
-        raise DatasetError(f"{where}: a segmentation is a list of polygons or a run-length encoding")
-    polygons = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= _LEAST_COORDINATES]
-    return polygons or None
-
-
-def _box(box: Sequence[Any], where: str) -> tuple[float, float, float, float]:
-    if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        raise DatasetError(f"{where}: bbox is x, y, width, height in pixels, got {box!r}")
-    left, top, width, height = map(float, box)
-    return left, top, width, height
 
 
 def _pack(image: Mapping[str, Any], objects: Sequence[CocoObject]) -> bytes:

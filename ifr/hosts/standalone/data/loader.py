@@ -15,6 +15,7 @@ from ifr.hosts.standalone.data.errors import DatasetError
 from ifr.hosts.standalone.data.order import BatchOrder, ShareOfBatches
 from ifr.hosts.standalone.data.samples import EvaluationSamples, Sample, TrainingSamples
 from ifr.hosts.standalone.data.transforms import build_test_transform
+from ifr.hosts.standalone.data.worker_errors import Batches, Watched
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def build_train_loader(
         seed: at least 0; by default SEED.
 
     Raises:
-        ValueError: a setting does not fit, or a data set is absent or damaged.
+        ValueError: a setting does not fit, or a data set is absent or damaged; from the iterator, an image cannot be
+            used, and the message names it.
     """
     if not config.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN is empty; name a data set, or IMAGES_FOLDER:ANNOTATIONS.json")
@@ -56,11 +58,10 @@ def build_train_loader(
     seed = int(config.SEED) if seed is None else seed
     order = BatchOrder(landscape.astype(np.int64), batch_size=int(config.SOLVER.IMS_PER_BATCH), seed=seed)
     share = ShareOfBatches(order, rank=rank, world_size=world_size, start_iteration=start_iteration)
-    loader: DataLoader[Sample] = DataLoader(samples, batch_sampler=share, **_worker_settings(config))
-    return iter(loader)
+    return iter(Batches(DataLoader(Watched(samples), batch_sampler=share, **_worker_settings(config))))
 
 
-def build_test_loader(config: Any, entry: str, *, rank: int = 0, world_size: int = 1) -> DataLoader[Sample]:
+def build_test_loader(config: Any, entry: str, *, rank: int = 0, world_size: int = 1) -> Batches:
     """This process's share of a data set, image by image, each as a batch of one.
 
     Args:
@@ -86,11 +87,11 @@ def evaluation_dataset(config: Any, entry: str) -> CocoDataset:
     return dataset
 
 
-def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world_size: int = 1) -> DataLoader[Sample]:
+def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world_size: int = 1) -> Batches:
     """As `build_test_loader`, of a data set that is already read."""
     samples = EvaluationSamples(dataset, build_test_transform(config.INPUT.AUG.TEST_PIPELINES))
     positions = range(rank, len(dataset), world_size)
-    return DataLoader(samples, batch_size=1, sampler=positions, **_worker_settings(config))
+    return Batches(DataLoader(Watched(samples), batch_size=1, sampler=positions, **_worker_settings(config)))
 
 
 def check_classes(sets: Sequence[CocoDataset], num_classes: int) -> None:

@@ -1,22 +1,23 @@
 """Images and annotations in the form that a detector takes."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ifr.hosts.standalone.data.augmentation import Augmentation, Geometry, ImageSize
 from ifr.hosts.standalone.data.coco import CocoImage, CocoObject, Segmentation
 from ifr.hosts.standalone.data.errors import DatasetError
-from ifr.hosts.standalone.data.images import read_image
+from ifr.hosts.standalone.data.images import ImageError, read_image
+from ifr.hosts.standalone.data.run_lengths import decode_counts, read_counts
 from ifr.hosts.standalone.data.transforms import ImageTransform
 from ifr.hosts.standalone.detector.structures import Annotations
-from ifr.hosts.standalone.runs import decode_runs, polygons_to_mask
+from ifr.hosts.standalone.runs import polygons_to_mask
 
 Sample = dict[str, Any]
 
@@ -43,21 +44,22 @@ class TrainingSamples(Dataset[Sample]):
         """`image` (3, H, W) BGR 0-255 uint8, `instances`, and what `describe` gives.
 
         Raises:
-            ImageError: the file is absent or damaged.
-            DatasetError: the annotations do not fit the image.
+            ImageError: the file is absent, damaged, or of another size than the annotations say.
+            DatasetError: anything else fails; the message names the image.
         """
         position, seed = position_and_seed
         record = self.images[position]
-        pixels = _read(record)
-        generator = torch.Generator().manual_seed(seed)
-        geometries: list[tuple[Geometry, ImageSize]] = []
-        size = (record.height, record.width)
-        for augmentation in self.augmentations:
-            geometry = augmentation.draw(size, generator)
-            geometries.append((geometry, size))
-            pixels, size = geometry.image(pixels), geometry.size(size)
-        annotations = annotate(record, geometries, size, masks=self.masks, bitmasks=self.bitmasks)
-        return {"image": _to_tensor(pixels), "instances": annotations, **describe(record)}
+        with named(record):
+            pixels = read_picture(record)
+            generator = torch.Generator().manual_seed(seed)
+            geometries: list[tuple[Geometry, ImageSize]] = []
+            size = (record.height, record.width)
+            for augmentation in self.augmentations:
+                geometry = augmentation.draw(size, generator)
+                geometries.append((geometry, size))
+                pixels, size = geometry.image(pixels), geometry.size(size)
+            annotations = annotate(record, geometries, size, masks=self.masks, bitmasks=self.bitmasks)
+            return {"image": _to_tensor(pixels), "instances": annotations, **describe(record)}
 
 
 class EvaluationSamples(Dataset[Sample]):
@@ -76,11 +78,12 @@ class EvaluationSamples(Dataset[Sample]):
         """`image` (3, H, W) BGR 0-255 uint8, and what `describe` gives.
 
         Raises:
-            ImageError: the file is absent or damaged.
-            DatasetError: the file has another size than the annotations say.
+            ImageError: the file is absent, damaged, or of another size than the annotations say.
+            DatasetError: anything else fails; the message names the image.
         """
         record = self.images[position]
-        return {"image": _to_tensor(self.transform(_read(record))), **describe(record)}
+        with named(record):
+            return {"image": _to_tensor(self.transform(read_picture(record))), **describe(record)}
 
 
 def describe(record: CocoImage) -> Sample:
@@ -134,14 +137,30 @@ def annotate(
     )
 
 
-def _read(record: CocoImage) -> NDArray[np.uint8]:
-    pixels = read_image(record.path)
-    if pixels.shape[:2] != (record.height, record.width):
-        raise DatasetError(
-            f"{record.path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, "
-            f"the annotations say {record.width} x {record.height}"
-        )
-    return pixels
+@contextlib.contextmanager
+def named(record: CocoImage) -> Iterator[None]:
+    """Add the image to the errors of working on it.
+
+    Raises:
+        ImageError: one was raised.
+        DatasetError: something else was raised, such as a MemoryError.
+    """
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{error} (image {record.image_id})") from error
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"{record.path} (image {record.image_id}): {cause}") from error
+
+
+def read_picture(record: CocoImage) -> NDArray[np.uint8]:
+    """The picture (H, W, 3), BGR 0-255, of an image of a data set.
+
+    Raises:
+        ImageError: the file is absent, damaged, or of another size than the annotations say.
+    """
+    return read_image(record.path, (record.height, record.width))
 
 
 def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
@@ -181,10 +200,7 @@ def runs_to_mask(runs: dict[str, Any], record: CocoImage) -> NDArray[np.bool_]:
         DatasetError: it is of another size than the image, or damaged.
     """
     height, width = record.height, record.width
-    if list(runs["size"]) != [height, width]:
-        raise DatasetError(f"{record.path}: a mask of size {runs['size']} does not fit its {height} x {width}")
-    if isinstance(runs["counts"], list):
-        if sum(runs["counts"]) != height * width:
-            raise DatasetError(f"{record.path}: the runs of a mask cover {sum(runs['counts'])} of its pixels")
-        runs = coco_mask.frPyObjects(runs, height, width)
-    return decode_runs(runs)
+    try:
+        return decode_counts(read_counts(runs, height, width), height, width)
+    except ValueError as error:
+        raise DatasetError(f"{record.path}: {error}") from error

@@ -24,7 +24,7 @@ class Summary:
     objects: int
     crowds: int
     unusable: int
-    """Objects without a mask that can be used, crowds not counted."""
+    """Objects without a mask or a box that can be used, crowds not counted."""
     sizes: tuple[int, int, int]
     """Small, medium and large objects as COCO understands it."""
     shapes: tuple[tuple[int, int], tuple[int, int]]
@@ -41,7 +41,7 @@ class Summary:
             f"{self.images} images, {low_width} to {high_width} pixels wide, {low_height} to {high_height} high; "
             f"{self.empty} without objects",
             f"{self.objects} objects, {self.objects / self.images:.2f} an image: {small} small, {medium} medium, "
-            f"{large} large; {self.crowds} crowds and {self.unusable} objects without a usable mask left out",
+            f"{large} large; {self.crowds} crowds and {self.unusable} objects without a usable mask or box left out",
             *(f"  {name:<{width}} {count:>8}" for name, count in self.by_class.items()),
         ]
         if self.absent:

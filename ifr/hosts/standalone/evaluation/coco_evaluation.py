@@ -15,6 +15,7 @@ from torch import nn
 
 from ifr.hosts.standalone.data.catalog import find_dataset
 from ifr.hosts.standalone.data.coco import CocoDataset, read_annotations
+from ifr.hosts.standalone.data.coco_rules import usable_polygons
 from ifr.hosts.standalone.data.loader import evaluation_dataset, evaluation_loader
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.evaluation.coco_metrics import METRICS, Kind, coco_metrics, default_backend
@@ -119,7 +120,25 @@ def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool) -
     elif masks:
         logger.warning("%s has objects without masks; only boxes are scored", dataset.source.name)
     logger.info("%s: %d detections, scored by %s", dataset.source.name, len(results), default_backend())
-    return {kind: coco_metrics(truth, results, kind) for kind in kinds}
+    return {
+        kind: coco_metrics(truth if kind == "bbox" else _with_usable_masks(truth, dataset.source.name), results, kind)
+        for kind in kinds
+    }
+
+
+def _with_usable_masks(truth: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The truth without polygons of fewer than three points, of which pycocotools takes those of two for boxes."""
+    annotations = []
+    for annotation in truth["annotations"]:
+        segmentation = annotation["segmentation"]
+        if isinstance(segmentation, list):
+            segmentation = usable_polygons(segmentation)
+        if segmentation:
+            annotations.append({**annotation, "segmentation": segmentation})
+    lost = len(truth["annotations"]) - len(annotations)
+    if lost:
+        logger.warning("%s: %d objects without a usable mask do not count for masks", name, lost)
+    return {**truth, "annotations": annotations}
 
 
 def format_results(results: Mapping[str, Mapping[str, float]]) -> str:

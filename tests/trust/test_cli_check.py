@@ -1,0 +1,135 @@
+"""`ifr data check` lists everything that is wrong, a line each, and says by its exit code whether there is anything."""
+
+import pytest
+from PIL import Image
+from small_set import HEIGHT, WIDTH, sound_content, write
+
+from ifr.cli import main
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        code = main(["data", "check", *map(str, arguments)])
+        out, errors = capsys.readouterr()
+        return code, out.splitlines(), errors.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    content = sound_content()
+    first = content["annotations"][0]
+    content["images"] += [
+        {"id": 4, "file_name": "../b.png", "height": HEIGHT, "width": WIDTH},
+        {"id": 5, "file_name": "absent.png", "height": HEIGHT, "width": WIDTH},
+        {"id": 6, "file_name": "cut.png", "height": HEIGHT, "width": WIDTH},
+    ]
+    content["annotations"] += [
+        {**first, "id": 8, "bbox": [1, 2, -3, 4]},
+        {**first, "id": 9, "image_id": 99, "category_id": 98},
+    ]
+    source = write(tmp_path, content)
+    (source.images / "cut.png").write_bytes((source.images / "a.png").read_bytes()[:2000])
+    return source
+
+
+def test_every_problem_has_a_line_with_file_and_ids(run, spoiled):
+    code, lines, errors = run(spoiled.json, spoiled.images)
+    assert code == 1
+    assert lines[:6] == [
+        "images",
+        f"  {spoiled.json}: image 4 ('../b.png'): file_name '../b.png' leads out of the folder of the images; "
+        "it must be relative to it",
+        "annotations",
+        f"  {spoiled.json}: annotation 8 (image 3): bbox has a negative width or height: [1, 2, -3, 4]",
+        f"  {spoiled.json}: annotation 9 (image 99): is of the image 99, which the file does not list",
+        f"  {spoiled.json}: annotation 9 (image 99): is of the category 98, which the file does not list",
+    ]
+    assert lines[6:8] == ["pictures", f"  {spoiled.images / 'absent.png'}: no such file (image 5)"]
+    assert lines[8].startswith(f"  {spoiled.images / 'cut.png'}: a damaged picture (")
+    assert lines[8].endswith("(image 6)")
+    assert len(lines) == 9
+    assert errors[0] == "error: pictures-a has 6 problems"
+    assert errors[1].startswith("remedy: ")
+
+
+def test_headers_alone_do_not_show_damage(run, spoiled):
+    code, lines, errors = run(spoiled.json, spoiled.images, "--headers")
+    assert code == 1
+    assert not any("cut.png" in line for line in lines)
+    assert errors[0] == "error: pictures-a has 5 problems"
+
+
+@pytest.mark.parametrize("as_entry", [True, False])
+def test_a_sound_set_is_code_0(run, tmp_path, caplog, as_entry):
+    caplog.set_level("INFO")
+    source = write(tmp_path, sound_content())
+    arguments = [f"{source.images}:{source.json}"] if as_entry else [source.json, source.images]
+    assert run(*arguments)[:2] == (0, [])
+    assert "nothing is wrong" in caplog.text
+
+
+def test_what_is_left_out_is_a_note_and_no_problem(run, tmp_path):
+    content = sound_content()
+    first = content["annotations"][0]
+    content["annotations"] += [{**first, "id": number, "iscrowd": 1} for number in range(8, 31)]
+    source = write(tmp_path, content)
+    code, lines, _ = run(source.json, source.images)
+    assert code == 0
+    shown = ", ".join(map(str, range(8, 28)))
+    assert lines == ["left out", f"  note: {source.json}: 23 annotations are crowds: {shown} and 3 more"]
+
+
+def test_many_pictures_are_read_by_several_processes(run, tmp_path):
+    content = sound_content()
+    source = write(tmp_path, content)
+    for number in range(10, 330):
+        name = f"{number}.png"
+        content["images"].append({"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH})
+        Image.new("RGB", (WIDTH, HEIGHT + (number % 100 == 0))).save(source.images / name)
+    write(tmp_path, content)
+    code, lines, _ = run(source.json, source.images)
+    assert code == 1
+    assert [line.rpartition("/")[2][:7] for line in lines if line.startswith("  ")] == ["100.png", "200.png", "300.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["absent.json", "."], "no file 'absent.json'"),
+        (["a.json", "absent"], "no folder 'absent'"),
+        (["nothing"], "no data set 'nothing'"),
+    ],
+)
+def test_what_is_not_there_is_named(run, tmp_path, monkeypatch, arguments, cause):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.json").write_text("{}")
+    code, _, (first, second) = run(*arguments)
+    assert code == 1
+    assert cause in first
+    assert second == "remedy: see ifr data check --help"
+
+
+def test_a_file_that_is_no_json_is_one_problem(run, tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    code, lines, _ = run(tmp_path / "a.json", tmp_path)
+    assert code == 1
+    assert lines[0] == "file"
+    assert len(lines) == 2
+    assert f"{tmp_path / 'a.json'}: not a JSON file" in lines[1]
+
+
+def test_the_help_says_what_it_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "check", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "ifr data check JSON IMAGES",
+        "one line each",
+        "exit code is 0",
+        "--headers",
+        "every picture is decoded",
+    ):
+        assert part.lower() in text.lower()

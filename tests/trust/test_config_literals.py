@@ -1,0 +1,84 @@
+"""A setting from the command line is a literal: whatever it looks like, nothing is called, looked up or computed."""
+
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ifr.hosts.standalone.config import ConfigError, RCNNFPNConfig
+
+TEXT_KEYS = ("OUTPUT_DIR", "MODEL.WEIGHTS", "DATASETS.TRAIN")
+OTHER_KEYS = ("SEED", "SOLVER.OPTIMIZER.BASE_LR", "MODEL.MASK_ON", "SOLVER.LR_SCHEDULER.STEPS", "MODEL.ROI_MASK_HEAD")
+
+
+def value_of(key, text):
+    config = RCNNFPNConfig()
+    config.merge_from_list([key, text])
+    node = config
+    for part in key.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def code(marker):
+    return [
+        f"__import__('os').system('touch {marker}')",
+        f"open({str(marker)!r}, 'w')",
+        f"(lambda: open({str(marker)!r}, 'w'))()",
+        f"[open(name, 'w') for name in ({str(marker)!r},)]",
+        f"f\"{{open({str(marker)!r}, 'w')}}\"",
+        "().__class__.__base__.__subclasses__()",
+        "1 if print else 2",
+        "2 ** 2 ** 100",
+        "'a' * 10 ** 10",
+        "!!python/object/apply:os.system ['true']",
+        "$(touch x)",
+        "`touch x`",
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(code("x"))))
+def test_code_stays_text_or_is_refused(tmp_path, number, monkeypatch):
+    marker = tmp_path / "executed"
+    monkeypatch.chdir(tmp_path)
+    text = code(marker)[number]
+    for key in TEXT_KEYS:
+        assert value_of(key, text) == ([text] if key == "DATASETS.TRAIN" else text)
+    for key in OTHER_KEYS:
+        with pytest.raises(ConfigError, match=key):
+            value_of(key, text)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["${oc.env:HOME}", "a/${MODEL.DEVICE}", "${oc.create:{a: 1}}", "['${oc.env:HOME}']", "{'a': '${oc.env:X}'}", "${"],
+)
+def test_interpolation_is_refused(text):
+    """OmegaConf would look up the environment or other settings as soon as the value is read."""
+    for key in ("OUTPUT_DIR", "DATASETS.TRAIN", "INPUT.AUG.TRAIN_PIPELINES"):
+        with pytest.raises(ConfigError, match=rf"{key} is (a literal|of type)"):
+            value_of(key, text)
+    config = RCNNFPNConfig()
+    with pytest.raises(ConfigError, match="OUTPUT_DIR is a literal"):
+        config._register_configuration({"OUTPUT_DIR": "${oc.env:HOME}"})
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 5000, "-" * 100_000 + "1", "1" * 5000, "{'a':" * 300 + "1" + "}" * 300, "[" * 99_999]
+)
+def test_what_overwhelms_the_parser_is_text(text):
+    assert value_of("OUTPUT_DIR", text) == text
+    with pytest.raises(ConfigError, match="SEED is of type int"):
+        value_of("SEED", text)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=st.text(max_size=40))
+def test_any_text_is_kept_or_refused(text):
+    try:
+        value = value_of("OUTPUT_DIR", text)
+    except ConfigError:
+        return
+    assert isinstance(value, str) or value is None
