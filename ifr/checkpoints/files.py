@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ifr.checkpoints import numpy_records, pickles
 from ifr.checkpoints.errors import CheckpointError
+from ifr.checkpoints.sums import check_sums
 from ifr.checkpoints.torch_zip import check_archive
 
 _FOREIGN = {
@@ -56,6 +57,7 @@ def read_checkpoint(path: str | Path) -> CheckpointFile:
             raise CheckpointError(path, f"this is {kind}; a checkpoint was expected")
     if head.startswith(b"PK\x03\x04"):
         check_archive(path)
+        check_sums(path)
         return _split(path, _load_torch(path))
     if _LEGACY_TORCH in head[:32]:
         return _split(path, _load_torch(path))
