@@ -19,7 +19,8 @@ _REPEATED = 1.0  # seconds; a terminal and torchrun both pass one Ctrl-C on
 class StopSignals:
     """Notes, while entered, that a signal asked this process to stop; the second Ctrl-C interrupts at once.
 
-    Processes that `launch` started leave Ctrl-C to the one that started them, which passes it on as SIGTERM. In a
+    A signal that was ignored stays ignored, as Ctrl-C is by what a shell script runs in the background. Processes that
+    `launch` started leave Ctrl-C to the one that started them, which passes it on as SIGTERM. In a
     thread other than the main one nothing is noted: Python gives it no signals.
     """
 
@@ -33,7 +34,8 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             started = multiprocessing.parent_process() is not None
             numbers = (signal.SIGTERM,) if started else (signal.SIGTERM, signal.SIGINT)
-            self._previous = {number: signal.signal(number, self._note) for number in numbers}
+            heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:

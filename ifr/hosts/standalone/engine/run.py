@@ -176,7 +176,8 @@ class Run:
         logger.error("%s; training goes on, and the checkpoints before it stay", failure)
 
     def _evaluate(self, done: int) -> None:
-        average = self.trainer.average
+        """Evaluate; training goes on as if that had not been, since a resumed run may not do it again."""
+        average, before = self.trainer.average, snapshots.random_state(self.trainer.device)
         try:
             with average.in_model() if average is not None else contextlib.nullcontext():
                 results = evaluate_all(
@@ -184,5 +185,6 @@ class Run:
                 )
         except EvaluationStopped as stopped:
             self._leave(stopped.signal, done)
+        snapshots.restore_random_state(before, self.trainer.device)
         if self.records is not None:
             self.records.write_results(done, results)
