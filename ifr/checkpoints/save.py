@@ -44,10 +44,21 @@ def save_checkpoint(path: str | Path, model: nn.Module, **extras: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _keep_name(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(path, f"cannot be written ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _keep_name(folder: Path) -> None:
+    """Have the folder's new entry on the disk too, where folders can be synchronised."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def published_weights(model: nn.Module) -> dict[str, Tensor]:

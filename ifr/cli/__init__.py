@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ifr.cli.errors import CommandError
+from ifr.cli.errors import CommandError, CommandStopped
 from ifr.cli.parser import build_parser
 
 
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130  # as shells report an interrupt
+    except CommandStopped as stopped:
+        return _fail(str(stopped), stopped.remedy, "stopped", stopped.exit_code)
     except CommandError as error:
         if args.debug:
             raise
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{type(error).__name__}: {error}", "run it again with --debug and report the traceback")
 
 
-def _fail(cause: str, advice: str) -> int:
+def _fail(cause: str, advice: str, what: str = "error", code: int = 1) -> int:
     one_line = " ".join(cause.split())
-    sys.stderr.write(f"error: {one_line}\nremedy: {advice}\n")
-    return 1
+    sys.stderr.write(f"{what}: {one_line}\nremedy: {advice}\n")
+    return code

@@ -13,6 +13,15 @@ class CommandError(Exception):
         self.remedy = remedy
 
 
+class CommandStopped(CommandError):
+    """A signal stopped the command, in good order; how to go on is its remedy."""
+
+    def __init__(self, cause: str, remedy: str, exit_code: int) -> None:
+        """Keep both lines and the code to exit with."""
+        super().__init__(cause, remedy)
+        self.exit_code = exit_code
+
+
 @contextlib.contextmanager
 def advise(remedy: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn errors of these kinds into a `CommandError` with this remedy."""

@@ -8,15 +8,20 @@ from pathlib import Path
 import torch
 
 from ifr.checkpoints import CheckpointError
-from ifr.cli.errors import CommandError, advise
+from ifr.cli.errors import CommandError, CommandStopped, advise
 from ifr.experiment import load_experiment
 from ifr.hosts import host_name
 from ifr.hosts.standalone.config import ConfigError
 from ifr.hosts.standalone.data.errors import DatasetError
 from ifr.hosts.standalone.data.images import ImageError
-from ifr.hosts.standalone.engine.launch import WorkerError
+from ifr.hosts.standalone.engine.errors import NonFiniteError, RunError, Stopped, WorkerError
 from ifr.hosts.standalone.engine.options import Layout
 from ifr.hosts.standalone.evaluation import EvaluationError
+
+_LESS_MEMORY = (
+    "lower SOLVER.IMS_PER_BATCH or the sizes in INPUT.AUG.TRAIN_PIPELINES, raise SOLVER.BATCH_SUBDIVISIONS, or set "
+    "TRAINER.FP16.ENABLED True"
+)
 
 
 def require_standalone(command: str) -> None:
@@ -57,6 +62,11 @@ def helpful(folder: Path) -> Iterator[None]:
     """Give the errors that a run can expect a remedy."""
     try:
         yield
+    except Stopped as stopped:
+        remedy = "the same command with --resume goes on from there" if stopped.saved else "start it again"
+        raise CommandStopped(str(stopped), remedy, stopped.exit_code) from stopped
+    except RunError as error:
+        raise CommandError(str(error), error.remedy) from error
     except ConfigError as error:
         raise CommandError(str(error), f"settings are in {folder / 'config.py'} and its host's defaults") from error
     except CheckpointError as error:
@@ -66,14 +76,26 @@ def helpful(folder: Path) -> Iterator[None]:
         raise CommandError(str(error), remedy) from error
     except ImageError as error:
         raise CommandError(str(error), "replace the picture, or remove it from the annotations") from error
-    except torch.cuda.OutOfMemoryError as error:
-        remedy = "lower SOLVER.IMS_PER_DEVICE, raise SOLVER.BATCH_SUBDIVISIONS, or set TRAINER.FP16.ENABLED True"
-        raise CommandError(str(error).partition(".")[0], remedy) from error
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise CommandError(
+            f"out of memory: {str(error).partition('.')[0] or 'of this machine'}", _LESS_MEMORY
+        ) from error
     except EvaluationError as error:
-        raise CommandError(str(error), "run it again with --debug and report the traceback") from error
+        remedy = "run it again with --debug and report the traceback"
+        if "OutOfMemoryError" in str(error):
+            remedy = "lower the sizes in INPUT.AUG.TEST_PIPELINES, or use MODEL.DEVICE cpu"
+        raise CommandError(str(error), remedy) from error
     except WorkerError as error:
         raise CommandError(
-            str(error), "log.txt in OUTPUT_DIR may say more; a worker that is killed lacks memory"
+            str(error),
+            "if nobody killed it, the machine ran out of memory: lower DATALOADER.NUM_WORKERS or SOLVER.IMS_PER_BATCH; "
+            "--resume goes on from the last checkpoint",
+        ) from error
+    except NonFiniteError as error:
+        raise CommandError(
+            str(error),
+            "lower SOLVER.OPTIMIZER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True, then --resume: the checkpoints "
+            "are sound; docs/trust.md says how to repeat the step",
         ) from error
     except FloatingPointError as error:
         raise CommandError(
@@ -84,3 +106,21 @@ def helpful(folder: Path) -> Iterator[None]:
         raise CommandError(str(error), "correct the argument or setting that it names") from error
     except OSError as error:
         raise CommandError(str(error), "choose an OUTPUT_DIR that can be written, with space left") from error
+    except RuntimeError as error:
+        known = _known(error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _known(error: RuntimeError) -> CommandError | None:
+    """What torch says of the memory of this machine, for which it has no class of errors."""
+    text = str(error)
+    if "DefaultCPUAllocator" in text or "can't allocate memory" in text:
+        return CommandError("out of memory of this machine", _LESS_MEMORY)
+    if "DataLoader worker" in text:
+        remedy = (
+            "if nobody killed it, memory ran out: lower DATALOADER.NUM_WORKERS; with 'bus error', /dev/shm is too small"
+        )
+        return CommandError(text, remedy)
+    return None

@@ -20,8 +20,8 @@ from ifr.hosts.standalone.data.catalog import find_dataset
 from ifr.hosts.standalone.data.coco import CocoDataset
 from ifr.hosts.standalone.data.images import read_image
 from ifr.hosts.standalone.detector.rcnn import RCNN
+from ifr.hosts.standalone.engine.history import newest_checkpoint
 from ifr.hosts.standalone.engine.setup import match_classes, requested_device, resolve
-from ifr.hosts.standalone.engine.snapshots import newest_checkpoint
 from ifr.hosts.standalone.engine.workers import Worker
 from ifr.hosts.standalone.predictor import Predictor
 from ifr.refine import Implicit, RefinementBlock

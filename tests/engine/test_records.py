@@ -13,7 +13,7 @@ import torch
 from tiny_experiment import metrics
 
 from ifr.checkpoints import CheckpointError
-from ifr.hosts.standalone.engine import snapshots
+from ifr.hosts.standalone.engine import history, snapshots
 from ifr.hosts.standalone.engine.records import MetricsFile, Records, log_file
 
 
@@ -91,12 +91,12 @@ def test_random_states_come_back() -> None:
 
 
 def test_the_newest_checkpoint(tmp_path: Path) -> None:
-    assert snapshots.newest_checkpoint(tmp_path) is None
+    assert history.newest_checkpoint(tmp_path) is None
     for name in ("model_iter_0000010.pth", "model_iter_0000020.pth"):
         (tmp_path / name).touch()
-    assert snapshots.newest_checkpoint(tmp_path) == tmp_path / "model_iter_0000020.pth"
+    assert history.newest_checkpoint(tmp_path) == tmp_path / "model_iter_0000020.pth"
     (tmp_path / "last_checkpoint").write_text("model_iter_0000010.pth\n")
-    assert snapshots.newest_checkpoint(tmp_path) == tmp_path / "model_iter_0000010.pth"
+    assert history.newest_checkpoint(tmp_path) == tmp_path / "model_iter_0000010.pth"
     (tmp_path / "last_checkpoint").write_text("gone.pth")
     with pytest.raises(CheckpointError, match=r"gone\.pth"):
-        snapshots.newest_checkpoint(tmp_path)
+        history.newest_checkpoint(tmp_path)

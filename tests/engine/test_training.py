@@ -79,6 +79,7 @@ def test_a_run_leaves_everything_that_it_should(uninterrupted: Path) -> None:
         "metrics.json",
         "config.yaml",
         "last_checkpoint",
+        "checkpoints.json",
         "model_iter_0000003.pth",
         "model_iter_0000006.pth",
         "model_final.pth",

@@ -84,6 +84,16 @@ def make_dataset(folder: Path, count: int, seed: int) -> str:
     return f"{folder / 'images'}:{folder / 'annotations.json'}"
 
 
+def write_tiny(root: Path) -> Path:
+    """The folder of an experiment of six iterations, the first two explicit, with data beside it."""
+    folder = root / "tiny"
+    folder.mkdir()
+    sets = {"train": make_dataset(root / "train", 8, 0), "test": make_dataset(root / "val", 3, 1)}
+    (folder / "config.py").write_text(CONFIG % sets)
+    (folder / "net.py").write_text("from ifr.hosts import build_mask_rcnn as build_model\n")
+    return folder
+
+
 def metrics(output: Path) -> list[dict[str, Any]]:
     """The lines of metrics.json."""
     return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]

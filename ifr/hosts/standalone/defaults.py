@@ -149,6 +149,9 @@ _TRAINER: Settings = {
     # TYPE: bfloat16 | float16; cvpods' names APEX and PYTORCH mean float16.
     "FP16": {"ENABLED": False, "TYPE": "APEX", "OPTS": {"OPT_LEVEL": "O1"}},
     "WINDOW_SIZE": 20,
+    # Added by IFR.
+    # One warning when a larger share of the mask head's solves than SHARE, over WINDOW iterations, does not converge.
+    "CONVERGENCE": {"SHARE": 0.9, "WINDOW": 1000},
 }
 
 _SOLVER: Settings = {
@@ -179,6 +182,8 @@ _SOLVER: Settings = {
     # Added by IFR.
     "RESCALE": True,  # convert the schedule of config.py to the batch of the run; see engine/rescale.py
     "EMA": {"ENABLED": False, "DECAY": 0.9998},  # moving average of the weights, for evaluation and checkpoints
+    "CHECKPOINTS_KEPT": 0,  # so many of the newest model_iter_*.pth stay; 0: all of them
+    "CHECKPOINT_FAILURE": "continue",  # continue | stop, when a checkpoint cannot be written; the last one must be
 }
 
 _TEST: Settings = {

@@ -75,6 +75,14 @@ def check_run_supported(config: Any) -> None:
     _check_fixed(config, _FIXED_RUN)
     if int(config.GLOBAL.LOG_INTERVAL) < 1:
         raise ValueError(f"GLOBAL.LOG_INTERVAL must be at least 1, got {config.GLOBAL.LOG_INTERVAL}")
+    solver = config.SOLVER
+    if solver.CHECKPOINT_FAILURE not in ("continue", "stop"):
+        raise ValueError(f"SOLVER.CHECKPOINT_FAILURE must be 'continue' or 'stop', got {solver.CHECKPOINT_FAILURE!r}")
+    if int(solver.CHECKPOINTS_KEPT) < 0:
+        raise ValueError(f"SOLVER.CHECKPOINTS_KEPT must be at least 0, got {solver.CHECKPOINTS_KEPT}")
+    share, window = float(config.TRAINER.CONVERGENCE.SHARE), int(config.TRAINER.CONVERGENCE.WINDOW)
+    if not 0 <= share <= 1 or window < 1:
+        raise ValueError(f"TRAINER.CONVERGENCE takes a SHARE from 0 to 1 and a WINDOW from 1, got {share} and {window}")
 
 
 def _check_fixed(config: Any, fixed: dict[str, Any]) -> None:

@@ -3,22 +3,26 @@
 import logging
 import os
 import pickle
+import signal
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
 from typing import Any
 
 import torch
 from torch import multiprocessing
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
+from torch.multiprocessing.spawn import start_processes
 
+from ifr.hosts.standalone.engine.errors import RunError, Stopped, WorkerError
 from ifr.hosts.standalone.engine.options import Layout
 from ifr.hosts.standalone.engine.workers import Worker, from_torchrun, joined
+from ifr.hosts.standalone.signals import StopSignals, die_with_parent
 
 Job = Callable[..., Any]
 
-
-class WorkerError(RuntimeError):
-    """A worker process failed; the message is its own."""
+_POLL = 0.5  # seconds
+_PATIENCE = 20.0  # seconds, for the others once a worker has failed
 
 
 def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
@@ -34,11 +38,13 @@ def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
         arguments: picklable.
 
     Raises:
-        ValueError: the layout does not fit this machine.
-        WorkerError: a worker failed in a way that cannot be raised here as it is.
+        RunError: the layout does not fit this machine, or the workers cannot meet.
+        Stopped: a signal asked the workers to stop, which they did.
+        WorkerError: a worker was killed, or failed in a way that cannot be raised here as it is.
     """
     own = from_torchrun()
     if own is not None:
+        _check_gpu_of(own, device)
         with joined(own, "env://", device):
             return job(own, *arguments)
     count = workers_here(layout, device)
@@ -54,19 +60,34 @@ def workers_here(layout: Layout, device: str) -> int:
     """The number of workers of this machine.
 
     Raises:
-        ValueError: there are not so many GPUs, or a single GPU is named.
+        RunError: there are not so many GPUs, or a single GPU is named.
     """
     wanted = layout.num_gpus
     if not device.startswith("cuda"):
         return wanted or 1
     if device != "cuda":
         if wanted not in (None, 1):
-            raise ValueError(f"MODEL.DEVICE = {device!r} names one GPU, which does not fit --num-gpus {wanted}")
+            raise RunError(
+                f"MODEL.DEVICE = {device!r} names one GPU, which does not fit --num-gpus {wanted}",
+                "leave one of the two out",
+            )
         return 1
     visible = torch.cuda.device_count()
     if wanted is not None and wanted > visible:
-        raise ValueError(f"--num-gpus {wanted}, but this machine has {visible} GPUs")
+        raise RunError(
+            f"--num-gpus {wanted}, but this machine has {visible} GPUs",
+            f"give --num-gpus {visible}, or MODEL.DEVICE cpu to train on {wanted} processes of the CPU",
+        )
     return wanted or max(visible, 1)
+
+
+def _check_gpu_of(worker: Worker, device: str) -> None:
+    visible = torch.cuda.device_count()
+    if device == "cuda" and worker.local_rank >= visible:
+        raise RunError(
+            f"torchrun started more than {worker.local_rank} processes here, but this machine has {visible} GPUs",
+            f"give torchrun --nproc-per-node {max(visible, 1)}",
+        )
 
 
 def _spawn(
@@ -75,23 +96,79 @@ def _spawn(
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
     first = layout.machine_rank * count
-    workers = start_processes(  # type: ignore[no-untyped-call]
-        _work,
-        (job, first, count, world_size, url, device, arguments, errors),
-        nprocs=count,
-        start_method="spawn",
-        join=False,
-    )
-    try:
-        while not workers.join():
-            pass
-    except (ProcessRaisedException, ProcessExitedException) as failure:
-        if errors.empty():
-            raise WorkerError(str(failure)) from failure
-        raise _restored(errors.get()) from failure
-    finally:
-        for process in workers.processes:  # an interrupt reaches this process alone where no terminal sends it
-            process.terminate()
+    with StopSignals() as signals:
+        processes = start_processes(  # type: ignore[no-untyped-call]
+            _work,
+            (job, first, count, world_size, url, device, arguments, errors),
+            nprocs=count,
+            start_method="spawn",
+            join=False,
+        ).processes
+        try:
+            failed = _wait(processes, signals)
+        finally:  # also after an error here
+            _end(processes)
+        raised = _raised(errors)
+    stops = [error for _, error in raised if isinstance(error, Stopped)]
+    if stops:
+        raise Stopped(signals.requested or stops[0].number, stops[0].iteration, stops[0].saved)
+    if failed and signals.requested:
+        raise Stopped(signals.requested, 0, None)
+    spoke = {index for index, _ in raised}
+    for index in failed:
+        code = processes[index].exitcode
+        if index not in spoke and code < 0:
+            name = signal.Signals(-code).name
+            raise WorkerError(f"worker {first + index} of {world_size} was killed by {name}; the others were ended")
+    if raised:
+        raise raised[0][1]
+    if failed:
+        raise WorkerError(f"worker {first + failed[0]} of {world_size} ended with code {processes[failed[0]].exitcode}")
+
+
+def _wait(processes: Sequence[Any], signals: StopSignals) -> list[int]:
+    """Wait for all, or for the first that fails; returns those that failed of themselves.
+
+    A signal to this process is passed on, once.
+    """
+    passed_on = False
+    while True:
+        if signals.requested and not passed_on:
+            passed_on = True
+            for process in processes:
+                process.terminate()
+        failed = [index for index, process in enumerate(processes) if process.exitcode]
+        if failed:
+            _join(processes, _PATIENCE)  # a worker that saves what a failure needs, or says what it met
+            codes = [process.exitcode for process in processes]
+            # A killed worker makes the others fail; it comes first, even if it is noticed a little later.
+            return sorted((i for i, code in enumerate(codes) if code), key=lambda i: (codes[i] > 0, i not in failed))
+        running = [process.sentinel for process in processes if process.exitcode is None]
+        if not running:
+            return []
+        connection.wait(running, timeout=_POLL)
+
+
+def _join(processes: Sequence[Any], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(deadline - time.monotonic(), 0))
+
+
+def _end(processes: Sequence[Any]) -> None:
+    """Kill those that still run; each may be stuck waiting for another, where a mild signal does not reach it."""
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
+def _raised(errors: Any) -> list[tuple[int, Exception]]:
+    """What the workers raised, by index, the first first."""
+    found = []
+    while not errors.empty():
+        found.append(errors.get())
+    return [(index, _restored(data)) for _, index, data in sorted(found)]
 
 
 def _work(
@@ -106,6 +183,7 @@ def _work(
     errors: Any,
 ) -> None:
     """In a started process: run the job, and hand an error to the process that waits."""
+    die_with_parent()
     worker = Worker(first + index, world_size, index)
     logging.basicConfig(level=logging.INFO if worker.is_first else logging.WARNING, format="%(message)s")
     if not device.startswith("cuda") and "OMP_NUM_THREADS" not in os.environ:
@@ -113,8 +191,10 @@ def _work(
     try:
         with joined(worker, url, device):
             job(worker, *arguments)
+    except Stopped as stopped:
+        errors.put((time.monotonic(), index, _portable(stopped)))
     except Exception as error:
-        errors.put(_portable(error))
+        errors.put((time.monotonic(), index, _portable(error)))
         raise
 
 

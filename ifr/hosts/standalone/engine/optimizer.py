@@ -1,6 +1,7 @@
 """Stochastic gradient descent as cvpods sets it up, and clipping."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
     """SGD with momentum and weight decay; normalisation layers have a weight decay of their own.
 
     The magnitude and the direction of a weight-normalised convolution both decay: neither belongs to a norm layer.
+    It is the fused one, which leaves out an update on the device itself where the trainer finds it not finite.
 
     Raises:
         ValueError: SOLVER.OPTIMIZER.NAME is not one that this host has, or nothing is to be trained.
@@ -40,14 +42,31 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
                 groups.setdefault((float(factor), float(decay)), []).append(parameter)
     if not groups:
         raise ValueError("the model has no parameter that is to be trained")
-    return torch.optim.SGD(
+    momentum = float(settings.MOMENTUM)
+    optimizer = torch.optim.SGD(
         [
             {"params": parameters, "weight_decay": decay, "lr_factor": factor}
             for (factor, decay), parameters in groups.items()
         ],
         lr=float(settings.BASE_LR),
-        momentum=float(settings.MOMENTUM),
+        momentum=momentum,
+        fused=True,
     )
+    if momentum:  # torch 2.14 would leave it uninitialised where the first update is left out
+        for parameter in itertools.chain.from_iterable(groups.values()):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Continue with a saved state, also with that of an optimizer that is not fused.
+
+    Raises:
+        ValueError: it is of other parameters.
+    """
+    optimizer.load_state_dict(dict(state))
+    for group in optimizer.param_groups:
+        group["fused"] = True
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

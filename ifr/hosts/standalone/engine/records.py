@@ -14,6 +14,8 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ifr.hosts.standalone.engine.errors import Stopped
+
 logger = logging.getLogger(__name__)
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -22,7 +24,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Everything that ifr logs also goes to the end of this file meanwhile."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT))
     root = logging.getLogger("ifr")
     level = root.level
@@ -30,6 +32,9 @@ def log_file(path: Path) -> Iterator[None]:
     root.addHandler(handler)
     try:
         yield
+    except Stopped as stopped:
+        logger.info("stopped %s", stopped)
+        raise
     except Exception as error:
         where = (logger.name, logging.ERROR, __file__, 0)  # to the file alone: whoever catches it tells the user
         handler.handle(logger.makeRecord(*where, "stopped: %s", (error,), sys.exc_info()))
@@ -40,8 +45,20 @@ def log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
+class _LogFile(logging.FileHandler):
+    """Where the disk is full, says so once on the terminal and goes on."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called where a line could not be written."""
+        if not self._said:
+            self._said = True
+            sys.stderr.write(f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]}); training goes on\n")
+
+
 class MetricsFile:
-    """metrics.json: one JSON object a line.
+    """metrics.json: one JSON object a line; where it cannot be written, a warning says so and the lines are lost.
 
     Args:
         path: of the file; lines of iterations after `start` are dropped, which a resumed run writes again.
@@ -50,14 +67,28 @@ class MetricsFile:
 
     def __init__(self, path: Path, start: int) -> None:
         self._path = path
+        self._failed = False
+        self.evaluated: set[int] = set()
+        """Iterations after which the kept lines have results of an evaluation."""
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _iteration(line) <= start] if start else []
             replace_text(path, "".join(f"{line}\n" for line in kept))
+            self.evaluated = {int(_iteration(line)) for line in kept if any("/" in name for name in json.loads(line))}
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append an object."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(values)) + "\n")
+        line = json.dumps(dict(values)) + "\n"
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                logger.warning("%s: cannot be written (%s); training goes on without its lines", self._path, error)
+            self._failed = True
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, size)  # no line cut short
 
 
 def _iteration(line: str) -> float:
@@ -72,7 +103,10 @@ def replace_text(path: Path, text: str) -> None:
     """Write a file so that it is either as before or whole."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        partial.write_text(text, encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -104,10 +138,7 @@ class Records:
     def write(self, iteration: int, values: Mapping[str, Any]) -> None:
         """Figures of the latest iterations, after `iteration` of them in all."""
         self._metrics.write({"iteration": iteration, **values})
-        if self._events is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(name, value, iteration)
+        self._add_events(iteration, values)
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {values.get('total_loss', 0.0):.3f}")
         logger.info(
@@ -128,9 +159,22 @@ class Records:
             for name, value in metrics.items()
         }
         self._metrics.write({"iteration": iteration, **{name: json_number(value) for name, value in flat.items()}})
-        if self._events is not None:
-            for name, value in flat.items():
-                self._events.add_scalar(name, value, iteration)
+        self._add_events(iteration, flat)
+
+    def has_results(self, iteration: int) -> bool:
+        """Whether the run has evaluated after so many iterations before it was resumed."""
+        return iteration in self._metrics.evaluated
+
+    def _add_events(self, iteration: int, values: Mapping[str, Any]) -> None:
+        if self._events is None:
+            return
+        try:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(name, value, iteration)
+        except OSError as error:
+            logger.warning("TensorBoard's events cannot be written (%s); training goes on without them", error)
+            self._events = None
 
     def close(self) -> None:
         """Finish the bar and the files."""
@@ -138,7 +182,8 @@ class Records:
         if self._bar is not None:
             self._bar.close()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):  # of a full disk; `metrics.json` has said so
+                self._events.close()
 
 
 def _summary(values: Mapping[str, Any]) -> str:

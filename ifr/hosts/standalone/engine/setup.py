@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint
+from ifr.checkpoints import resolve as fetched
 from ifr.hosts.standalone.data.catalog import find_dataset
 from ifr.hosts.standalone.data.coco import read_classes
+from ifr.hosts.standalone.engine.errors import RunError
 from ifr.hosts.standalone.engine.rescale import given_keys, merge_and_rescale
 from ifr.hosts.standalone.engine.snapshots import Classes
 from ifr.hosts.standalone.engine.workers import Worker
@@ -19,20 +23,35 @@ logger = logging.getLogger(__name__)
 _OUTPUT = "OUTPUT_DIR"
 _DEVICE = "MODEL.DEVICE"
 _NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
+_NO_GPU = "add MODEL.DEVICE cpu to use the CPU, or look at the driver with nvidia-smi"
 
 
-def requested_device(config: Any, overrides: Sequence[Any]) -> str:
+def requested_device(config: Any, overrides: Sequence[Any], num_gpus: int | None = None) -> str:
     """MODEL.DEVICE of the run; without a GPU, that of config.py gives way to the CPU.
 
+    Args:
+        config: of the experiment.
+        overrides: of the command line.
+        num_gpus: of the command line.
+
     Raises:
-        ValueError: the command line asks for a GPU and there is none, or a setting does not exist or fit.
+        RunError: the command line asks for a GPU and there is none, or for one that is not there.
+        ValueError: a setting does not exist or fit.
     """
     config.merge_from_list(list(overrides))
     device = str(config.MODEL.DEVICE)
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not device.startswith("cuda"):
+        return device
+    if not torch.cuda.is_available():
         if _DEVICE in given_keys(overrides):
-            raise ValueError(f"MODEL.DEVICE is {device!r}, but torch finds no GPU; give MODEL.DEVICE cpu")
+            raise RunError(f"MODEL.DEVICE is {device!r}, but torch finds no GPU", _NO_GPU)
+        if num_gpus is not None:
+            raise RunError(f"--num-gpus {num_gpus}, but torch finds no GPU", _NO_GPU)
         return "cpu"
+    number = device.removeprefix("cuda").removeprefix(":")
+    if number and not (number.isdigit() and int(number) < torch.cuda.device_count()):
+        last = torch.cuda.device_count() - 1
+        raise RunError(f"MODEL.DEVICE is {device!r}, but the GPUs here are cuda:0 to cuda:{last}", "name one of them")
     return device
 
 
@@ -73,7 +92,8 @@ def match_classes(config: Any, entries: Sequence[str], overrides: Sequence[Any],
     """The classes of the first data set; NUM_CLASSES becomes their number unless the command line gives it.
 
     Raises:
-        ValueError: no data set is named, it cannot be read, or its classes are not as many as the command line says.
+        RunError: its classes are not as many as the command line says.
+        ValueError: no data set is named, or it cannot be read.
     """
     if not entries:
         raise ValueError("no data set: DATASETS.TRAIN or DATASETS.TEST is empty")
@@ -82,7 +102,40 @@ def match_classes(config: Any, entries: Sequence[str], overrides: Sequence[Any],
     count = int(config.MODEL.ROI_HEADS.NUM_CLASSES)
     if count != len(names):
         if _NUM_CLASSES in given_keys(overrides):
-            raise ValueError(f"{_NUM_CLASSES} is {count}, but {entries[0]} has {len(names)} classes")
+            raise RunError(
+                f"{_NUM_CLASSES} is {count}, but {entries[0]} has {len(names)} classes",
+                f"leave {_NUM_CLASSES} out, or give {len(names)}",
+            )
         logger.info("%s: %d -> %d, the classes of %s", _NUM_CLASSES, count, len(names), entries[0])
         config.merge_from_list([_NUM_CLASSES, len(names)])
     return Classes(names, category_ids)
+
+
+def load_trained(model: nn.Module, path: str | Path, config: Any) -> None:
+    """Load the weights of a whole detector.
+
+    Raises:
+        RunError: they are of another number of classes than the model.
+        CheckpointError: they cannot be read, or do not fit otherwise.
+    """
+    try:
+        load_weights(model, path, allow_backbone_only=False)
+    except CheckpointError as error:
+        trained = _trained_classes(path)
+        count = int(config.MODEL.ROI_HEADS.NUM_CLASSES)
+        if trained in (None, count):
+            raise
+        raise RunError(
+            f"{path}: it was trained on {trained} classes, the data set and the model have {count}",
+            f"test it on the data set that it was trained for, or give MODEL.WEIGHTS of {count} classes",
+        ) from error
+
+
+def _trained_classes(path: str | Path) -> int | None:
+    """The number of classes of a detector's checkpoint, by its box predictor, which has one row more."""
+    try:
+        weights = read_checkpoint(fetched(path)).weights
+    except CheckpointError:
+        return None
+    rows = [len(value) - 1 for name, value in weights.items() if name.endswith("cls_score.weight")]
+    return rows[0] if rows else None

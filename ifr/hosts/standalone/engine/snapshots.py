@@ -1,8 +1,6 @@
 """Checkpoints of a training run: everything that resuming needs, in cvpods' form and names."""
 
-import logging
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +10,9 @@ import numpy as np
 import torch
 
 from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, save_checkpoint
-from ifr.hosts.standalone.engine.records import replace_text
+from ifr.hosts.standalone.engine.optimizer import load_state
 from ifr.hosts.standalone.engine.trainer import Trainer
 
-logger = logging.getLogger(__name__)
-
-LAST = "last_checkpoint"
-FINAL = "model_final.pth"
-_PERIODIC = re.compile(r"^model_iter_(\d+)\.pth$")
 _OWN = ("iteration", "seed", "batch_size", "optimizer", "random")
 
 
@@ -32,17 +25,26 @@ class Classes:
     """In the data set's files, by class."""
 
 
-def save(folder: Path, name: str, trainer: Trainer, *, iteration: int, batch_size: int, classes: Classes) -> None:
-    """Write a checkpoint after `iteration` iterations; all workers must call it together.
+def save(path: Path, trainer: Trainer, *, iteration: int, batch_size: int, classes: Classes, together: bool) -> None:
+    """Write a checkpoint after `iteration` iterations.
 
     With a moving average, "model" is the average, which is what testing should use, and "ema" has the weights that are
     trained. The position in the data is the iteration: a batch is a function of seed, iteration and batch size.
 
+    Args:
+        path: of the file.
+        trainer: settled.
+        iteration: iterations done.
+        batch_size: images of an iteration over all workers.
+        classes: that the model tells apart.
+        together: whether all workers call this, and the first one writes; otherwise this one alone does.
+
     Raises:
         CheckpointError: the file cannot be written.
     """
-    states = trainer.worker.gather(random_state(trainer.device))
-    if not trainer.worker.is_first:
+    own = random_state(trainer.device)
+    states = trainer.worker.gather(own) if together else [own]
+    if together and not trainer.worker.is_first:
         return
     extras: dict[str, Any] = {
         "optimizer": trainer.optimizer,
@@ -58,13 +60,11 @@ def save(folder: Path, name: str, trainer: Trainer, *, iteration: int, batch_siz
         "classes": {"names": list(classes.names), "category_ids": list(classes.category_ids)},
     }
     if trainer.average is None:
-        save_checkpoint(folder / name, trainer.model, **extras)
+        save_checkpoint(path, trainer.model, **extras)
     else:
-        with trainer.average.in_model() as own:
-            extras["ema"] = {"updates": trainer.average.updates, "own": {key: own[key].cpu() for key in own}}
-            save_checkpoint(folder / name, trainer.model, **extras)
-    replace_text(folder / LAST, name)
-    logger.info("saved %s", folder / name)
+        with trainer.average.in_model() as trained:
+            extras["ema"] = {"updates": trainer.average.updates, "own": {key: trained[key].cpu() for key in trained}}
+            save_checkpoint(path, trainer.model, **extras)
 
 
 def resume(path: Path, extras: Mapping[str, Any], trainer: Trainer, *, batch_size: int) -> int:
@@ -85,7 +85,7 @@ def resume(path: Path, extras: Mapping[str, Any], trainer: Trainer, *, batch_siz
         )
     load_weights(trainer.model, path, allow_backbone_only=False)
     try:
-        trainer.optimizer.load_state_dict(extras["optimizer"])
+        load_state(trainer.optimizer, extras["optimizer"])
         if extras.get("scaler"):
             trainer.scaler.load_state_dict(extras["scaler"])
     except (ValueError, KeyError, RuntimeError) as error:
@@ -112,46 +112,6 @@ def read_extras(path: Path) -> dict[str, Any]:
     if lacking:
         raise CheckpointError(path, f"training cannot resume from it: it lacks {', '.join(lacking)}")
     return extras
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that was written last, if there is one.
-
-    Raises:
-        CheckpointError: it is named but not there.
-    """
-    pointer = folder / LAST
-    if not pointer.exists():
-        return None
-    path = folder / pointer.read_text().strip()
-    if not path.is_file():
-        raise CheckpointError(path, f"{pointer} names it, but it is not there")
-    return path
-
-
-def forget_last(folder: Path) -> None:
-    """Keep a later --resume from continuing an earlier run of the same folder, whose checkpoints stay."""
-    if (folder / LAST).exists():
-        logger.warning("%s has checkpoints of an earlier run; this run starts anew and may overwrite them", folder)
-        (folder / LAST).unlink()
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to test: the one written last, otherwise the model_*.pth with the latest time."""
-    last = last_checkpoint(folder)
-    if last is not None:
-        return last
-    found = sorted(folder.glob("model_*.pth"), key=lambda path: (path.stat().st_mtime, path.name))
-    return found[-1] if found else None
-
-
-def periodic_checkpoints(folder: Path, first: int, last: float) -> list[Path]:
-    """Every model_iter_*.pth of these iterations, in their order; an unbounded range includes the final one."""
-    numbered = [
-        (int(match[1]), path) for path in folder.glob("model_iter_*.pth") if (match := _PERIODIC.match(path.name))
-    ]
-    found = [path for number, path in sorted(numbered) if first <= number <= last]
-    return found + ([folder / FINAL] if last == float("inf") and (folder / FINAL).is_file() else [])
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

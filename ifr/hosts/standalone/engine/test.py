@@ -7,14 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ifr.checkpoints import load_weights
-from ifr.hosts.standalone.engine import snapshots
+from ifr.hosts.standalone.engine import history
 from ifr.hosts.standalone.engine.evaluate import Results, evaluate_all
 from ifr.hosts.standalone.engine.launch import launch
 from ifr.hosts.standalone.engine.options import TestOptions
 from ifr.hosts.standalone.engine.records import json_number, log_file, replace_text
 from ifr.hosts.standalone.engine.rescale import given_keys
-from ifr.hosts.standalone.engine.setup import match_classes, requested_device, resolve
+from ifr.hosts.standalone.engine.setup import load_trained, match_classes, requested_device, resolve
 from ifr.hosts.standalone.engine.train import Load
 from ifr.hosts.standalone.engine.workers import Worker
 
@@ -37,7 +36,7 @@ def test(load: Load, folder: str, options: TestOptions) -> dict[str, Results] | 
         ValueError: a setting, a checkpoint or a data set does not fit.
         WorkerError: a worker process failed.
     """
-    device = requested_device(load(folder).config, options.overrides)
+    device = requested_device(load(folder).config, options.overrides, options.layout.num_gpus)
     results: dict[str, Results] | None = launch(_run, options.layout, device, load, folder, options, device)
     return results
 
@@ -58,7 +57,7 @@ def _run(worker: Worker, load: Load, folder: str, options: TestOptions, device: 
         model = experiment.build_model(config)
         for path in worker.broadcast(_checkpoints(config, output, options) if worker.is_first else None):
             logger.info("testing %s on %d x %s", path, worker.world_size, device)
-            load_weights(model, path, allow_backbone_only=False)
+            load_trained(model, path, config)
             results[str(path)] = evaluate_all(model, config, worker, output)
         if worker.is_first:
             write_results(output / "inference" / "results.json", results)
@@ -69,13 +68,13 @@ def _checkpoints(config: Any, output: Path, options: TestOptions) -> list[str]:
     """What to test, by path or address."""
     if options.start_iter is not None or options.end_iter is not None:
         last = math.inf if options.end_iter is None else options.end_iter
-        found = snapshots.periodic_checkpoints(output, options.start_iter or 0, last)
+        found = history.periodic_checkpoints(output, options.start_iter or 0, last)
         if not found:
             raise ValueError(f"{output} has no model_iter_*.pth from {options.start_iter or 0} to {last}")
         return [str(path) for path in found]
     if "MODEL.WEIGHTS" in given_keys(options.overrides):
         return [str(config.MODEL.WEIGHTS)]
-    newest = snapshots.newest_checkpoint(output)
+    newest = history.newest_checkpoint(output)
     if newest is None:
         raise ValueError(f"{output} has no model_*.pth; train first, or give MODEL.WEIGHTS or OUTPUT_DIR")
     return [str(newest)]

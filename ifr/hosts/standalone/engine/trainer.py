@@ -1,7 +1,7 @@
 """One training iteration: losses, gradients, update."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ifr.hosts.standalone.detector.sampling import SeededSampler, set_sampler
 from ifr.hosts.standalone.engine.ema import MovingAverage
+from ifr.hosts.standalone.engine.flags import Flags, all_finite
 from ifr.hosts.standalone.engine.optimizer import Clip, set_learning_rate
 from ifr.hosts.standalone.engine.schedule import WarmupMultiStep
 from ifr.hosts.standalone.engine.workers import Worker
@@ -40,9 +41,48 @@ def precision(config: Any) -> torch.dtype | None:
     return _PRECISIONS[settings.TYPE]
 
 
+_MOST_SKIPPED = 40  # halvings of float16's scale in a row: by then it is below 1 from wherever it was
+
+
+@dataclass(frozen=True)
+class Step:
+    """An iteration of this worker: what went in, and the losses, by name, as far as they came out."""
+
+    iteration: int
+    batch: Batch
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class NotFinite(FloatingPointError):
+    """A step gave something that is not finite; the model and the optimizer are as they were before it.
+
+    Args:
+        step: of this worker.
+        together: whether all workers raise this for the same iteration, or this one alone.
+    """
+
+    def __init__(self, step: Step, cause: str, *, together: bool) -> None:
+        super().__init__(cause)
+        self.step, self.together = step, together
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose flags are not read yet."""
+
+    step: Step
+    flags: Flags
+    statistics: list[Tensor]
+    """Of batch normalisation, as they were before."""
+
+
 @dataclass
 class Trainer:
     """Trains a detector; what an iteration computes depends on its number, the seed and its images alone.
+
+    Losses and gradients are checked in every step. One that is not finite keeps the device from applying the update;
+    this process hears of it one step later, or in `settle`, so that it need not wait for the device. With float16 a
+    gradient that is not finite is the scaler's to skip, up to 40 times in a row.
 
     Args:
         model: in training mode it maps images with annotations to losses, and has `set_iteration`.
@@ -76,29 +116,88 @@ class Trainer:
         if self.worker.world_size > 1:
             gpus = [self.device.index] if self.device.type == "cuda" else None
             self._parallel = DistributedDataParallel(self.model, device_ids=gpus)
+        self._pending: _Pending | None = None
+        self._skipped = torch.zeros((), device=self.device)
+        self.stop_signal = 0
+        """The signal that some worker got before the latest step that is settled; 0 if none did."""
 
-    def step(self, iteration: int, batch: Batch) -> dict[str, Tensor]:
+    def step(self, iteration: int, batch: Batch, stop_signal: int = 0) -> dict[str, Tensor]:
         """Train on this worker's images; returns the losses by name, detached, of this worker.
+
+        Args:
+            iteration: its number, from 0.
+            batch: this worker's images.
+            stop_signal: what asks this worker to stop; all workers find it in their `stop_signal` at the same step.
 
         Raises:
             ValueError: the images cannot be shared evenly among the parts.
-            FloatingPointError: the model's predictions are not finite.
+            NotFinite: the step before gave something not finite, or the model's predictions in this one are not.
         """
         if len(batch) % self.parts or not batch:
             raise ValueError(f"{len(batch)} images cannot be trained on in {self.parts} parts")
-        self.model.train()
-        self.model.set_iteration(iteration)  # type: ignore[operator]
         set_learning_rate(self.optimizer, self.schedule(iteration))
-        self.optimizer.zero_grad(set_to_none=True)
+        statistics = [buffer.clone() for buffer in self._statistics()]
         try:
-            losses = self._differentiate(iteration, batch)
+            losses = self.differentiate(iteration, batch)
         except FloatingPointError as error:
-            raise FloatingPointError(f"{error}, at iteration {iteration}") from error
-        self._update()
+            self.settle(together=False)
+            self._restore(statistics)
+            raise NotFinite(Step(iteration, batch), str(error), together=False) from error
+        self.settle()
+        flags = self._check(losses, stop_signal)
+        self._update(found=flags.values[:2].amax())
+        self._pending = _Pending(Step(iteration, batch, losses), flags, statistics)
         return losses
 
-    def _differentiate(self, iteration: int, batch: Batch) -> dict[str, Tensor]:
-        """Leave the gradients of the whole batch in the parameters."""
+    def settle(self, *, together: bool = True) -> None:
+        """Wait for the latest step, if that is still to do, and complete it; all workers must settle alike.
+
+        Raises:
+            NotFinite: a loss or gradient of it is not finite.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        loss, gradient, stop_signal = pending.flags.read()
+        self.stop_signal = self.stop_signal or int(stop_signal)
+        if loss or gradient:
+            self._restore(pending.statistics)
+            raise NotFinite(pending.step, "a loss" if loss else "a gradient", together=together)
+        if self.average is not None:
+            self.average.update()
+
+    def _check(self, losses: Mapping[str, Tensor], stop_signal: int) -> Flags:
+        """Of all workers: whether losses, or gradients, are not finite, and the signal to stop."""
+        loss, gradient = ~all_finite(losses.values()), ~all_finite(self._gradients())
+        if self.scaler.is_enabled():
+            self._skipped = torch.where(gradient, self._skipped + 1, 0)
+            gradient = self._skipped >= _MOST_SKIPPED
+        stop = torch.full((), float(stop_signal), device=self.device)
+        return Flags(torch.stack([loss.float(), gradient.float(), stop]), shared=self.worker.world_size > 1)
+
+    def _gradients(self) -> list[Tensor]:
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def _statistics(self) -> list[Tensor]:
+        """The buffers that a training step changes."""
+        norms = (module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        return [buffer for norm in norms for buffer in norm.buffers()]
+
+    @torch.no_grad()
+    def _restore(self, statistics: Sequence[Tensor]) -> None:
+        for buffer, before in zip(self._statistics(), statistics, strict=True):
+            buffer.copy_(before)
+
+    def differentiate(self, iteration: int, batch: Batch) -> dict[str, Tensor]:
+        """Leave the gradients of this worker's images in the parameters, and return the losses.
+
+        Raises:
+            FloatingPointError: the model's predictions are not finite.
+        """
+        self.model.train()
+        self.model.set_iteration(iteration)  # type: ignore[operator]
+        self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         size = len(batch) // self.parts
         for start in range(0, len(batch), size):
@@ -117,14 +216,17 @@ class Trainer:
             losses: dict[str, Tensor] = self._parallel(images)
         return {name: loss.float() for name, loss in losses.items()}
 
-    def _update(self) -> None:
+    def _update(self, found: Tensor) -> None:
+        """Update the parameters, unless `found`, on the device, is not zero."""
+        if self.scaler.is_enabled():  # it sets the optimizer's `found_inf` itself, from the gradients
+            self._gradients()[0].add_(torch.where(found > 0, torch.nan, 0.0))
         if self.clip is not None:
             self.scaler.unscale_(self.optimizer)
             self.clip(parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        if not self.scaler.is_enabled():
+            self.optimizer.found_inf = found  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average is not None:
-            self.average.update()
 
     def _accumulating(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Workers exchange gradients in the last part alone."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from ifr.hosts.standalone.engine.errors import RunError, Stopped
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -82,6 +84,9 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
         worker: this process.
         url: where the workers meet, as for `torch.distributed.init_process_group`.
         device: MODEL.DEVICE; GPUs talk by NCCL, CPUs by gloo.
+
+    Raises:
+        RunError: the workers cannot meet.
     """
     if worker.world_size == 1:
         yield
@@ -89,15 +94,34 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
     gpu = worker.device(device) if device.startswith("cuda") else None
     if gpu is not None:
         torch.cuda.set_device(gpu)
-    distributed.init_process_group(
-        "gloo" if gpu is None else "nccl",
-        init_method=url,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        device_id=gpu,
-    )
-    yield  # after an error the process ends; leaving the group could wait for workers that wait for this one
+    try:
+        distributed.init_process_group(
+            "gloo" if gpu is None else "nccl",
+            init_method=url,
+            rank=worker.rank,
+            world_size=worker.world_size,
+            device_id=gpu,
+        )
+    except distributed.DistNetworkError as error:
+        if "EADDRINUSE" in str(error) or "in use" in str(error):
+            raise RunError(f"the port of {url} is in use", "give another port, or leave --dist-url out") from error
+        remedy = "check --dist-url, --num-machines and that every machine runs the command"
+        raise RunError(f"the workers cannot meet at {url}: {error}", remedy) from error
+    except distributed.DistStoreError as error:
+        remedy = "check --num-machines and --machine-rank, and that every machine runs the command"
+        raise RunError(f"the workers did not all come to {url}: {error}", remedy) from error
+    try:
+        yield
+    except Stopped:
+        _leave()
+        raise
+    _leave()  # after an error the process ends; leaving the group could wait for workers that wait for this one
+
+
+def _leave() -> None:
+    """Leave the group together, so that none closes its connections while another still uses them."""
     # What still refers to the group, such as DistributedDataParallel in its reference cycles, keeps gloo's threads
     # alive; one that lets go of its last work while Python shuts down aborts the process (seen with torch 2.14).
     gc.collect()
+    distributed.barrier()
     distributed.destroy_process_group()

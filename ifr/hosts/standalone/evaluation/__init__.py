@@ -1,5 +1,10 @@
 """Detections to results: formats and metrics."""
 
-from ifr.hosts.standalone.evaluation.coco_evaluation import EvaluationError, evaluate, format_results
+from ifr.hosts.standalone.evaluation.coco_evaluation import (
+    EvaluationError,
+    EvaluationStopped,
+    evaluate,
+    format_results,
+)
 
-__all__ = ["EvaluationError", "evaluate", "format_results"]
+__all__ = ["EvaluationError", "EvaluationStopped", "evaluate", "format_results"]

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ifr.hosts.standalone.data.coco_rules import usable_polygons
 from ifr.hosts.standalone.data.loader import evaluation_dataset, evaluation_loader
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.evaluation.coco_metrics import METRICS, Kind, coco_metrics, default_backend
+from ifr.hosts.standalone.signals import kept_from_children
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,23 @@ class EvaluationError(RuntimeError):
     """A detector failed on an image; the message names the image and the cause."""
 
 
+class EvaluationStopped(Exception):
+    """A signal asked to stop; `signal` is its number."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"evaluation stopped by signal {signal}")
+        self.signal = signal
+
+
 def evaluate(
-    model: nn.Module, config: Any, entry: str, *, rank: int = 0, world_size: int = 1, output_dir: str | Path
+    model: nn.Module,
+    config: Any,
+    entry: str,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    output_dir: str | Path,
+    stop: Callable[[], int] = lambda: 0,
 ) -> Metrics:
     """Score a detector on a data set; every process of a group must call it, and each gets the result.
 
@@ -46,6 +62,7 @@ def evaluate(
         rank: of this process; it does every `world_size`-th image.
         world_size: number of processes in the default group of torch.distributed.
         output_dir: of the run.
+        stop: asked before every image; a signal's number ends the evaluation in all processes.
 
     Returns:
         `bbox`, and of a model with a mask head `segm`: the 12 numbers of COCO and the AP of every class, in percent.
@@ -54,6 +71,7 @@ def evaluate(
     Raises:
         ValueError: the data set is absent or damaged.
         EvaluationError: the detector failed on an image of some process.
+        EvaluationStopped: `stop` asked for it in some process.
     """
     dataset = evaluation_dataset(config, entry)
     loader = evaluation_loader(config, dataset, rank=rank, world_size=world_size)
@@ -62,7 +80,10 @@ def evaluate(
     failure = None
     try:
         model.eval()
-        results = detect(model, loader, dataset.category_ids, total=len(range(rank, len(dataset), world_size)))
+        with kept_from_children():
+            batches = iter(loader)
+        total = len(range(rank, len(dataset), world_size))
+        results = detect(model, batches, dataset.category_ids, total=total, stop=stop)
     except Exception as error:
         if world_size == 1:
             raise
@@ -84,16 +105,23 @@ def evaluate(
 
 @torch.inference_mode()
 def detect(
-    model: nn.Module, loader: Iterable[list[dict[str, Any]]], category_ids: tuple[int, ...], total: int
+    model: nn.Module,
+    loader: Iterable[list[dict[str, Any]]],
+    category_ids: tuple[int, ...],
+    total: int,
+    stop: Callable[[], int] = lambda: 0,
 ) -> list[dict[str, Any]]:
     """What a model in evaluation mode finds in the images of a loader, in COCO's results format.
 
     Raises:
         EvaluationError: the model failed on an image.
+        EvaluationStopped: `stop` gave a signal.
     """
     results: list[dict[str, Any]] = []
     started = logged = time.monotonic()
     for done, batch in enumerate(loader, start=1):
+        if signal := stop():
+            raise EvaluationStopped(signal)
         try:
             for item, found in zip(batch, model(batch), strict=True):
                 results += coco_results(found, item["image_id"], category_ids)
@@ -160,9 +188,12 @@ def _share(
 ) -> list[dict[str, Any]]:
     """On rank 0 the results of all processes; on every process an error if one of them failed."""
     message = None if failure is None else f"process {rank}: {failure}"
-    messages: list[str | None] = [None] * world_size
-    dist.all_gather_object(messages, message)
-    failures = [text for text in messages if text is not None]
+    signal = failure.signal if isinstance(failure, EvaluationStopped) else 0
+    shared: list[tuple[str | None, int]] = [(None, 0)] * world_size
+    dist.all_gather_object(shared, (message, signal))
+    if any(number for _, number in shared):
+        raise EvaluationStopped(max(number for _, number in shared)) from failure
+    failures = [text for text, _ in shared if text is not None]
     if failures:
         raise EvaluationError("; ".join(failures)) from failure
     gathered: list[list[dict[str, Any]]] | None = [[] for _ in range(world_size)] if rank == 0 else None

@@ -1,0 +1,79 @@
+"""SIGTERM and Ctrl-C: asked to stop, a run first finishes its step."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_REPEATED = 1.0  # seconds; a terminal and torchrun both pass one Ctrl-C on
+
+
+class StopSignals:
+    """Notes, while entered, that a signal asked this process to stop; the second Ctrl-C interrupts at once.
+
+    A signal that was ignored stays ignored, as Ctrl-C is by what a shell script runs in the background. Processes that
+    `launch` started leave Ctrl-C to the one that started them, which passes it on as SIGTERM. In a
+    thread other than the main one nothing is noted: Python gives it no signals.
+    """
+
+    def __init__(self) -> None:
+        self.requested = 0
+        self._since = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        """Take over the signals."""
+        if threading.current_thread() is threading.main_thread():
+            started = multiprocessing.parent_process() is not None
+            numbers = (signal.SIGTERM,) if started else (signal.SIGTERM, signal.SIGINT)
+            heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._note) for number in heard}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._since = number, now
+        elif number == signal.SIGINT and now - self._since > _REPEATED:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def kept_from_children() -> Iterator[None]:
+    """Processes that start meanwhile never get SIGTERM or Ctrl-C.
+
+    A scheduler or a terminal sends these to all processes of a job; without those that load data no step could be
+    finished. They end when this process does.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def die_with_parent() -> None:
+    """In a started process: leave Ctrl-C to the parent, whose death arrives as the same signal and ends this one."""
+    parent = os.getppid()
+
+    def end_if_orphaned(number: int, frame: FrameType | None) -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
+    signal.signal(signal.SIGINT, end_if_orphaned)
