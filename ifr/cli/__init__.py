@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ifr.cli.errors import CommandError
 from ifr.cli.parser import build_parser
+from ifr.hosts.cvpods.errors import CvpodsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130  # as shells report an interrupt
     except CommandError as error:
+        if args.debug:
+            raise
+        return _fail(str(error), error.remedy)
+    except CvpodsError as error:
         if args.debug:
             raise
         return _fail(str(error), error.remedy)
