@@ -45,13 +45,13 @@ def register_datasets(config: Any, overrides: Sequence[Any], worker: Worker, *, 
     if not own:
         raise ValueError(f"there is no data set: DATASETS.{'TRAIN' if training else 'TEST'} is empty")
     classes = match_classes(config, own, overrides, worker) if _is_found(own[0]) else None
-    if training:
-        if any(datasets.has_bitmaps(entry) for entry in config.DATASETS.TRAIN):
+    tests = not training or config.TEST.EVAL_PERIOD >= 0  # cvpods tests after training unless this is negative
+    for split in ("TRAIN",) * training + ("TEST",) * tests:
+        entries = tuple(config.DATASETS[split])
+        if any(datasets.has_bitmaps(entry) for entry in entries):
             logger.info("INPUT.MASK_FORMAT: %s -> bitmask, as the data set has them", config.INPUT.MASK_FORMAT)
             config.INPUT.MASK_FORMAT = "bitmask"
-        config.DATASETS.TRAIN = tuple(datasets.register(entry) for entry in config.DATASETS.TRAIN)
-    if not training or config.TEST.EVAL_PERIOD >= 0:  # cvpods tests after training unless this is negative
-        config.DATASETS.TEST = tuple(datasets.register(entry) for entry in config.DATASETS.TEST)
+        config.DATASETS[split] = tuple(datasets.register(entry) for entry in entries)
     return classes
 
 
