@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ifr.cli.errors import CommandError, CommandStopped
 from ifr.cli.parser import build_parser
+from ifr.hosts.cvpods.errors import CvpodsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandStopped as stopped:
         return _fail(str(stopped), stopped.remedy, "stopped", stopped.exit_code)
     except CommandError as error:
+        if args.debug:
+            raise
+        return _fail(str(error), error.remedy)
+    except CvpodsError as error:
         if args.debug:
             raise
         return _fail(str(error), error.remedy)

@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from ifr.cli.experiments import folder_of, helpful, layout_of, require_standalone
+from ifr import hosts
+from ifr.cli.experiments import folder_of, helpful, layout_of
 from ifr.experiment import load_experiment
-from ifr.hosts.standalone.engine import train as engine
 from ifr.hosts.standalone.engine.options import TrainOptions
 
 
@@ -15,8 +15,7 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     Raises:
         CommandError: the run cannot start or go on.
     """
-    require_standalone("train")
     folder = folder_of(args.experiment)
     with helpful(folder):
         options = TrainOptions(layout_of(args), resume=args.resume, overrides=tuple(overrides))
-        engine.train(load_experiment, str(folder), options)
+        hosts.train(load_experiment, str(folder), options)

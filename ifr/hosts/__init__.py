@@ -1,7 +1,8 @@
 """Chooses the detection framework, called host, that experiments run in, and hands out its parts.
 
-A host is a module with `RCNNFPNConfig`, `build_mask_rcnn` and `build_cascade_rcnn`. Experiment files import these from
-here, so that the same files run in every host. The environment variable IFR_HOST chooses; unset means standalone.
+Experiment files import `RCNNFPNConfig`, `build_mask_rcnn` and `build_cascade_rcnn` from here, so that the same files
+run in every host; the command line takes `train` and `test`. The environment variable IFR_HOST chooses; unset means
+cvpods if it imports, else standalone.
 """
 
 import functools
@@ -10,10 +11,20 @@ import logging
 import os
 from typing import Any
 
-# One line for each host; its module is imported only when the host is chosen.
-_HOSTS = {"standalone": "ifr.hosts.standalone"}
-_DEFAULT = "standalone"
-_PARTS = ("RCNNFPNConfig", "build_cascade_rcnn", "build_mask_rcnn")
+from ifr.hosts.cvpods.errors import CvpodsError
+
+# One line for each host: a package with these parts in these modules, imported only when the host is chosen.
+_HOSTS = {
+    "cvpods": "ifr.hosts.cvpods",
+    "standalone": "ifr.hosts.standalone",
+}
+_PARTS = {
+    "RCNNFPNConfig": "config",
+    "build_cascade_rcnn": "builders",
+    "build_mask_rcnn": "builders",
+    "test": "engine.test",
+    "train": "engine.train",
+}
 
 _logger = logging.getLogger(__name__)
 
@@ -23,21 +34,40 @@ def host_name() -> str:
 
     Raises:
         ValueError: IFR_HOST names no host of this version.
+        CvpodsError: IFR_HOST is unset, and IFR_CVPODS names a cvpods that cannot be used.
     """
-    name = os.environ.get("IFR_HOST") or _DEFAULT
+    name = os.environ.get("IFR_HOST") or _default()
     if name not in _HOSTS:
         raise ValueError(f"IFR_HOST must be one of {sorted(_HOSTS)} in this version of ifr, got {name!r}")
     return name
 
 
 @functools.cache
-def _load(name: str) -> Any:
+def _default() -> str:
+    """cvpods if it imports; a checkout that the user names has to."""
+    from ifr.hosts.cvpods.importing import VARIABLE, import_cvpods, is_there  # brings torch, which --help can spare
+
+    if not is_there():
+        return "standalone"
+    try:
+        import_cvpods()
+    except CvpodsError as error:
+        if os.environ.get(VARIABLE):
+            raise
+        _logger.warning("%s", error)
+        return "standalone"
+    return "cvpods"
+
+
+@functools.cache
+def _announce(name: str) -> None:
     _logger.info("IFR runs in the %s host", name)
-    return importlib.import_module(_HOSTS[name])
 
 
 def __getattr__(name: str) -> Any:
     """A part of the chosen host."""
     if name not in _PARTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_load(host_name()), name)
+    host = host_name()
+    _announce(host)
+    return getattr(importlib.import_module(f"{_HOSTS[host]}.{_PARTS[name]}"), name)

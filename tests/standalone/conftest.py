@@ -1,13 +1,12 @@
 """The official models' checkpoints and outputs, and the marker of slow tests."""
 
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from official import EXPERIMENTS, REFERENCE, ROOT, Reference, sample_evenly
+from official import Reference, sample_evenly
+from official_outputs import EXPERIMENTS, REFERENCE, ROOT, write_official_checkpoint
 
 from ifr.checkpoints import load_weights
 from ifr.experiment import load_experiment
@@ -28,13 +27,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", params=EXPERIMENTS)
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    if not REFERENCE.is_dir():
-        pytest.skip("the reference data is not beside the repository, at ../shared/reference")
     name = request.param
     checkpoint = tmp_path_factory.mktemp("reference") / "official.pth"  # 175 to 300 MB, deleted once it is loaded
-    subprocess.run(
-        [sys.executable, REFERENCE / "checkpoint.py", name, checkpoint], check=True, stdout=subprocess.DEVNULL
-    )
+    write_official_checkpoint(name, checkpoint)
     experiment = load_experiment(ROOT / name)
     experiment.config.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.SOLVER", "broyden-published"])
     model = experiment.build_model(experiment.config)

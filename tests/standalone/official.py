@@ -1,7 +1,6 @@
 """What the official models compute, and how to compare with it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +9,6 @@ from torch import Tensor
 from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.detector.sampling import split_labels
 from ifr.hosts.standalone.detector.structures import Annotations
-
-ROOT = Path(__file__).parents[2]
-REFERENCE = ROOT.parent / "shared" / "reference"
-EXPERIMENTS = (
-    "mask_rcnn.ifr.res50.fpn.coco.multiscale.1x",
-    "mask_rcnn.res50.fpn.coco.multiscale.weight_sharing.1x",
-    "cascade_rcnn.ifr.res50.fpn.coco.800size.1x",
-)
 
 
 def sample_evenly(labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:

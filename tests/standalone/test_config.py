@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from official import EXPERIMENTS, ROOT
+from official_outputs import EXPERIMENTS, ROOT
 
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone import ConfigError, RCNNFPNConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from official import EXPERIMENTS, ROOT
+from official_outputs import EXPERIMENTS, ROOT
 
 import ifr
 from ifr import hosts
@@ -66,8 +66,8 @@ def test_the_method_needs_no_host() -> None:
 
 
 def test_an_unknown_host_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IFR_HOST", "cvpods")
-    with pytest.raises(ValueError, match=r"IFR_HOST must be one of \['standalone'\].*got 'cvpods'"):
+    monkeypatch.setenv("IFR_HOST", "elsewhere")
+    with pytest.raises(ValueError, match=r"IFR_HOST must be one of \['cvpods', 'standalone'\].*got 'elsewhere'"):
         load_experiment(ROOT / EXPERIMENTS[0])
     monkeypatch.setenv("IFR_HOST", "standalone")
     assert hosts.build_mask_rcnn is hosts.build_mask_rcnn

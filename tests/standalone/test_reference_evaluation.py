@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from official import Reference
-from PIL import Image
+from official_outputs import MATCHED, matched, resized
 from torch import Tensor, nn
 
 from ifr.hosts.standalone.detector.paste import paste_masks
@@ -22,10 +22,6 @@ from ifr.hosts.standalone.runs import decode_runs
 from ifr.mask_head import MaskHead
 from ifr.refine import RefinementBlock
 from ifr.solvers import make_solver
-
-BOX = 1e-2  # pixels
-SCORE = 1e-4
-MATCHED = 0.995  # ties in NMS may flip
 
 
 @dataclass(frozen=True)
@@ -37,13 +33,6 @@ class Case:
     want: dict[str, Any]
 
 
-def resized(image: np.ndarray, short_edge: int) -> Tensor:
-    height, width = image.shape[:2]
-    scale = short_edge / min(height, width)
-    size = int(width * scale + 0.5), int(height * scale + 0.5)
-    return torch.from_numpy(np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))).permute(2, 0, 1)
-
-
 @pytest.fixture(scope="module", params=["256.0", "256.1", pytest.param("800.0", marks=pytest.mark.slow)])
 def case(reference: Reference, request: pytest.FixtureRequest) -> Case:
     edge, index = (int(part) for part in request.param.split("."))
@@ -53,23 +42,6 @@ def case(reference: Reference, request: pytest.FixtureRequest) -> Case:
     with torch.inference_mode():
         images = reference.model.eval().preprocess([item])
         return Case(reference, item, images, reference.model.backbone(images.tensor), want)
-
-
-def matched(
-    boxes: Tensor, scores: Tensor, labels: Tensor, want: tuple[Tensor, Tensor, Tensor]
-) -> list[tuple[int, int]]:
-    """Pairs (own, wanted), one to one: same label, box and score within the tolerances."""
-    want_boxes, want_scores, want_labels = want
-    near = (boxes[:, None] - want_boxes[None]).abs().amax(dim=2) < BOX
-    near &= (scores[:, None] - want_scores[None]).abs() < SCORE
-    near &= labels[:, None] == want_labels[None]
-    pairs, taken = [], set()
-    for own, row in enumerate(near):
-        free = [j for j in torch.nonzero(row).flatten().tolist() if j not in taken]
-        if free:
-            taken.add(free[0])
-            pairs.append((own, free[0]))
-    return pairs
 
 
 def test_resizing_gives_the_official_pixels(reference: Reference) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from official import EXPERIMENTS, ROOT
+from official_outputs import EXPERIMENTS, ROOT
 
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone import RCNNFPNConfig, build_cascade_rcnn, build_mask_rcnn

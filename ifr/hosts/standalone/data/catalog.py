@@ -9,7 +9,7 @@ from ifr.hosts.standalone.data.errors import DatasetError
 ROOT_VARIABLE = "IFR_DATASETS"
 
 # Under a root: the annotations and the folder of the images.
-_KNOWN = {
+KNOWN = {
     "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
     "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
     "digits_train": ("digits/annotations/instances_train.json", "digits/train"),
@@ -50,18 +50,18 @@ def find_dataset(entry: str) -> DatasetSource:
     Raises:
         DatasetError: the name is unknown, or a file or folder is absent.
     """
-    if entry in _KNOWN:
+    if entry in KNOWN:
         return _known(entry)
     if ":" in entry:
         return _custom(entry)
     raise DatasetError(
-        f"there is no data set {entry!r}; known are {', '.join(_KNOWN)}, and any other is given as "
+        f"there is no data set {entry!r}; known are {', '.join(KNOWN)}, and any other is given as "
         "IMAGES_FOLDER:ANNOTATIONS.json"
     )
 
 
 def _known(name: str) -> DatasetSource:
-    json, images = _KNOWN[name]
+    json, images = KNOWN[name]
     roots = dataset_roots()
     for root in roots:
         if (root / json).is_file():

@@ -58,6 +58,17 @@ def requested_device(config: Any, overrides: Sequence[Any], num_gpus: int | None
 def resolve(
     config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, device: str, *, training: bool
 ) -> Path:
+    """`settle`, for a run in this host.
+
+    Raises:
+        ValueError: a setting does not exist, its value does not fit, or this host does not support it.
+    """
+    output = settle(config, folder, overrides, worker, device, training=training)
+    check_run_supported(config)
+    return output
+
+
+def settle(config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, device: str, *, training: bool) -> Path:
     """Bring the settings of an experiment's config.py to those of the run; returns OUTPUT_DIR as an absolute path.
 
     OUTPUT_DIR of config.py is relative to the experiment's folder, that of the command line to the working directory.
@@ -84,7 +95,6 @@ def resolve(
     if int(config.SEED) < 0:
         config.merge_from_list(["SEED", worker.broadcast(torch.seed() % 2**31)])
     torch.backends.cudnn.benchmark = bool(config.CUDNN_BENCHMARK)
-    check_run_supported(config)
     return output
 
 

@@ -55,7 +55,7 @@ def _run(worker: Worker, load: Load, folder: str, options: TestOptions, device: 
     with log_file(output / "log.txt") if worker.is_first else contextlib.nullcontext():
         match_classes(config, config.DATASETS.TEST, options.overrides, worker)
         model = experiment.build_model(config)
-        for path in worker.broadcast(_checkpoints(config, output, options) if worker.is_first else None):
+        for path in worker.broadcast(checkpoints_to_test(config, output, options) if worker.is_first else None):
             logger.info("testing %s on %d x %s", path, worker.world_size, device)
             load_trained(model, path, config)
             results[str(path)] = evaluate_all(model, config, worker, output)
@@ -64,8 +64,12 @@ def _run(worker: Worker, load: Load, folder: str, options: TestOptions, device: 
     return results
 
 
-def _checkpoints(config: Any, output: Path, options: TestOptions) -> list[str]:
-    """What to test, by path or address."""
+def checkpoints_to_test(config: Any, output: Path, options: TestOptions) -> list[str]:
+    """What to test, by path or address.
+
+    Raises:
+        ValueError: there is none.
+    """
     if options.start_iter is not None or options.end_iter is not None:
         last = math.inf if options.end_iter is None else options.end_iter
         found = history.periodic_checkpoints(output, options.start_iter or 0, last)

@@ -67,7 +67,7 @@ def _run(worker: Worker, load: Load, folder: str, options: TrainOptions, device:
         snapshots.set_random_seed(int(config.SEED) + worker.rank)
         model = experiment.build_model(config)
         if last is None and config.MODEL.WEIGHTS:
-            _start_from(model, config, worker)
+            start_from(model, config, worker)
         trainer = build_trainer(config, model, worker)
         start = 0
         if last is not None:
@@ -117,7 +117,7 @@ def build_trainer(config: Any, model: nn.Module, worker: Worker) -> Trainer:
     )
 
 
-def _start_from(model: nn.Module, config: Any, worker: Worker) -> None:
+def start_from(model: nn.Module, config: Any, worker: Worker) -> None:
     """Load MODEL.WEIGHTS; predictors of another number of classes keep their initial values."""
     for turn in (worker.is_first, not worker.is_first):  # the first worker may have to fetch the file
         if turn:

@@ -1,0 +1,86 @@
+"""Registers data sets with cvpods: COCO and the digits where IFR looks for them, and sets named by folder and file."""
+
+import logging
+from typing import Any
+
+from ifr.hosts.cvpods.framework import DATASETS, PATH_ROUTES, COCODataset, folder
+from ifr.hosts.standalone.data.catalog import KNOWN, DatasetSource, find_dataset
+from ifr.hosts.standalone.data.coco import read_annotations
+from ifr.hosts.standalone.data.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+_SECTION = "ifr"  # of a route: names with their image folders and annotations
+_CUSTOM = "IFR"  # cvpods takes the first word of a name, in capitals, for the route
+
+
+class CocoFormatDataset(COCODataset):  # type: ignore[misc]  # whatever cvpods has
+    """A set in COCO's format whose classes are those of its annotation file."""
+
+    def _get_metadata(self) -> dict[str, Any]:
+        """What cvpods asks a data set of its own kind for; loading the annotations adds the classes."""
+        images, json = PATH_ROUTES.get(_route(self.name))[_SECTION][self.name]
+        return {"image_root": images, "json_file": json, "evaluator_type": "coco"}
+
+
+if CocoFormatDataset.__name__ not in DATASETS:
+    DATASETS.register(CocoFormatDataset)
+
+
+def register(entry: str) -> str:
+    """Make cvpods find what an entry of DATASETS.TRAIN or DATASETS.TEST means; returns its name there.
+
+    A name that cvpods knows and IFR does not is left to cvpods.
+
+    Raises:
+        DatasetError: neither of them finds it.
+    """
+    try:
+        source = find_dataset(entry)
+    except DatasetError:
+        if _is_found_by_cvpods(entry):
+            return entry
+        raise
+    files = (str(source.images.resolve()), str(source.json.resolve()))
+    if entry.startswith("coco_"):
+        PATH_ROUTES.get("COCO")["coco"][entry] = files
+        return entry
+    if entry in KNOWN:
+        _splits(_route(entry))[entry] = files
+        return entry
+    splits = _splits(_CUSTOM)
+    name = next((name for name, known in splits.items() if known == files), f"{_CUSTOM.lower()}_{len(splits)}")
+    splits[name] = files
+    logger.info("%s is %s in cvpods", entry, name)
+    return name
+
+
+def has_bitmaps(entry: str) -> bool:
+    """Whether a data set that IFR finds has objects whose masks are no polygons."""
+    try:
+        source: DatasetSource = find_dataset(entry)
+    except DatasetError:
+        return False
+    annotations = read_annotations(source).get("annotations", ())
+    return any(isinstance(item.get("segmentation"), dict) and not item.get("iscrowd") for item in annotations)
+
+
+def _route(name: str) -> str:
+    return name.partition("_")[0].upper()
+
+
+def _splits(route: str) -> dict[str, tuple[str, str]]:
+    if route not in PATH_ROUTES:
+        PATH_ROUTES.register({"dataset_type": CocoFormatDataset.__name__, _SECTION: {}}, route)
+    splits: dict[str, tuple[str, str]] = PATH_ROUTES.get(route)[_SECTION]
+    return splits
+
+
+def _is_found_by_cvpods(entry: str) -> bool:
+    """Whether cvpods has a route for the name; of those that IFR knows too, the file has to be there."""
+    if _route(entry) not in PATH_ROUTES:
+        return False
+    if entry in KNOWN:
+        return (folder.parent / "datasets" / KNOWN[entry][0]).is_file()
+    sections = [section for section in PATH_ROUTES.get(_route(entry)).values() if isinstance(section, dict)]
+    return any(entry in section for section in sections)

@@ -1,0 +1,1 @@
+"""Training and testing by cvpods' own runner, hooks, data and evaluator."""

@@ -1,0 +1,54 @@
+"""Trains an experiment with cvpods' runner: what its pods_train does."""
+
+import contextlib
+import logging
+
+from ifr.hosts.cvpods.engine.runner import make_runner
+from ifr.hosts.cvpods.engine.setup import prepare, register_datasets
+from ifr.hosts.standalone.engine.launch import launch
+from ifr.hosts.standalone.engine.options import TrainOptions
+from ifr.hosts.standalone.engine.records import log_file
+from ifr.hosts.standalone.engine.setup import requested_device
+from ifr.hosts.standalone.engine.snapshots import last_checkpoint
+from ifr.hosts.standalone.engine.train import Load, start_from
+from ifr.hosts.standalone.engine.workers import Worker
+
+logger = logging.getLogger(__name__)
+
+
+def train(load: Load, folder: str, options: TrainOptions) -> None:
+    """Train the experiment in a folder, with as many workers as the options say.
+
+    Args:
+        load: reads the experiment; each worker calls it for itself.
+        folder: of the experiment.
+        options: of the run.
+
+    Raises:
+        ValueError: a setting, a checkpoint or a data set does not fit.
+        FloatingPointError: a loss is not finite.
+        WorkerError: a worker process failed.
+    """
+    device = requested_device(load(folder).config, options.overrides)
+    launch(_run, options.layout, device, load, folder, options, device)
+
+
+def _run(worker: Worker, load: Load, folder: str, options: TrainOptions, device: str) -> None:
+    """What each worker does."""
+    experiment = load(folder)
+    config = experiment.config
+    output = prepare(config, experiment.folder, options.overrides, worker, device, training=True)
+    with log_file(output / "log.txt") if worker.is_first else contextlib.nullcontext():
+        logger.info("training %s on %d x %s, output in %s", experiment.folder.name, worker.world_size, device, output)
+        classes = register_datasets(config, options.overrides, worker, training=True)
+        weights = str(config.MODEL.WEIGHTS)
+        runner = make_runner(config, experiment.build_model, classes)
+        last = worker.broadcast(last_checkpoint(output) if options.resume and worker.is_first else None)
+        if last is not None:
+            logger.info("resuming from %s", last)
+        elif weights:
+            start_from(runner.model, config, worker)
+        config.MODEL.WEIGHTS = ""  # they are loaded
+        runner.resume_or_load(resume=last is not None)
+        config.MODEL.WEIGHTS = weights
+        runner.train()

@@ -1,0 +1,150 @@
+"""Stands in for `cvpods._C`, the compiled extension, which does not build on PyTorch newer than 1.10.
+
+ROIAlign and NMS are torchvision's, the COCO evaluation is pycocotools'. Every other operator raises when it is called.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+import torchvision
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+NAME = "cvpods._C"
+
+
+def make_extension() -> ModuleType:
+    """A module with the functions of `cvpods._C`."""
+    module = _Extension(NAME, "Stands in for the compiled extension of cvpods.")
+    module.__file__ = __file__
+    return module
+
+
+class _Extension(ModuleType):
+    """Has every name: those of `_OPERATORS`, and for any other a function that raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _OPERATORS.get(name) or _absent(name)
+
+
+def _absent(name: str) -> Callable[..., Any]:
+    def operator(*arguments: Any, **keywords: Any) -> Any:
+        raise NotImplementedError(
+            f"{NAME}.{name}: this cvpods is not built, and IFR replaces only {', '.join(sorted(_OPERATORS))}"
+        )
+
+    operator.__name__ = operator.__qualname__ = name
+    return operator
+
+
+def roi_align_forward(
+    features: Tensor,
+    regions: Tensor,
+    scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Features (N, C, H, W) pooled in regions (K, 5), image and XYXY pixels / scale, to (K, C, height, width)."""
+    size = (pooled_height, pooled_width)
+    return torchvision.ops.roi_align(features, regions.to(features.dtype), size, scale, sampling_ratio, aligned)
+
+
+def roi_align_backward(
+    gradient: Tensor,
+    regions: Tensor,
+    scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    batch_size: int,
+    channels: int,
+    height: int,
+    width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """The gradient (N, C, H, W) of the features, from that of the pooled ones (K, C, height, width)."""
+    # ROIAlign is linear in the features: its derivative at any of them serves.
+    features = gradient.new_zeros((batch_size, channels, height, width)).requires_grad_()
+    with torch.enable_grad():
+        pooled = roi_align_forward(features, regions, scale, pooled_height, pooled_width, sampling_ratio, aligned)
+    (result,) = torch.autograd.grad(pooled, features, gradient)
+    return result
+
+
+def ml_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Indices of the boxes (n, 4) that no better box of the same label suppresses, best first."""
+    return torchvision.ops.batched_nms(boxes, scores, labels, threshold)
+
+
+def instance_annotation(identity: int, score: float, area: float, is_crowd: bool, ignore: bool) -> dict[str, Any]:
+    """What COCO's evaluation has to know of an annotation or a detection."""
+    return {"id": identity, "score": score, "area": area, "iscrowd": is_crowd, "ignore": ignore}
+
+
+def evaluate_images(
+    area_ranges: Sequence[Sequence[float]],
+    most: int,
+    thresholds: Sequence[float],
+    overlaps: Sequence[Sequence[Any]],
+    truth: Sequence[Sequence[Sequence[dict[str, Any]]]],
+    found: Sequence[Sequence[Sequence[dict[str, Any]]]],
+) -> list[Any]:
+    """Matches of every class, area range and image, in this order.
+
+    Args:
+        area_ranges: least and greatest area in pixels.
+        most: detections that count in an image.
+        thresholds: of the overlap.
+        overlaps: by image and class, (detections, annotations), the detections by falling score.
+        truth: annotations by image and class.
+        found: detections by image and class.
+    """
+    evaluation = COCOeval()
+    evaluation.params.iouThrs = thresholds
+    images, classes = range(len(truth)), range(len(truth[0]) if truth else 0)
+    pairs = [(image, label) for image in images for label in classes]
+    evaluation.ious = {(image, label): overlaps[image][label] for image, label in pairs}
+    evaluation._gts = {(image, label): truth[image][label] for image, label in pairs}
+    evaluation._dts = {(image, label): found[image][label] for image, label in pairs}
+    return [
+        evaluation.evaluateImg(image, label, area_range, most)
+        for label in classes
+        for area_range in area_ranges
+        for image in images
+    ]
+
+
+def accumulate(params: Any, matches: list[Any]) -> Mapping[str, Any]:
+    """Precision and recall from the matches of `evaluate_images`."""
+    evaluation = COCOeval()
+    evaluation.params = evaluation._paramsEval = params
+    evaluation.evalImgs = matches
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    result: Mapping[str, Any] = evaluation.eval
+    return result
+
+
+def version() -> str:
+    """What reports of the environment say of the compiler."""
+    return "none; IFR stands in for the compiled extension"
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "COCOevalAccumulate": accumulate,
+    "COCOevalEvaluateImages": evaluate_images,
+    "InstanceAnnotation": instance_annotation,
+    "get_compiler_version": version,
+    "get_cuda_version": version,
+    "ml_nms": ml_nms,
+    "roi_align_backward": roi_align_backward,
+    "roi_align_forward": roi_align_forward,
+}

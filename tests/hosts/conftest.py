@@ -1,0 +1,60 @@
+"""Hosts as parameters, and what cvpods' warnings need."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from official_outputs import EXPERIMENTS, ROOT, write_official_checkpoint
+
+from ifr.hosts.cvpods.importing import import_cvpods
+
+ABSENT = "IFR_CVPODS names no checkout of cvpods, built or not"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """cvpods itself makes today's PyTorch and Python warn."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for ignored in ("UserWarning", "DeprecationWarning", "FutureWarning", "ResourceWarning"):
+                item.add_marker(pytest.mark.filterwarnings(f"ignore::{ignored}"))
+
+
+@pytest.fixture(scope="session", params=["standalone", "cvpods"])
+def host(request: pytest.FixtureRequest) -> str:
+    """Every host that is there."""
+    if request.param == "cvpods" and not os.environ.get("IFR_CVPODS"):
+        pytest.skip(ABSENT)
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The real cvpods, imported."""
+    if not os.environ.get("IFR_CVPODS"):
+        pytest.skip(ABSENT)
+    import_cvpods()
+    return Path(os.environ["IFR_CVPODS"])
+
+
+@pytest.fixture(scope="session", params=EXPERIMENTS)
+def official(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """An experiment's name and its official checkpoint."""
+    path = tmp_path_factory.mktemp("official") / "official.pth"
+    write_official_checkpoint(request.param, path)
+    return request.param, path
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script of the repository in a host, from a working directory of its own."""
+
+    def run(host: str, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        own = {**os.environ, "IFR_HOST": host, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
+        script, *arguments = command
+        line = ["sh", str(ROOT / script), *arguments]
+        return subprocess.run(line, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=280)
+
+    return run

@@ -1,0 +1,106 @@
+"""What the tests have to know of a host: the forms of its inputs and outputs, and how to choose its samples."""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ifr.hosts.standalone.detector.sampling import random_sample, set_sampler, split_labels
+from ifr.hosts.standalone.detector.structures import Annotations
+
+
+def sample_evenly(labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
+    """The reference's deterministic sampling: the first positives, and negatives at equal distances."""
+    positive, negative = split_labels(labels, background)
+    positives = min(len(positive), int(count * positive_fraction))
+    negatives = min(len(negative), count - positives)
+    return positive[:positives], negative[torch.arange(negatives) * len(negative) // max(negatives, 1)]
+
+
+class Side(Protocol):
+    """One host."""
+
+    def found(self, output: Any) -> dict[str, Tensor]:
+        """`boxes`, `scores`, `classes` and `masks` of one image."""
+
+    def batch(self, io: dict[str, Any]) -> list[dict[str, Any]]:
+        """The reference's two annotated images."""
+
+    def losses(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
+        """Of one training iteration."""
+
+    def sampling_evenly(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Meanwhile the model chooses its samples as the reference did."""
+
+
+class Standalone:
+    def found(self, output: Any) -> dict[str, Tensor]:
+        return output
+
+    def batch(self, io: dict[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {
+                "image": image,
+                "instances": Annotations(
+                    io[f"gt_boxes.{i}"],
+                    io[f"gt_classes.{i}"],
+                    [[polygon.numpy() for polygon in polygons] for polygons in io[f"gt_polys.{i}"]],
+                ),
+            }
+            for i, image in enumerate(io["preprocessed_256"])
+        ]
+
+    def losses(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
+        model.set_iteration(iteration)
+        return model(batch)
+
+    @contextlib.contextmanager
+    def sampling_evenly(self, model: nn.Module) -> Iterator[None]:
+        set_sampler(model, sample_evenly)
+        yield
+        set_sampler(model, random_sample)
+
+
+class Cvpods:
+    def found(self, output: Any) -> dict[str, Tensor]:
+        instances = output["instances"]
+        return {
+            "boxes": instances.pred_boxes.tensor,
+            "scores": instances.scores,
+            "classes": instances.pred_classes,
+            "masks": instances.pred_masks,
+        }
+
+    def batch(self, io: dict[str, Any]) -> list[dict[str, Any]]:
+        structures = importlib.import_module("cvpods.structures")
+        batch = []
+        for i, image in enumerate(io["preprocessed_256"]):
+            truth = structures.Instances(tuple(image.shape[1:]))
+            truth.gt_boxes = structures.Boxes(io[f"gt_boxes.{i}"])
+            truth.gt_classes = io[f"gt_classes.{i}"]
+            polygons = [[polygon.numpy() for polygon in polygons] for polygons in io[f"gt_polys.{i}"]]
+            truth.gt_masks = structures.PolygonMasks(polygons)
+            batch.append({"image": image, "instances": truth})
+        return batch
+
+    def losses(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
+        events = importlib.import_module("cvpods.utils")
+        with events.EventStorage(iteration):
+            return model(batch)
+
+    @contextlib.contextmanager
+    def sampling_evenly(self, model: nn.Module) -> Iterator[None]:
+        names = ("proposal_generator.rpn_outputs", "roi_heads.roi_heads")
+        modules = [importlib.import_module(f"cvpods.modeling.{name}") for name in names]
+        for module in modules:
+            module.subsample_labels = sample_evenly
+        yield
+        own = importlib.import_module("cvpods.modeling.sampling").subsample_labels
+        for module in modules:
+            module.subsample_labels = own
+
+
+SIDES: dict[str, Side] = {"cvpods": Cvpods(), "standalone": Standalone()}

@@ -1,0 +1,158 @@
+"""Finding and importing cvpods, with small packages in its place; none of this needs the real one."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ifr import hosts
+from ifr.cli import main
+from ifr.hosts.cvpods import old_names
+from ifr.hosts.cvpods.errors import CvpodsBrokenError, CvpodsNotFoundError, CvpodsTooOldError
+from ifr.hosts.cvpods.importing import import_cvpods, is_there
+
+PARTS = ("configs", "layers", "structures", "data", "checkpoint", "modeling", "evaluation", "engine")
+
+
+@pytest.fixture(autouse=True)
+def _another_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if no cvpods had been imported or chosen before; afterwards what had been is there again."""
+    mine = ("cvpods", "ifr.hosts.cvpods.framework", "ifr.hosts.cvpods.config")
+
+    def parts() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] == "cvpods" or name in mine]
+
+    before = {name: sys.modules.pop(name) for name in parts()}
+    for variable in ("IFR_CVPODS", "IFR_HOST"):
+        monkeypatch.delenv(variable, raising=False)
+    caches = (import_cvpods, hosts._default)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for name in parts():
+        del sys.modules[name]
+    sys.modules.update(before)
+    for cache in caches:
+        cache.cache_clear()
+
+
+def make_checkout(folder: Path, monkeypatch: pytest.MonkeyPatch, **parts: str) -> Path:
+    """A package cvpods with these sources in its parts, none of them built, named by IFR_CVPODS."""
+    package = folder / "cvpods"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(parts.pop("init", ""))
+    for part in PARTS:
+        (package / part).mkdir()
+        (package / part / "__init__.py").write_text(parts.get(part, ""))
+    monkeypatch.setenv("IFR_CVPODS", str(folder))
+    return folder
+
+
+def test_absent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not is_there()
+    assert hosts.host_name() == "standalone"
+    with pytest.raises(CvpodsNotFoundError, match="not installed"):
+        import_cvpods()
+    monkeypatch.setenv("IFR_HOST", "cvpods")
+    assert main(["train", "mask_rcnn.ifr.res18.fpn.digits"]) == 1
+    error = capsys.readouterr().err
+    assert "error: cvpods is not installed" in error
+    assert "remedy: set IFR_CVPODS to a checkout of github.com/Megvii-BaseDetection/cvpods" in error
+
+
+def test_a_checkout_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user named it: nothing falls back on another host silently."""
+    monkeypatch.setenv("IFR_CVPODS", str(tmp_path))
+    with pytest.raises(CvpodsNotFoundError, match=rf"IFR_CVPODS is '{tmp_path}'.*cvpods/__init__\.py"):
+        hosts.host_name()
+
+
+def test_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkout(tmp_path, monkeypatch, layers="raise RuntimeError('no such kernel')")
+    with pytest.raises(CvpodsBrokenError, match="RuntimeError: no such kernel") as caught:
+        hosts.host_name()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert not [name for name in sys.modules if name.startswith("cvpods")]
+
+
+def test_what_it_needs_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkout(tmp_path, monkeypatch, data="import a_package_that_nobody_has")
+    with pytest.raises(CvpodsBrokenError, match="a_package_that_nobody_has") as caught:
+        import_cvpods()
+    assert caught.value.remedy.startswith("pip install ")
+
+
+def test_an_installed_one_that_is_broken_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_checkout(tmp_path, monkeypatch, engine="raise OSError('no driver')")
+    monkeypatch.delenv("IFR_CVPODS")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert hosts.host_name() == "standalone"
+    assert "OSError: no driver" in caplog.text
+
+
+def test_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkout(tmp_path, monkeypatch)
+    monkeypatch.setenv("IFR_HOST", "cvpods")
+    with pytest.raises(CvpodsTooOldError, match=r"no cvpods\.configs\.RCNNFPNConfig") as caught:
+        _ = hosts.RCNNFPNConfig
+    assert "76eb481" in caught.value.remedy
+
+
+def test_one_that_imports_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkout(tmp_path, monkeypatch)
+    assert hosts.host_name() == "cvpods"
+    monkeypatch.setenv("IFR_HOST", "standalone")
+    assert hosts.host_name() == "standalone"
+
+
+def test_an_unbuilt_checkout_gets_a_stand_in_and_a_built_one_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkout(tmp_path / "unbuilt", monkeypatch, layers="from cvpods import _C\nfound = _C.__doc__")
+    import_cvpods()
+    assert "Stands in" in sys.modules["cvpods.layers"].found
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cvpods"]:
+        del sys.modules[name]
+    import_cvpods.cache_clear()
+    built = make_checkout(tmp_path / "built", monkeypatch, layers="from cvpods import _C\nfound = _C.__doc__")
+    (built / "cvpods" / "_C.py").write_text('"""Compiled."""')
+    import_cvpods()
+    assert sys.modules["cvpods.layers"].found == "Compiled."
+
+
+def test_old_names_are_there_meanwhile_and_for_cvpods_alone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+import collections
+from collections import Mapping
+import numpy as np
+from PIL import Image
+import nobody_has_this
+from nobody_has_this.utils import Average
+default = Image.LINEAR
+kind = np.int
+def zeros(): return np.zeros(2, dtype=np.int)
+"""
+    monkeypatch.setattr(old_names, "OPTIONAL", ("nobody_has_this",))
+    make_checkout(tmp_path, monkeypatch, data=source)
+    import collections
+
+    import numpy as np
+    from PIL import Image
+
+    import_cvpods()
+    data = sys.modules["cvpods.data"]
+    assert data.default == Image.Resampling.BILINEAR
+    assert data.kind is int
+    assert data.zeros().dtype == np.zeros(0, dtype=int).dtype
+    assert data.np.ones(2).sum() == 2
+    with pytest.raises(ModuleNotFoundError, match="cvpods needs nobody_has_this"):
+        data.Average()
+    assert not hasattr(np, "int")
+    assert not hasattr(Image, "LINEAR")
+    assert not hasattr(collections, "Mapping")
+    assert "nobody_has_this" not in sys.modules
