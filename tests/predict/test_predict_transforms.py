@@ -1,5 +1,6 @@
 """Resizing equals the published pipeline's to the bit."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,10 @@ def test_pipelines_run_in_order_and_refuse_the_unknown():
         build_test_transform([("RandomFlip", {})])
     with pytest.raises(ValueError, match="short_edge"):
         build_test_transform([("ResizeShortestEdge", {"short_edge": 3})])
+
+
+def test_a_pipeline_can_be_sent_to_another_process():
+    """As loaders do it in every process that was not forked: those of a test on several workers."""
+    image = np.random.default_rng(0).integers(0, 256, (10, 20, 3), dtype=np.uint8)
+    transform = build_test_transform([("ResizeShortestEdge", {"short_edge_length": 5, "sample_style": "choice"})])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(transform))(image), transform(image))

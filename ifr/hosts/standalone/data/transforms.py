@@ -79,6 +79,18 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 _IMAGE_TRANSFORMS: dict[str, Callable[..., ImageTransform]] = {"ResizeShortestEdge": ResizeShortestEdge}
 
 
+@dataclass(frozen=True)
+class _InTurn:
+    """One transform after the other; an object, for the processes of a loader may need to pickle it."""
+
+    steps: tuple[ImageTransform, ...]
+
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        for step in self.steps:
+            image = step(image)
+        return image
+
+
 def build_test_transform(pipeline: Iterable[Any]) -> ImageTransform:
     """What INPUT.AUG.TEST_PIPELINES does to an image, as one function.
 
@@ -97,9 +109,4 @@ def build_test_transform(pipeline: Iterable[Any]) -> ImageTransform:
         except TypeError as error:
             raise ValueError(f"INPUT.AUG.TEST_PIPELINES, {name}: {error}") from error
 
-    def transform(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        for step in steps:
-            image = step(image)
-        return image
-
-    return transform
+    return _InTurn(tuple(steps))
