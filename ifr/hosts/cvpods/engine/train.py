@@ -5,11 +5,11 @@ import logging
 
 from ifr.hosts.cvpods.engine.runner import make_runner
 from ifr.hosts.cvpods.engine.setup import prepare, register_datasets
+from ifr.hosts.standalone.engine.history import last_checkpoint
 from ifr.hosts.standalone.engine.launch import launch
 from ifr.hosts.standalone.engine.options import TrainOptions
 from ifr.hosts.standalone.engine.records import log_file
 from ifr.hosts.standalone.engine.setup import requested_device
-from ifr.hosts.standalone.engine.snapshots import last_checkpoint
 from ifr.hosts.standalone.engine.train import Load, start_from
 from ifr.hosts.standalone.engine.workers import Worker
 
