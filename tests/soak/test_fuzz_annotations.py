@@ -130,6 +130,39 @@ def test_check_and_training_agree(examples):
 
 
 @pytest.mark.parametrize("examples", [300, pytest.param(20_000, marks=pytest.mark.soak)])
+def test_files_of_changed_bytes_are_read_or_refused(examples):
+    whole = json.dumps(_content()).encode()
+    piece = st.sampled_from(
+        [b"{", b"}", b"[", b"]", b",", b":", b'"', b"-", b"9", b"e9", b"NaN", b"\xff", b"\\ud800", b"null"]
+    )
+
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(
+        edits=st.lists(
+            st.tuples(st.integers(0, len(whole)), st.integers(0, 9), piece | st.binary(max_size=3)), max_size=3
+        )
+    )
+    def read(edits: Any) -> None:
+        content = whole
+        for place, removed, put in edits:
+            content = content[:place] + put + content[place + removed :]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "a.json"
+            file.write_bytes(content)
+            source = DatasetSource("edited", file, Path(folder))
+            try:
+                CocoDataset(source, keep_empty=True)
+            except DatasetError as error:
+                message = str(error)
+                assert message.startswith(f"{file}: ")
+                assert "\n" not in message
+                assert len(message) < 600
+                assert any(finding.is_problem for finding in check_dataset(source))
+
+    read()
+
+
+@pytest.mark.parametrize("examples", [300, pytest.param(20_000, marks=pytest.mark.soak)])
 def test_run_lengths_of_any_text_are_decoded_as_pycocotools_does_or_refused(examples):
     """What comes through the checks is safe to give to C code, which says the same about it."""
 

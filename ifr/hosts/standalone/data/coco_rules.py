@@ -1,9 +1,10 @@
 """What an annotation file in COCO's format must say: the rules that reading it and `ifr data check` share."""
 
 import math
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath, PureWindowsPath
+from pathlib import PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Siz
     Where an id is wrong it returns None: what refers to it would be called dangling without being wrong itself.
     """
     sizes: dict[int, Size | None] = {}
-    for where, item in (yield from _items(content, "images")):
+    for position, item in (yield from _items(content, "images")):
         size: Size | None = None
         causes = [*_id_causes(item, sizes), *_file_name_causes(item)]
         wrong = [
@@ -100,7 +101,7 @@ def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Siz
             if size[0] * size[1] > MOST_PIXELS:
                 wrong = [f"{size[1]} x {size[0]} pixels are more than the {MOST_PIXELS} that a picture may have"]
         for cause in [*causes, *wrong]:
-            yield Defect("images", where, cause)
+            yield _defect("images", position, item, cause)
         if _is_id(item.get("id")):
             sizes.setdefault(item["id"], None if wrong else size)
     if content.get("images") == []:
@@ -111,11 +112,11 @@ def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Siz
 def _categories(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, None] | None]:
     """Defects of the categories; returns their ids, or None as of images."""
     known: dict[int, None] = {}
-    for where, item in (yield from _items(content, "categories")):
+    for position, item in (yield from _items(content, "categories")):
         for cause in _id_causes(item, known):
-            yield Defect("categories", where, cause)
+            yield _defect("categories", position, item, cause)
         if not _is_text(item.get("name")):
-            yield Defect("categories", where, f"needs 'name' of str, got {_quote(item, 'name')}")
+            yield _defect("categories", position, item, f"needs 'name' of str, got {_quote(item, 'name')}")
         if _is_id(item.get("id")):
             known[item["id"]] = None
     if content.get("categories") == []:
@@ -127,14 +128,14 @@ def _annotations(
     content: Mapping[str, Any], sizes: Mapping[int, Size | None] | None, categories: Mapping[int, None] | None
 ) -> Iterator[Defect]:
     known: dict[int, None] = {}
-    for where, item in (yield from _items(content, "annotations")):
+    for position, item in (yield from _items(content, "annotations")):
         if "id" in item:  # COCO's metrics need none, and IFR numbers the annotations itself
             for cause in _id_causes(item, known):
-                yield Defect("annotations", where, cause)
+                yield _defect("annotations", position, item, cause)
             if _is_id(item["id"]):
                 known[item["id"]] = None
         for cause in _annotation_causes(item, sizes, categories):
-            yield Defect("annotations", where, cause)
+            yield _defect("annotations", position, item, cause)
 
 
 def _annotation_causes(
@@ -208,8 +209,8 @@ def _is_outside(polygon: Sequence[float], size: Size) -> bool:
     return max(across) <= 0 or min(across) >= width or max(down) <= 0 or min(down) >= height
 
 
-def _items(content: Mapping[str, Any], key: str) -> Generator[Defect, None, list[tuple[str, dict[str, Any]]]]:
-    """Defects of a list as such; returns the objects in it with their names in messages."""
+def _items(content: Mapping[str, Any], key: str) -> Generator[Defect, None, list[tuple[int, dict[str, Any]]]]:
+    """Defects of a list as such; returns the objects in it with their positions."""
     items = content.get(key)
     if not isinstance(items, list):
         yield Defect(key, key, f"COCO's format needs a list {key!r}, got {type(items).__name__}")
@@ -217,7 +218,7 @@ def _items(content: Mapping[str, Any], key: str) -> Generator[Defect, None, list
     found = []
     for position, item in enumerate(items):
         if isinstance(item, dict):
-            found.append((_name(key, position, item), item))
+            found.append((position, item))
         else:
             yield Defect(key, f"{key}[{position}]", f"needs to be an object, got {_short(item)}")
     return found
@@ -229,6 +230,10 @@ def _all_have_ids(items: Any) -> bool:
         and bool(items)
         and all(isinstance(item, dict) and _is_id(item.get("id")) for item in items)
     )
+
+
+def _defect(key: str, position: int, item: Mapping[str, Any], cause: str) -> Defect:
+    return Defect(key, _name(key, position, item), cause)
 
 
 def _name(key: str, position: int, item: Mapping[str, Any]) -> str:
@@ -252,7 +257,7 @@ def _file_name_causes(item: Mapping[str, Any]) -> Iterator[str]:
     name = item.get("file_name")
     if not _is_text(name) or not name or "\0" in name:
         yield f"needs 'file_name' of str, got {_quote(item, 'file_name')}"
-    elif name.startswith("/") or PurePath(name).anchor or ".." in PureWindowsPath(name).parts:
+    elif os.path.isabs(name) or os.path.splitdrive(name)[0] or (".." in name and ".." in PureWindowsPath(name).parts):
         yield f"file_name {_quote(item, 'file_name')} leads out of the folder of the images; it must be relative to it"
 
 

@@ -32,12 +32,14 @@ def read_counts(runs: Mapping[str, Any], height: int, width: int) -> NDArray[np.
         lengths = _decompress(counts)
     elif isinstance(counts, list) and set(map(type, counts)) <= {int}:
         if counts and (min(counts) < 0 or max(counts) > height * width):
-            raise ValueError(f"a run of {min(counts) if min(counts) < 0 else max(counts)} pixels")
+            raise ValueError(
+                f"a run-length encoding with a run of {min(counts) if min(counts) < 0 else max(counts)} pixels"
+            )
         lengths = np.array(counts, dtype=np.int64)
     else:
         raise ValueError(f"the counts of a run-length encoding are whole numbers or text, got {counts!r:.60}")
     if lengths.size and lengths.min() < 0:
-        raise ValueError(f"a run of {lengths.min()} pixels")
+        raise ValueError(f"a run-length encoding with a run of {lengths.min()} pixels")
     if lengths.sum() != height * width:
         raise ValueError(f"the runs of a mask cover {lengths.sum()} of the image's {height * width} pixels")
     return lengths
