@@ -54,7 +54,8 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             draw_detections(image, found, names).save(target, quality=92)
         logger.info("%s: %d found, drawn in %s", picture, len(found["scores"]), target)
-        results += [{**result, "file_name": picture.name} for result in coco_results(found, image_id, category_ids)]
+        if args.json is not None:  # otherwise a folder of many pictures would fill the memory for nothing
+            results += [{**result, "file_name": picture.name} for result in coco_results(found, image_id, category_ids)]
     if args.json is not None:
         with advise("choose a --json that can be written", OSError):
             Path(args.json).parent.mkdir(parents=True, exist_ok=True)

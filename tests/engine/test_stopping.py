@@ -175,6 +175,7 @@ def test_killed_at_any_moment_and_resumed_equals_uninterrupted(tiny: Path, tmp_p
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert [kill["status"] for kill in summary["kills"]] == [signal.SIGKILL] * 4
+    assert not any(kill["orphans"] for kill in summary["kills"])
     assert summary["status"] == 0
     assert summary["equal"]
     assert summary["losses_equal"]

@@ -91,6 +91,24 @@ def in_fork(work: Callable[[], None]) -> int:
     return os.waitpid(child, 0)[1]
 
 
+def orphans(patience: float = 3.0) -> int:
+    """How many processes still run that a killed one had started; they are ended."""
+    deadline = time.monotonic() + patience
+    left = 0
+    while True:
+        try:
+            child, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return left
+        if child == 0 and time.monotonic() > deadline:
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            left, deadline = len(children), time.monotonic() + patience
+            for process in children:
+                os.kill(int(process), signal.SIGKILL)
+        elif child == 0:
+            time.sleep(0.01)
+
+
 def equal(one: Any, other: Any) -> bool:
     """Bit for bit, in all that a checkpoint holds."""
     if isinstance(one, torch.Tensor):
@@ -106,6 +124,7 @@ def main(experiment: str, output: str, kills: str, seed: str, *settings: str) ->
     """See the module."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what a killed process leaves becomes a child of this one
     chance = random.Random(int(seed))
     now = multiprocessing.Value(ctypes.c_int, OTHER, lock=False)
     whole, killed = Path(output) / "whole", Path(output) / "killed"
@@ -121,7 +140,8 @@ def main(experiment: str, output: str, kills: str, seed: str, *settings: str) ->
         status = in_fork(lambda phases=phases: attempt(experiment, killed, list(settings), phases))  # type: ignore[misc]
         pointer = killed / "last_checkpoint"
         last = pointer.read_text() if pointer.exists() else None
-        hits.append({"aimed": NAMES[aimed], "hit": NAMES[now.value], "status": status, "last": last})
+        hit = {"aimed": NAMES[aimed], "hit": NAMES[now.value], "status": status, "last": last, "orphans": orphans()}
+        hits.append(hit)
     status = in_fork(lambda: attempt(experiment, killed, list(settings), Phases(now, OTHER, 0, 0)))
     finals = [torch.load(folder / "model_final.pth", weights_only=True) for folder in (whole, killed)]
     lines = [list(map(json.loads, (folder / "metrics.json").read_text().splitlines())) for folder in (whole, killed)]

@@ -35,6 +35,7 @@ def test_twenty_kills_at_random_moments(tiny: Path, tmp_path: Path, workers: int
     summary = json.loads(done.stdout)
     assert [kill["status"] for kill in summary["kills"]] == [signal.SIGKILL] * 20
     assert {"step", "checkpoint", "evaluation"} <= {kill["hit"] for kill in summary["kills"]}
+    assert not any(kill["orphans"] for kill in summary["kills"])
     assert summary["status"] == 0
     assert summary["equal"]
     assert summary["losses_equal"]

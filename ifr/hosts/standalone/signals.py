@@ -1,18 +1,18 @@
 """SIGTERM and Ctrl-C: asked to stop, a run first finishes its step."""
 
 import contextlib
-import logging
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-logger = logging.getLogger(__name__)
-
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _REPEATED = 1.0  # seconds; a terminal and torchrun both pass one Ctrl-C on
 
 
@@ -53,19 +53,38 @@ class StopSignals:
 
 @contextlib.contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Processes that start meanwhile never get SIGTERM or Ctrl-C.
+    """Processes that this one forks meanwhile never get SIGTERM or Ctrl-C, and are killed when this one dies.
 
     A scheduler or a terminal sends these to all processes of a job; without those that load data no step could be
-    finished. They end when this process does.
+    finished. They watch for the end of this process themselves, but torch 2.14 misses one that comes while they start.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    _parents.append(os.getpid())
     try:
         yield
     finally:
+        _parents.pop()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_parents: list[int] = []
+"""The process that is inside `kept_from_children`."""
+
+
+def _tie_to_parent() -> None:
+    """In a forked process."""
+    if not _parents or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != _parents[-1]:
+        os._exit(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_tie_to_parent)
 
 
 def die_with_parent() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import multiprocessing
@@ -22,7 +23,7 @@ from ifr.hosts.standalone.signals import StopSignals, die_with_parent
 Job = Callable[..., Any]
 
 _POLL = 0.5  # seconds
-_PATIENCE = 20.0  # seconds, for the others once a worker has failed
+_PATIENCE = 5.0  # seconds, for the others once a worker has failed
 
 
 def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
@@ -52,6 +53,8 @@ def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
     if world_size == 1:
         return job(Worker(), *arguments)
     url = layout.dist_url if layout.dist_url != "auto" else f"tcp://127.0.0.1:{_free_port()}"
+    if layout.machine_rank == 0:
+        _check_port(url)
     _spawn(job, layout, device, arguments, count=count, world_size=world_size, url=url)
     return None
 
@@ -212,6 +215,27 @@ def _portable(error: Exception) -> bytes:
 def _restored(data: bytes) -> Exception:
     error = pickle.loads(data)
     return error if isinstance(error, Exception) else WorkerError(str(error))
+
+
+def _check_port(url: str) -> None:
+    """Make sure that machine 0 can listen where the workers are to meet, before they start.
+
+    Raises:
+        RunError: the address has no port, or another program listens there.
+    """
+    try:
+        port = urlsplit(url).port
+    except ValueError as error:
+        raise RunError(f"--dist-url {url}: {error}", "give tcp://HOST:PORT with a port from 1 to 65535") from error
+    if port is None:
+        raise RunError(f"--dist-url {url} names no port", "give tcp://HOST:PORT, the same on all machines")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            remedy = "give another port, or leave --dist-url out on a single machine"
+            raise RunError(f"the port of {url} is in use ({error.strerror})", remedy) from error
 
 
 def _free_port() -> int:

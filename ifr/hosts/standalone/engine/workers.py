@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from ifr.hosts.standalone.engine.errors import RunError, Stopped
 
@@ -82,7 +84,7 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
 
     Args:
         worker: this process.
-        url: where the workers meet, as for `torch.distributed.init_process_group`.
+        url: where the workers meet, as `init_method` of `torch.distributed.init_process_group`.
         device: MODEL.DEVICE; GPUs talk by NCCL, CPUs by gloo.
 
     Raises:
@@ -95,9 +97,12 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
     if gpu is not None:
         torch.cuda.set_device(gpu)
     try:
+        store, _, _ = next(rendezvous(url, worker.rank, worker.world_size))
+        # torchrun 2.14 keeps its store when it restarts the workers: they would find the addresses of the dead ones.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         distributed.init_process_group(
             "gloo" if gpu is None else "nccl",
-            init_method=url,
+            store=PrefixStore(f"attempt_{attempt}", store),
             rank=worker.rank,
             world_size=worker.world_size,
             device_id=gpu,
