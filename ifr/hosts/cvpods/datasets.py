@@ -30,8 +30,13 @@ class CocoFormatDataset(COCODataset):  # type: ignore[misc]  # whatever cvpods h
     def _apply_transforms(self, image: Any, annotations: Any = None, **settings: Any) -> Any:
         """Transform an image (H, W, 3) and its annotations, masks in run-length encoding included.
 
-        cvpods' transforms accept such a mask only once, and only if the image keeps its size.
+        cvpods' transforms accept such a mask only once, and only if the image keeps its size; and coordinates that are
+        whole numbers before a transform they truncate to whole numbers after it.
         """
+        for item in annotations or ():
+            item["bbox"] = list(map(float, item["bbox"]))
+            if isinstance(item.get("segmentation"), list):
+                item["segmentation"] = [np.asarray(polygon, dtype=np.float64) for polygon in item["segmentation"]]
         encoded = [item for item in annotations or () if isinstance(item.get("segmentation"), dict)]
         if not encoded or not isinstance(self.transforms, list):
             return super()._apply_transforms(image, annotations, **settings)
@@ -78,7 +83,9 @@ def register(entry: str) -> str:
 
 
 def has_bitmaps(entry: str) -> bool:
-    """Whether a data set that IFR finds has objects whose masks are no polygons."""
+    """Whether a data set that IFR finds has objects whose masks are no polygons; in COCO only crowds have such."""
+    if entry.startswith("coco_"):
+        return False
     try:
         source: DatasetSource = find_dataset(entry)
     except DatasetError:
