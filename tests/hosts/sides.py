@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ifr.hosts.standalone.detector.sampling import random_sample, set_sampler, split_labels
-from ifr.hosts.standalone.detector.structures import Annotations
+from ifr.hosts.standalone.detector.structures import Annotations, Proposals
 
 
 def sample_evenly(labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
@@ -29,8 +29,11 @@ class Side(Protocol):
     def batch(self, io: dict[str, Any]) -> list[dict[str, Any]]:
         """The reference's two annotated images."""
 
-    def losses(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
-        """Of one training iteration."""
+    def losses(self, model: nn.Module, io: dict[str, Any], iteration: int, want: dict[str, Any]) -> dict[str, Tensor]:
+        """Of one training iteration on the reference's images; the heads get the official proposals.
+
+        Their own could have a tie that rounding decides, and so another sample.
+        """
 
     def sampling_evenly(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Meanwhile the model chooses its samples as the reference did."""
@@ -53,9 +56,15 @@ class Standalone:
             for i, image in enumerate(io["preprocessed_256"])
         ]
 
-    def losses(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, io: dict[str, Any], iteration: int, want: dict[str, Any]) -> dict[str, Tensor]:
+        batch = self.batch(io)
+        truth = [item["instances"] for item in batch]
         model.set_iteration(iteration)
-        return model(batch)
+        images = model.preprocess(batch)
+        features = model.backbone(images.tensor)
+        _, losses = model.proposal_generator(features, images.sizes, truth)
+        official = [Proposals(want[f"rpn_boxes.{i}"], want[f"rpn_logits.{i}"]) for i in range(len(batch))]
+        return losses | model.roi_heads.losses(features, images.sizes, official, truth)
 
     @contextlib.contextmanager
     def sampling_evenly(self, model: nn.Module) -> Iterator[None]:
@@ -79,17 +88,29 @@ class Cvpods:
         batch = []
         for i, image in enumerate(io["preprocessed_256"]):
             truth = structures.Instances(tuple(image.shape[1:]))
-            truth.gt_boxes = structures.Boxes(io[f"gt_boxes.{i}"])
+            truth.gt_boxes = structures.Boxes(io[f"gt_boxes.{i}"].clone())
             truth.gt_classes = io[f"gt_classes.{i}"]
             polygons = [[polygon.numpy() for polygon in polygons] for polygons in io[f"gt_polys.{i}"]]
             truth.gt_masks = structures.PolygonMasks(polygons)
             batch.append({"image": image, "instances": truth})
         return batch
 
-    def losses(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
-        events = importlib.import_module("cvpods.utils")
-        with events.EventStorage(iteration):
-            return model(batch)
+    def losses(self, model: nn.Module, io: dict[str, Any], iteration: int, want: dict[str, Any]) -> dict[str, Tensor]:
+        structures, utils = (importlib.import_module(f"cvpods.{name}") for name in ("structures", "utils"))
+        batch = self.batch(io)
+        truth = [item["instances"] for item in batch]
+        with utils.EventStorage(iteration):
+            images = model.preprocess_image(batch)
+            features = model.backbone(images.tensor)
+            _, losses = model.proposal_generator(images, features, truth)
+            official = []
+            for i, size in enumerate(images.image_sizes):
+                proposals = structures.Instances(tuple(size))
+                proposals.proposal_boxes = structures.Boxes(want[f"rpn_boxes.{i}"].clone())
+                proposals.objectness_logits = want[f"rpn_logits.{i}"].clone()
+                official.append(proposals)
+            _, more = model.roi_heads(images, features, official, truth)
+        return losses | more
 
     @contextlib.contextmanager
     def sampling_evenly(self, model: nn.Module) -> Iterator[None]:

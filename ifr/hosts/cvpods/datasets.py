@@ -3,10 +3,15 @@
 import logging
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
 from ifr.hosts.cvpods.framework import DATASETS, PATH_ROUTES, COCODataset, folder
 from ifr.hosts.standalone.data.catalog import KNOWN, DatasetSource, find_dataset
 from ifr.hosts.standalone.data.coco import read_annotations
 from ifr.hosts.standalone.data.errors import DatasetError
+from ifr.hosts.standalone.runs import decode_runs
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +26,28 @@ class CocoFormatDataset(COCODataset):  # type: ignore[misc]  # whatever cvpods h
         """What cvpods asks a data set of its own kind for; loading the annotations adds the classes."""
         images, json = PATH_ROUTES.get(_route(self.name))[_SECTION][self.name]
         return {"image_root": images, "json_file": json, "evaluator_type": "coco"}
+
+    def _apply_transforms(self, image: Any, annotations: Any = None, **settings: Any) -> Any:
+        """Transform an image (H, W, 3) and its annotations, masks in run-length encoding included.
+
+        cvpods' transforms accept such a mask only once, and only if the image keeps its size; and coordinates that are
+        whole numbers before a transform they truncate to whole numbers after it.
+        """
+        for item in annotations or ():
+            item["bbox"] = list(map(float, item["bbox"]))
+            if isinstance(item.get("segmentation"), list):
+                item["segmentation"] = [np.asarray(polygon, dtype=np.float64) for polygon in item["segmentation"]]
+        encoded = [item for item in annotations or () if isinstance(item.get("segmentation"), dict)]
+        if not encoded or not isinstance(self.transforms, list):
+            return super()._apply_transforms(image, annotations, **settings)
+        masks = [_decode(item.pop("segmentation")) for item in encoded]
+        for generator in self.transforms:
+            transform = generator.get_transform(image, annotations)
+            masks = [transform.apply_segmentation(mask) for mask in masks]
+            image, annotations = transform(image, annotations, **settings)
+        for item, mask in zip(encoded, masks, strict=True):
+            item["segmentation"] = mask
+        return image, annotations
 
 
 if CocoFormatDataset.__name__ not in DATASETS:
@@ -56,13 +83,22 @@ def register(entry: str) -> str:
 
 
 def has_bitmaps(entry: str) -> bool:
-    """Whether a data set that IFR finds has objects whose masks are no polygons."""
+    """Whether a data set that IFR finds has objects whose masks are no polygons; in COCO only crowds have such."""
+    if entry.startswith("coco_"):
+        return False
     try:
         source: DatasetSource = find_dataset(entry)
     except DatasetError:
         return False
     annotations = read_annotations(source).get("annotations", ())
     return any(isinstance(item.get("segmentation"), dict) and not item.get("iscrowd") for item in annotations)
+
+
+def _decode(runs: dict[str, Any]) -> NDArray[np.uint8]:
+    """The mask (H, W) of a run-length encoding, compressed or not."""
+    if isinstance(runs["counts"], list):
+        runs = coco_mask.frPyObjects(runs, *runs["size"])
+    return decode_runs(runs).astype(np.uint8)
 
 
 def _route(name: str) -> str:

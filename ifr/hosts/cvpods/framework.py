@@ -45,7 +45,7 @@ COCODataset = _part("data.datasets.coco", "COCODataset")
 build_test_loader = _part("data", "build_test_loader")
 
 RUNNERS = _part("engine", "RUNNERS")
-runner_module = importlib.import_module("cvpods.engine.runner")
+runner_module = _part("engine", "runner")
 build_evaluator = _part("evaluation", "build_evaluator")
 inference_on_dataset = _part("evaluation", "inference_on_dataset")
 print_csv_format = _part("evaluation", "print_csv_format")

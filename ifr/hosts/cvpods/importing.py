@@ -13,7 +13,9 @@ from ifr.hosts.cvpods.errors import CvpodsBrokenError, CvpodsNotFoundError
 
 VARIABLE = "IFR_CVPODS"
 _PACKAGE = "cvpods"
-_NEEDS = "loguru easydict colorama tabulate termcolor six megfile portalocker cloudpickle opencv-python-headless"
+_NEEDS = (
+    "loguru easydict colorama tabulate termcolor six megfile portalocker cloudpickle opencv-python-headless tensorboard"
+)
 
 
 def is_there() -> bool:

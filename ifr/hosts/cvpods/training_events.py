@@ -32,7 +32,10 @@ def _record(part: Implicit, name: str, solution: Solution) -> None:
     """Means over the regions of one solve; cvpods smooths them, and reads its own losses as often."""
     if not part.training or not len(solution.residual):
         return
-    storage = get_event_storage()
+    try:
+        storage = get_event_storage()
+    except AssertionError:  # a backward pass after the storage was closed, which cvpods' runner never does
+        return
     residual = solution.residual.detach()
     storage.put_scalar(f"solver_{name}_residual", residual[residual.isfinite()].mean().nan_to_num().item())
     storage.put_scalar(f"solver_{name}_steps", solution.steps.float().mean().item())
