@@ -10,8 +10,10 @@ export IFR_DATASETS="${IFR_DATASETS:-$root/datasets}"
 
 sh "$root/scripts/make_venv.sh" demo
 sh "$root/scripts/ifr.sh" data make
-sh "$experiment/pods_train.sh" --num-gpus 1 "$@" OUTPUT_DIR "$output"
-sh "$experiment/pods_test.sh" --num-gpus 1 "$@" OUTPUT_DIR "$output"
+# One GPU; without any, two processes: layers so small keep two processes busier than two threads of one.
+workers=$("$root/.venv/bin/python" -c "import torch; print(1 if torch.cuda.is_available() else 2)")
+sh "$experiment/pods_train.sh" --num-gpus "$workers" "$@" OUTPUT_DIR "$output"
+sh "$experiment/pods_test.sh" --num-gpus "$workers" "$@" OUTPUT_DIR "$output"
 sh "$root/scripts/ifr.sh" show "$experiment" "$@" OUTPUT_DIR "$output"
 cat <<TEXT
 

@@ -10,17 +10,20 @@ _config_dict = {
             "REFINEMENT": "implicit",
             "F_THRES": 7,  # most steps of the forward solver
             "B_THRES": 7,  # most steps of the backward solver
-            "PRETRAINED_STEPS": 120,  # iterations of weight sharing before the first implicit one
+            "PRETRAINED_STEPS": 300,  # iterations of weight sharing before the first implicit one
         },
     },
     "DATASETS": {"TRAIN": ("digits_train",), "TEST": ("digits_val",)},
     "SOLVER": {
-        "LR_SCHEDULER": {"STEPS": (280, 340), "MAX_ITER": 360, "WARMUP_ITERS": 40},
-        "OPTIMIZER": {"BASE_LR": 0.03},
+        "LR_SCHEDULER": {"STEPS": (500, 620, 740, 840, 920), "GAMMA": 0.5, "MAX_ITER": 1000, "WARMUP_ITERS": 40},
+        "OPTIMIZER": {"BASE_LR": 0.02},
         "CLIP_GRADIENTS": {"ENABLED": True, "CLIP_TYPE": "norm", "CLIP_VALUE": 5.0},
-        "IMS_PER_BATCH": 8,  # of so small a set, on any number of workers that divides it
+        "EMA": {"ENABLED": True, "DECAY": 0.995},
+        "IMS_PER_BATCH": 4,  # of so small a set, on any number of workers that divides it
         "RESCALE": False,
     },
+    "DATALOADER": {"NUM_WORKERS": 1},
+    "SEED": 1,
     "TEST": {"DETECTIONS_PER_IMAGE": 20},
 }
 

@@ -44,7 +44,9 @@ def implicit_1x() -> dict[str, Any]:
 
 
 def from_scratch_on_cpu(short_edge: int) -> dict[str, Any]:
-    """A ResNet-18 with group normalisation and narrow heads, so that an iteration of 8 small images takes a second.
+    """A ResNet-18 with group normalisation and narrow heads for objects of 30 to 80 pixels, learnt from nothing.
+
+    An iteration of 4 images of 192 pixels takes a third of a second on two cores.
 
     Args:
         short_edge: the shorter side of an image becomes this, in pixels.
@@ -56,10 +58,12 @@ def from_scratch_on_cpu(short_edge: int) -> dict[str, Any]:
             "MASK_ON": True,
             "BACKBONE": {"FREEZE_AT": 0},
             "PIXEL_STD": (57.375, 57.12, 58.395),  # of ImageNet, BGR 0-255
-            "RESNETS": {"DEPTH": 18, "NORM": "GN", "RES2_OUT_CHANNELS": 64},
-            "FPN": {"OUT_CHANNELS": 96, "NORM": "GN"},
-            "ANCHOR_GENERATOR": {"SIZES": ((16,), (32,), (64,), (128,), (256,))},
+            "RESNETS": {"DEPTH": 18, "NORM": "GN", "RES2_OUT_CHANNELS": 64, "ZERO_INIT_RESIDUAL": True},
+            "FPN": {"OUT_CHANNELS": 64, "NORM": "GN"},
+            # One level is enough for objects of so similar a size, and its anchors have their shape.
+            "ANCHOR_GENERATOR": {"SIZES": ((36, 50, 68),), "ASPECT_RATIOS": ((1.6,),)},
             "RPN": {
+                "IN_FEATURES": ("p3",),
                 "BATCH_SIZE_PER_IMAGE": 64,
                 "PRE_NMS_TOPK_TRAIN": 500,
                 "PRE_NMS_TOPK_TEST": 300,
@@ -67,16 +71,17 @@ def from_scratch_on_cpu(short_edge: int) -> dict[str, Any]:
                 "POST_NMS_TOPK_TEST": 100,
             },
             "ROI_HEADS": {"BATCH_SIZE_PER_IMAGE": 32, "POSITIVE_FRACTION": 0.375},
-            # Few inputs to the linear layer: with all 96 channels its units die at this learning rate.
+            # Normalised convolutions alone: the units of a linear layer die before they have learnt to tell classes
+            # apart. The loss is smooth, for signs as gradients make the predictor of so many inputs overshoot.
             "ROI_BOX_HEAD": {
-                "NUM_CONV": 2,
+                "NUM_CONV": 4,
                 "CONV_DIM": 32,
                 "NORM": "GN",
-                "NUM_FC": 1,
-                "FC_DIM": 128,
+                "NUM_FC": 0,
                 "CLS_AGNOSTIC_BBOX_REG": True,
+                "SMOOTH_L1_BETA": 1.0,
             },
-            "ROI_MASK_HEAD": {"CONV_DIM": 96},
+            "ROI_MASK_HEAD": {"CONV_DIM": 64},
         },
         "INPUT": {"AUG": {"TRAIN_PIPELINES": pipeline, "TEST_PIPELINES": pipeline}},
     }
