@@ -30,6 +30,7 @@ _FOREIGN = {
     b"%PDF": "a PDF",
 }
 _LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that opens torch.save's files before 1.6
+_LONGEST_NAME = 500
 _WEIGHT_NAMES = ("model", "blobs", "state_dict")
 
 
@@ -121,6 +122,8 @@ def _split(path: Path, content: object) -> CheckpointFile:
 def _key(path: Path, key: object) -> str:
     if not isinstance(key, str):
         raise CheckpointError(path, f"a weight is called {key!r}, which is not text")
+    if not key.isprintable() or len(key) > _LONGEST_NAME:  # names are logged and shown in a terminal
+        raise CheckpointError(path, f"a weight is called {key[:_LONGEST_NAME]!r}, which is no name of a weight")
     return key
 
 

@@ -137,6 +137,8 @@ def _script(path):
         (lambda path: torch.save({"model": {}}, path), "no weights"),
         (lambda path: torch.save({"model": {"a": 3}}, path), "'a' is a int"),
         (lambda path: torch.save({"model": {1: torch.ones(1)}}, path), "called 1"),
+        (lambda path: torch.save({"a\x1b[2J": torch.ones(1)}, path), r"called 'a\\x1b\[2J', which is no name"),
+        (lambda path: torch.save({"a" * 501: torch.ones(1)}, path), "which is no name"),
         (lambda path: torch.save({"model": {"a": torch.eye(2).to_sparse()}}, path), "_rebuild_sparse_tensor"),
         (lambda path: path.write_bytes(pickle.dumps({"model": {"a": np.array(["text"])}}, 4)), "array of"),
     ],
