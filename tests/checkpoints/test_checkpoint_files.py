@@ -103,6 +103,28 @@ def test_reading_numpy_admits_nothing_for_later(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
+@pytest.mark.parametrize(
+    "classes",
+    [
+        5,
+        ["a"],
+        {"names": ["a"]},
+        {"names": ["a"], "category_ids": [1, 2]},
+        {"names": [1], "category_ids": [1]},
+        {"names": ["a"] * 200_000, "category_ids": [1] * 200_000},
+        {"names": ["a" * 999], "category_ids": [1]},
+    ],
+    ids=["number", "list", "no ids", "more ids", "no text", "too many", "too long"],
+)
+def test_classes_of_another_form_do_not_count(tmp_path, caplog, classes):
+    torch.save({"model": _WEIGHTS, "classes": classes}, tmp_path / "f.pth")
+    assert read_checkpoint(tmp_path / "f.pth").extras == {}
+    assert "classes are in no known form" in caplog.text
+    known = {"names": ["a", "b"], "category_ids": [3, 0]}
+    torch.save({"model": _WEIGHTS, "classes": known}, tmp_path / "f.pth")
+    assert read_checkpoint(tmp_path / "f.pth").extras == {"classes": known}
+
+
 def _jpeg(path):
     Image.new("RGB", (8, 8)).save(path, "JPEG")
 
