@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ifr.checkpoints.errors import CheckpointError
 from ifr.checkpoints.torch_legacy import load_legacy
 from ifr.checkpoints.torch_zip import load_archive
 
+logger = logging.getLogger(__name__)
 _FOREIGN = {
     b"\xff\xd8\xff": "a JPEG picture",
     b"\x89PNG": "a PNG picture",
@@ -30,6 +32,8 @@ _FOREIGN = {
     b"%PDF": "a PDF",
 }
 _LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that opens torch.save's files before 1.6
+_LONGEST_NAME = 500
+_MOST_CLASSES = 100_000
 _WEIGHT_NAMES = ("model", "blobs", "state_dict")
 
 
@@ -115,12 +119,29 @@ def _split(path: Path, content: object) -> CheckpointFile:
         tensors[_key(path, key)] = _tensor(path, key, value)
     if not tensors:
         raise CheckpointError(path, "it holds no weights")
+    if "classes" in extras and not _are_classes(extras["classes"]):
+        logger.warning("%s: its classes are in no known form and do not count", path)
+        del extras["classes"]
     return CheckpointFile(tensors, extras)
+
+
+def _are_classes(classes: object) -> bool:
+    """Whether these are classes as IFR saves them; a model is made as large as there are many."""
+    names, ids = (classes.get(key) for key in ("names", "category_ids")) if isinstance(classes, dict) else (None, None)
+    return (
+        isinstance(names, list)
+        and isinstance(ids, list)
+        and 0 < len(names) == len(ids) <= _MOST_CLASSES
+        and all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names)
+        and all(type(identity) is int for identity in ids)
+    )
 
 
 def _key(path: Path, key: object) -> str:
     if not isinstance(key, str):
         raise CheckpointError(path, f"a weight is called {key!r}, which is not text")
+    if not key.isprintable() or len(key) > _LONGEST_NAME:  # names are logged and shown in a terminal
+        raise CheckpointError(path, f"a weight is called {key[:_LONGEST_NAME]!r}, which is no name of a weight")
     return key
 
 

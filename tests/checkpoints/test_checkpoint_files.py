@@ -103,6 +103,28 @@ def test_reading_numpy_admits_nothing_for_later(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
+@pytest.mark.parametrize(
+    "classes",
+    [
+        5,
+        ["a"],
+        {"names": ["a"]},
+        {"names": ["a"], "category_ids": [1, 2]},
+        {"names": [1], "category_ids": [1]},
+        {"names": ["a"] * 200_000, "category_ids": [1] * 200_000},
+        {"names": ["a" * 999], "category_ids": [1]},
+    ],
+    ids=["number", "list", "no ids", "more ids", "no text", "too many", "too long"],
+)
+def test_classes_of_another_form_do_not_count(tmp_path, caplog, classes):
+    torch.save({"model": _WEIGHTS, "classes": classes}, tmp_path / "f.pth")
+    assert read_checkpoint(tmp_path / "f.pth").extras == {}
+    assert "classes are in no known form" in caplog.text
+    known = {"names": ["a", "b"], "category_ids": [3, 0]}
+    torch.save({"model": _WEIGHTS, "classes": known}, tmp_path / "f.pth")
+    assert read_checkpoint(tmp_path / "f.pth").extras == {"classes": known}
+
+
 def _jpeg(path):
     Image.new("RGB", (8, 8)).save(path, "JPEG")
 
@@ -137,6 +159,8 @@ def _script(path):
         (lambda path: torch.save({"model": {}}, path), "no weights"),
         (lambda path: torch.save({"model": {"a": 3}}, path), "'a' is a int"),
         (lambda path: torch.save({"model": {1: torch.ones(1)}}, path), "called 1"),
+        (lambda path: torch.save({"a\x1b[2J": torch.ones(1)}, path), r"called 'a\\x1b\[2J', which is no name"),
+        (lambda path: torch.save({"a" * 501: torch.ones(1)}, path), "which is no name"),
         (lambda path: torch.save({"model": {"a": torch.eye(2).to_sparse()}}, path), "_rebuild_sparse_tensor"),
         (lambda path: path.write_bytes(pickle.dumps({"model": {"a": np.array(["text"])}}, 4)), "array of"),
     ],

@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from guard import Forbidden, Guard, peak_megabytes
+from guard import Forbidden, Guard, megabytes_of
 from mutations import KINDS, corpus, mutate, seeded
 
 from ifr.checkpoints import CheckpointError, read_checkpoint
@@ -32,7 +32,7 @@ def main(scratch: Path, way: str, *arguments: str) -> None:
         codecs.lookup(codec)  # which Python imports when they are first asked for
     guard = Guard(_MEGABYTES)
     guard.seal()
-    before = peak_megabytes()
+    before = megabytes_of("VmRSS")
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
     by_file: dict[str, str] = {}
@@ -61,7 +61,7 @@ def main(scratch: Path, way: str, *arguments: str) -> None:
         "wrong": wrong + guard.broken,
         "executed": marker.exists(),
         "slowest": slowest,
-        "megabytes": peak_megabytes() - before,
+        "megabytes": megabytes_of("VmHWM") - before,
     }
     (scratch / "result.json").write_text(json.dumps(result))
 

@@ -2,16 +2,17 @@
 
 import os
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from small_set import HEIGHT, PIXELS, WIDTH, image, sound_content, use_all, write
 
 from ifr.hosts.standalone.data.check import check_dataset
-from ifr.hosts.standalone.data.images import ImageError
+from ifr.hosts.standalone.data.images import ImageError, read_image
 from ifr.hosts.standalone.data.transforms import ResizeShortestEdge
 
 GREY = np.asarray(Image.fromarray(PIXELS).convert("L"))
@@ -180,6 +181,7 @@ def folder(path):
     path.mkdir()
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 40\n%%EndComments\n(executed) (w) file closefile\n"
 WRONG = {
     "an image that is missing": (lambda path: path.unlink(), r"a\.png: no such file \(image 3\)"),
     "a link to nothing": (link_to("nowhere.png"), r"a\.png: no such file"),
@@ -189,6 +191,7 @@ WRONG = {
     "a link to an endless device": (link_to("/dev/zero"), r"a\.png: neither a file nor a link to one"),
     "zero bytes": (lambda path: path.write_bytes(b""), r"a\.png: the file is empty, not a picture"),
     "text": (lambda path: path.write_text("no picture"), r"a\.png: not a picture of a format"),
+    "PostScript, a program": (lambda path: path.write_bytes(POSTSCRIPT), r"a\.png: not a picture of a format"),
     "a PNG cut in its header": (cut(save(), 0.004), r"a\.png: "),
     "a PNG cut short": (cut(save(), 0.6), r"a\.png: a damaged picture"),
     "a JPEG cut in its header": (cut(noise, 0.05), r"a\.png: "),
@@ -220,6 +223,21 @@ def test_one_error_names_file_and_image(tmp_path, name):
     assert len(by_header) == (0 if name in BEHIND_THE_HEADER else 1)
     if by_header:
         assert by_header == [message]
+
+
+def test_no_program_is_started_for_a_picture(tmp_path, monkeypatch):
+    """Pillow opens PostScript by its content, whatever the name, and has ghostscript run it."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **_: started.append(arguments))
+    monkeypatch.setattr(subprocess, "check_call", lambda *arguments, **_: started.append(arguments))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(POSTSCRIPT)
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(ImageError, match="not a picture"):
+        read_image(path)
+    assert started == []
 
 
 def test_a_gigapixel_header_takes_no_memory(tmp_path):

@@ -16,6 +16,11 @@ logger = logging.getLogger(__name__)
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error)
 # About what Pillow's own protection against decompression bombs refuses: half a gigabyte of RGB.
 MOST_PIXELS = 178_956_970
+# Of bitmaps. Pillow would also open PostScript, which it gives to ghostscript: a program, run by another one.
+_FORMATS = (
+    *("JPEG", "PNG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF"),
+    *("DIB", "ICO", "PCX", "QOI", "SGI", "TGA"),
+)
 Size = tuple[int, int]  # height, width in pixels
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -39,7 +44,7 @@ def read_image(path: str | Path, size: Size | None = None) -> NDArray[np.uint8]:
     """
     with _explained(path):
         _require_file(path)
-        with Image.open(path) as image:
+        with _open(path) as image:
             _require_acceptable(image, path, size)
             stored = (image.height, image.width)
             rgb = _rgb(_upright(image, path))
@@ -57,7 +62,7 @@ def check_header(path: str | Path, size: Size) -> None:
     """
     with _explained(path):
         _require_file(path)
-        with Image.open(path) as image:
+        with _open(path) as image:
             _require_acceptable(image, path, size)
             stored = (image.height, image.width)
             upright = stored[::-1] if _is_turned(image) else stored
@@ -79,7 +84,7 @@ def _explained(path: str | Path) -> Iterator[None]:
     except PermissionError as error:
         raise ImageError(f"{path}: it may not be read ({error.strerror})") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a picture of a format that Pillow reads") from error
+        raise ImageError(f"{path}: not a picture of a format that is read here") from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageError(f"{path}: too large a picture ({error})") from error
     except _DAMAGED as error:
@@ -97,6 +102,11 @@ def _require_file(path: str | Path) -> None:
         raise ImageError(f"{path}: neither a file nor a link to one")
     if path.stat().st_size == 0:
         raise ImageError(f"{path}: the file is empty, not a picture")
+
+
+def _open(path: str | Path) -> Image.Image:
+    Image.init()  # so that the formats of this Pillow are known
+    return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def _require_acceptable(image: Image.Image, path: str | Path, size: Size | None) -> None:
