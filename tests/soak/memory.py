@@ -104,7 +104,7 @@ def main(what: str, experiment: str, output: str, count: str, *settings: str) ->
         periods = ["SOLVER.CLIP_GRADIENTS", "{'ENABLED': True, 'CLIP_TYPE': 'norm', 'CLIP_VALUE': 2.0}"]
         periods += ["TEST.EVAL_PERIOD", "500"]
         periods += ["SOLVER.CHECKPOINT_PERIOD", "500", "SOLVER.CHECKPOINTS_KEPT", "1", "GLOBAL.LOG_INTERVAL", "20"]
-        code = ifr(["train", experiment, "OUTPUT_DIR", output, *common, *schedule, *periods])
+        code = ifr(["train", experiment, "OUTPUT_DIR", output, *schedule, *periods, *common])
     else:
         trained = ["SOLVER.LR_SCHEDULER.MAX_ITER", "1", "SOLVER.OPTIMIZER.BASE_LR", "0.0"]
         code = ifr(["train", experiment, "OUTPUT_DIR", output, *common, *trained])
