@@ -37,7 +37,9 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
         + " The schedule of config.py is meant for its own SOLVER.IMS_PER_BATCH: with "
         "another number of workers, or another IMS_PER_BATCH here, its iterations and learning rate are converted "
         "together, except those given here. SOLVER.RESCALE False converts nothing. `torchrun ... -m ifr train "
-        "EXPERIMENT` works too.",
+        "EXPERIMENT` works too. SIGTERM or Ctrl-C finishes the step and writes a checkpoint, from which --resume goes "
+        "on; a second Ctrl-C stops at once. The exit code is 0 when training is complete, 143 after SIGTERM, 130 after "
+        "Ctrl-C, 2 for wrong arguments, 1 for any other error.",
     )
     _add_workers(parser)
     parser.add_argument(

@@ -144,13 +144,14 @@ def test_a_signal_to_the_whole_job_does_not_reach_the_processes_that_load_data(t
 def test_a_signal_to_one_of_two_workers_stops_both_at_the_same_step(tiny: Path, tmp_path: Path) -> None:
     fault = "if rank == 1 and step == 2: os.kill(os.getpid(), signal.SIGTERM)"
     folder = write_experiment(tiny, tmp_path / "signalled", fault)
+    quiet = ("SOLVER.LR_SCHEDULER.MAX_ITER", 50, "GLOBAL.LOG_INTERVAL", 20, "SOLVER.CHECKPOINT_PERIOD", 50)
     with pytest.raises(Stopped) as stop:
-        run(folder, tmp_path / "output", "SOLVER.LR_SCHEDULER.MAX_ITER", 50, workers=2)
-    # The others hear of it with the step in which it came, which is read a step later.
+        run(folder, tmp_path / "output", *quiet, workers=2)
+    # The other hears of it with the flags of the second step, which are read in the third.
     assert stop.value.iteration == 3
-    assert len(metrics(tmp_path / "output")) == 3
-    extras = torch.load(str(stop.value.saved), weights_only=True)
-    assert extras["iteration"] == 3
+    assert stop.value.exit_code == 143
+    assert [line["iteration"] for line in metrics(tmp_path / "output")] == [3]
+    assert torch.load(str(stop.value.saved), weights_only=True)["iteration"] == 3
 
 
 def test_a_killed_worker_ends_the_job_and_is_named(

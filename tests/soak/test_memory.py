@@ -28,9 +28,8 @@ def test_two_thousand_times(tmp_path: Path, what: str) -> None:
     print(done.stdout)
     summary = json.loads(done.stdout)
     assert summary["calls"] >= 2000
-    # A batch is 50 kB, its annotations and losses less, a picture 20 kB, the weights 45 MB. The allocator keeps and
-    # returns blocks of tens of MB as regions come and go.
-    assert summary["slope"] < 5  # MB per thousand
+    # MB per thousand; a batch that was kept each time would be 50, a picture 20, its detections 35.
+    assert summary["slope"] < 3
     fewest, most = summary["files"]
     assert most - fewest <= 1  # a file that is just being read
     fewest, most = summary["tensors"]

@@ -88,7 +88,7 @@ class Run:
             before = time.perf_counter()
             batch = next(batches)
             waited, counted = waited + time.perf_counter() - before, counted + 1
-            self.losses.add(self.trainer.step(iteration, batch, self.signals.requested))
+            self.losses.add(self.trainer.step(iteration, batch, stop=lambda: self.signals.requested))
             done = iteration + 1
             if self.records is not None:
                 self.records.advance()

@@ -1,7 +1,7 @@
 """One training iteration: losses, gradients, update."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,13 +121,13 @@ class Trainer:
         self.stop_signal = 0
         """The signal that some worker got before the latest step that is settled; 0 if none did."""
 
-    def step(self, iteration: int, batch: Batch, stop_signal: int = 0) -> dict[str, Tensor]:
+    def step(self, iteration: int, batch: Batch, stop: Callable[[], int] = lambda: 0) -> dict[str, Tensor]:
         """Train on this worker's images; returns the losses by name, detached, of this worker.
 
         Args:
             iteration: its number, from 0.
             batch: this worker's images.
-            stop_signal: what asks this worker to stop; all workers find it in their `stop_signal` at the same step.
+            stop: a signal's number asks this worker to stop; all find it in their `stop_signal` after the same step.
 
         Raises:
             ValueError: the images cannot be shared evenly among the parts.
@@ -144,7 +144,7 @@ class Trainer:
             self._restore(statistics)
             raise NotFinite(Step(iteration, batch), str(error), together=False) from error
         self.settle()
-        flags = self._check(losses, stop_signal)
+        flags = self._check(losses, stop())
         self._update(found=flags.values[:2].amax())
         self._pending = _Pending(Step(iteration, batch, losses), flags, statistics)
         return losses
