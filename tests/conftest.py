@@ -1,11 +1,17 @@
 """What several test modules share."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 DATA = Path(__file__).parent / "data"
+
+
+def pytest_configure() -> None:
+    """IFR_CVPODS, which tests/hosts needs, must not change the host of all others."""
+    os.environ["IFR_HOST"] = "standalone"
 
 
 @pytest.fixture(autouse=True)

@@ -55,6 +55,6 @@ def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         own = {**os.environ, "IFR_HOST": host, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
         script, *arguments = command
         line = ["sh", str(ROOT / script), *arguments]
-        return subprocess.run(line, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=280)
+        return subprocess.run(line, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=900)
 
     return run

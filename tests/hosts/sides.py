@@ -35,6 +35,9 @@ class Side(Protocol):
         Their own could have a tie that rounding decides, and so another sample.
         """
 
+    def iterate(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
+        """The losses of one training iteration as the host's own training computes them."""
+
     def sampling_evenly(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Meanwhile the model chooses its samples as the reference did."""
 
@@ -65,6 +68,10 @@ class Standalone:
         _, losses = model.proposal_generator(features, images.sizes, truth)
         official = [Proposals(want[f"rpn_boxes.{i}"], want[f"rpn_logits.{i}"]) for i in range(len(batch))]
         return losses | model.roi_heads.losses(features, images.sizes, official, truth)
+
+    def iterate(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
+        model.set_iteration(iteration)
+        return model(batch)
 
     @contextlib.contextmanager
     def sampling_evenly(self, model: nn.Module) -> Iterator[None]:
@@ -111,6 +118,10 @@ class Cvpods:
                 official.append(proposals)
             _, more = model.roi_heads(images, features, official, truth)
         return losses | more
+
+    def iterate(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
+        with importlib.import_module("cvpods.utils").EventStorage(iteration):
+            return model(batch)
 
     @contextlib.contextmanager
     def sampling_evenly(self, model: nn.Module) -> Iterator[None]:

@@ -85,8 +85,9 @@ def test_training_resumes_and_records_the_solver(checkout: Path, script: Script,
     by_iteration: dict[int, dict[str, float]] = {}
     for line in lines:
         by_iteration.setdefault(line["iteration"], {}).update(line)
-    assert sorted(by_iteration) == [0, 1, 2, 3]
-    assert ["solver_forward_residual" in by_iteration[k] for k in range(4)] == [False, True, True, True]
+    assert "Starting training from iteration 2" in resumed.stdout + resumed.stderr
+    assert {0, 1, 3} <= set(by_iteration)  # the newer commit records the first, the last and every 20th
+    assert ["solver_forward_residual" in by_iteration[k] for k in (0, 1, 3)] == [False, True, True]
     assert all(by_iteration[3][f"solver_{name}_steps"] >= 1 for name in ("forward", "backward"))
     assert by_iteration[3]["loss_mask"] > 0
 

@@ -1,5 +1,6 @@
 """cvpods' runner with IFR's ways of evaluating, and what must hold for it to run."""
 
+import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,8 @@ def check_supported(config: Any) -> None:
             f"SOLVER.BATCH_SUBDIVISIONS = {config.SOLVER.BATCH_SUBDIVISIONS}: "
             "cvpods' runner never updates the weights then; only 1 works"
         )
+    if config.TRAINER.FP16.ENABLED and importlib.util.find_spec("apex") is None:
+        raise ValueError("TRAINER.FP16.ENABLED = True: cvpods needs apex for mixed precision, which is not installed")
     if config.TEST.AUG.ENABLED:
         raise ValueError("TEST.AUG.ENABLED = True is not supported by IFR in cvpods")
     if config.TRAINER.NAME not in RUNNERS:

@@ -1,0 +1,70 @@
+"""The smallest experiment in every host: its inputs, outputs, phases and figures, without any checkpoint."""
+
+import pytest
+import torch
+from official_outputs import ROOT
+from sides import SIDES
+from torch import nn
+
+from ifr.experiment import load_experiment
+from ifr.refine import Implicit
+
+
+@pytest.fixture
+def model(host: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    monkeypatch.setenv("IFR_HOST", host)
+    experiment = load_experiment(ROOT / "mask_rcnn.ifr.res18.fpn.digits")
+    experiment.config.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0])
+    model = experiment.build_model(experiment.config)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def test_detections_in_the_size_of_the_output(model: nn.Module, host: str) -> None:
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        (output,) = model.eval()([{"image": image, "height": 32, "width": 48}])
+    found = SIDES[host].found(output)
+    assert len(found["boxes"]) == 20  # TEST.DETECTIONS_PER_IMAGE
+    assert found["masks"].shape == (20, 32, 48)
+    assert 0 <= int(found["classes"].min()) <= int(found["classes"].max()) < 10
+
+
+@pytest.mark.parametrize(("iteration", "phase"), [(119, "explicit"), (120, "implicit")])
+def test_an_iteration_trains_every_part(model: nn.Module, host: str, iteration: int, phase: str) -> None:
+    """PRETRAINED_STEPS of the experiment is 120."""
+    triangle = torch.tensor([10.0, 12, 50, 15, 30, 55])
+    io = {"preprocessed_256": torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)}
+    for i in range(2):
+        io |= {f"gt_boxes.{i}": torch.tensor([[10.0, 12, 50, 55]]), f"gt_classes.{i}": torch.tensor([3])}
+        io |= {f"gt_polys.{i}": [[triangle]]}
+    losses = SIDES[host].iterate(model.train(), SIDES[host].batch(io), iteration)
+    assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
+    sum(losses.values()).backward()
+    (refinement,) = (part for part in model.modules() if isinstance(part, Implicit))
+    assert refinement.phase == phase
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_the_solver_writes_its_figures_where_the_host_keeps_figures(checkout: object) -> None:
+    """In cvpods its event storage; the standalone host's are tested with its engine."""
+    from cvpods.utils import EventStorage
+
+    from ifr.hosts.cvpods.training_events import follow_training
+    from ifr.mask_head import MaskHead
+
+    head = MaskHead(8, 2, Implicit.published(max_steps=3))
+    follow_training(head, explicit_iterations=5)
+    x = torch.randn(4, 8, 6, 6)
+    for iteration, wanted in ((4, set()), (5, {"forward", "backward"})):
+        with EventStorage(iteration) as storage:
+            head.train()(x).sum().backward()
+        names = {f"solver_{name}_{figure}" for name in wanted for figure in ("residual", "steps", "converged")}
+        assert set(storage.latest()) == names
+    assert storage.latest()["solver_forward_steps"] == (3.0, 5)
+    with EventStorage(6) as storage:
+        head.eval()(x)
+        head.train()(x[:0])
+    assert not storage.latest()
