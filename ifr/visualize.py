@@ -59,25 +59,26 @@ def draw_detections(
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None, side: int = 384) -> Image.Image:
-    """All pictures on one, row by row, each in a square of its own.
+    """All pictures on one, row by row, each in a cell of its own that the largest ones fill.
 
     Args:
         pictures: at least one.
         columns: by default about as many as rows.
-        side: pixels of a square; larger pictures are made smaller.
+        side: pixels that a cell has at most, either way; larger pictures are made smaller.
 
     Raises:
         ValueError: there is no picture.
     """
     if not pictures:
         raise ValueError("there is no picture to put on the sheet")
-    side = min(side, max(max(picture.size) for picture in pictures))
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    sheet = Image.new("RGB", (side * columns, side * math.ceil(len(pictures) / columns)))
-    for number, picture in enumerate(pictures):
-        small = picture.copy()
-        small.thumbnail((side, side))
-        sheet.paste(small, (number % columns * side, number // columns * side))
+    small = [picture.copy() for picture in pictures]
+    for picture in small:
+        picture.thumbnail((side, side))
+    width, height = (max(lengths) for lengths in zip(*(picture.size for picture in small), strict=True))
+    columns = columns or math.ceil(math.sqrt(len(small)))
+    sheet = Image.new("RGB", (width * columns, height * math.ceil(len(small) / columns)))
+    for number, picture in enumerate(small):
+        sheet.paste(picture, (number % columns * width, number // columns * height))
     return sheet
 
 

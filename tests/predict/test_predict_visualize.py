@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ifr.visualize import draw_detections
+from ifr.visualize import contact_sheet, draw_detections
 
 
 def _found(boxes, scores, size):
@@ -67,3 +68,11 @@ def test_misfits_are_refused():
         draw_detections(np.zeros((9, 9, 3), np.uint8), found, [])
     with pytest.raises(ValueError, match=r"masks of size \(9, 9\)"):
         draw_detections(np.zeros((9, 8, 3), np.uint8), found, ["t"])
+
+
+def test_a_contact_sheet_has_no_room_between_pictures_of_one_size():
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
+    sheet = contact_sheet([Image.new("RGB", (40, 20), color) for color in colors], columns=2)
+    assert sheet.size == (80, 40)
+    assert [sheet.getpixel(place) for place in ((39, 19), (40, 19), (39, 20), (79, 39))] == colors
+    assert contact_sheet([Image.new("RGB", (40, 20)), Image.new("RGB", (10, 30))], columns=1, side=20).size == (20, 40)
