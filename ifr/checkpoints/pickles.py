@@ -192,8 +192,8 @@ class Machine:
         return _Global(value) if callable(value) else value
 
     def _spend(self, values: tuple[object, ...]) -> None:
-        """Arrays copy the bytes that they are made of; a file must not use the same ones again and again."""
-        self.allowance -= sum(len(value) for value in values if isinstance(value, (bytes, bytearray, str)))
+        """Calls copy what they are given; a file must not give the same bytes or entries again and again."""
+        self.allowance -= sum(len(value) for value in values if isinstance(value, (bytes, bytearray, str, list, dict)))
         if self.allowance < 0:
             raise PickleError("it describes more data than it holds")
 

@@ -155,6 +155,10 @@ BOMBS: dict[str, Write] = {
     "marks 200,000 deep": plain(b"(" * _DEEP + b"t" * _DEEP + b"."),
     "one megabyte in 2,000 arrays": plain(b"](B" + _MILLION_BYTES + _ARRAY_OF_MEMO * 2000 + b"e."),
     "one megabyte encoded 20,000 times": plain(b"X" + _MILLION_BYTES + b"](" + _ENCODE_MEMO * 20_000 + b"e."),
+    "one list in 20,000 OrderedDicts": plain(
+        b"](" + b"".join(b"K" + bytes([k % 256]) + b"N\x86" for k in range(20_000)) + b"eq\x000]("
+        + b"ccollections\nOrderedDict\nh\x00\x85R" * 20_000 + b"e."
+    ),
     "keys that take 2^100 steps to hash": plain(b"}" + _KEYS + b"Ns."),
     "keys of an OrderedDict that take 2^100 steps to hash": plain(
         b"ccollections\nOrderedDict\n](" + _KEYS + b"N\x86e\x85R."

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-_SECONDS = 10  # for one file
+_SECONDS = 10  # of computing for one file
 # Audit events (docs.python.org, "Audit events table") that reading weights has no reason for.
 _FORBIDDEN = (
     "builtins.input", "code.__new__", "compile", "ctypes", "exec", "ftplib", "function.__new__", "http.client",
@@ -37,7 +37,7 @@ class Guard:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (proc(5))
         taken = int(megabytes_of("VmSize") * 2**20)
         resource.setrlimit(resource.RLIMIT_AS, (taken + self.megabytes * 2**20,) * 2)
-        signal.signal(signal.SIGALRM, _too_slow)
+        signal.signal(signal.SIGPROF, _too_slow)
         sys.addaudithook(self._audit)
         self._sealed = True
 
@@ -49,10 +49,10 @@ class Guard:
         self._sealed = True
 
     def start_clock(self) -> None:
-        signal.alarm(_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS)
 
     def stop_clock(self) -> None:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
     def _audit(self, event: str, arguments: tuple[object, ...]) -> None:
         if not self._sealed:

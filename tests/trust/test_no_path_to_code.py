@@ -14,6 +14,8 @@ DANGEROUS = (
 # Where one of them is right, and why.
 ALLOWED = {
     ("experiment.py", "importlib.util.spec_from_file_location"): "config.py and net.py of an experiment that is named",
+    ("hosts/cvpods/importing.py", "importlib.util.spec_from_file_location"): "the cvpods checkout that the user names",
+    ("hosts/standalone/engine/repeat.py", "torch.load"): "a batch that IFR saved itself, with weights_only",
     ("hosts/standalone/engine/launch.py", "pickle.loads"): "an error of our own process, from a pipe and not a file",
 }
 
@@ -25,4 +27,5 @@ def test_nothing_executes_data_but_what_is_allowed_here():
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             if name in BUILTINS or name.endswith(DANGEROUS):
                 found.add((path.relative_to(PACKAGE).as_posix(), name))
-    assert found == set(ALLOWED)
+    assert found - set(ALLOWED) == set()
+    assert found  # otherwise nothing was looked at
