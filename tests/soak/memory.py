@@ -34,17 +34,20 @@ LIBC = ctypes.CDLL(None)
 
 
 class Samples:
-    """Memory and open files of this process, at every tenth call."""
+    """Memory and open files of this process, at every tenth call of a model in training, or in evaluation.
 
-    def __init__(self) -> None:
-        self.calls = 0
+    Not of both: in an evaluation during training the gradients of the last step are still there.
+    """
+
+    def __init__(self, *, training: bool) -> None:
+        self.training, self.calls = training, 0
         self.memory: list[float] = []
         self.files: list[int] = []
         self.tensors: list[int] = []
 
     def take(self, module: nn.Module, inputs: Any) -> None:
-        self.calls += 1
-        if self.calls % EVERY == 0:
+        self.calls += module.training == self.training
+        if module.training == self.training and self.calls % EVERY == 0:
             gc.collect()
             LIBC.malloc_trim(0)
             self.memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 1e6)
@@ -99,7 +102,7 @@ def main(what: str, experiment: str, output: str, count: str, *settings: str) ->
     """See the module."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    samples, begun = Samples(), time.monotonic()
+    samples, begun = Samples(training=what == "train"), time.monotonic()
     common = ["MODEL.DEVICE", "cpu", *settings]
     schedule = ["SOLVER.LR_SCHEDULER.MAX_ITER", count, "SOLVER.LR_SCHEDULER.STEPS", "()"]
     if what == "train":

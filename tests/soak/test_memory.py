@@ -27,10 +27,10 @@ def test_two_thousand_times(tmp_path: Path, what: str) -> None:
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     summary = json.loads(done.stdout)
-    assert summary["calls"] >= 2000
+    assert summary["calls"] == 2000
     # MB per thousand; a batch that was kept each time would be 50, a picture 20, its detections 35.
-    assert summary["slope"] < 3
+    assert summary["slope"] < 5
     fewest, most = summary["files"]
     assert most - fewest <= 1  # a file that is just being read
     fewest, most = summary["tensors"]
-    assert most - fewest <= 100  # losses of up to 20 iterations wait for the next line of the log
+    assert most - fewest <= 25  # losses of up to 20 iterations wait for the next line of the log

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +118,8 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
         raise RunError(f"the workers did not all come to {url}: {error}", remedy) from error
     try:
         yield
-    except Stopped:
+    except Stopped as stopped:
+        traceback.clear_frames(stopped.__traceback__)  # they hold the trainer
         _leave()
         raise
     _leave()  # after an error the process ends; leaving the group could wait for workers that wait for this one
