@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+from pathlib import Path
 
+from ifr.checkpoints import CheckpointError, read_checkpoint
 from ifr.hosts.cvpods.engine.runner import make_runner
 from ifr.hosts.cvpods.engine.setup import prepare, register_datasets
 from ifr.hosts.standalone.engine.launch import launch
@@ -45,6 +47,7 @@ def _run(worker: Worker, load: Load, folder: str, options: TrainOptions, device:
         runner = make_runner(config, experiment.build_model, classes)
         last = worker.broadcast(last_checkpoint(output) if options.resume and worker.is_first else None)
         if last is not None:
+            _check_origin(last)
             logger.info("resuming from %s", last)
         elif weights:
             start_from(runner.model, config, worker)
@@ -52,3 +55,9 @@ def _run(worker: Worker, load: Load, folder: str, options: TrainOptions, device:
         runner.resume_or_load(resume=last is not None)
         config.MODEL.WEIGHTS = weights
         runner.train()
+
+
+def _check_origin(checkpoint: Path) -> None:
+    """Both hosts keep an optimizer and an iteration in a checkpoint, and mean different things by them."""
+    if "batch_size" in read_checkpoint(checkpoint).extras:
+        raise CheckpointError(checkpoint, "it is of a run in the standalone host; resume it there")
