@@ -31,7 +31,7 @@ def require_standalone(command: str) -> None:
     Raises:
         CommandError: it does.
     """
-    os.environ.setdefault("IFR_HOST", "standalone")
+    os.environ["IFR_HOST"] = os.environ.get("IFR_HOST") or "standalone"
     with advise("set IFR_HOST=standalone", ValueError):
         if host_name() != "standalone":
             raise ValueError(f"{command} does not run in the host {host_name()}")

@@ -13,6 +13,7 @@ import torch
 from ifr import __version__
 from ifr.cli.errors import CommandError
 from ifr.hosts import host_name
+from ifr.hosts.cvpods.errors import CvpodsError
 from ifr.hosts.cvpods.importing import VARIABLE
 from ifr.hosts.standalone.data.catalog import dataset_roots
 
@@ -48,7 +49,10 @@ def info(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _facts() -> Iterator[tuple[str, str]]:
     yield "ifr", f"{__version__} in {Path(__file__).parents[1]}"
-    yield "host", host_name()
+    try:
+        yield "host", host_name()
+    except (CvpodsError, ValueError) as error:
+        yield "host", f"none: {error}"
     if VARIABLE in os.environ:
         yield VARIABLE, os.environ[VARIABLE]
     yield "python", f"{platform.python_version()} on {platform.platform()}"

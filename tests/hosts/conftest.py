@@ -17,9 +17,16 @@ ABSENT = "IFR_CVPODS names no checkout of cvpods, built or not"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """cvpods itself makes today's PyTorch and Python warn."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if Path(__file__).parent in item.path.parents and _uses_cvpods(item):
             for ignored in ("UserWarning", "DeprecationWarning", "FutureWarning", "ResourceWarning"):
                 item.add_marker(pytest.mark.filterwarnings(f"ignore::{ignored}"))
+
+
+def _uses_cvpods(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function):
+        return False
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return "checkout" in item.fixturenames or parameters.get("host") == "cvpods"
 
 
 @pytest.fixture(scope="session", params=["standalone", "cvpods"])

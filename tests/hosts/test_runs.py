@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ifr.checkpoints import read_checkpoint
 from ifr.hosts.standalone.data.digits import make_digits
@@ -28,6 +29,7 @@ def schedule(iterations: int, explicit: int) -> list[str]:
         "SOLVER.LR_SCHEDULER.WARMUP_ITERS": min(20, iterations // 2),
         "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS": explicit,
         "SEED": 1,
+        "SOLVER.EMA.ENABLED": False,
         "TRAINER.WINDOW_SIZE": 1,
     }
     return [str(item) for pair in settings.items() for item in pair]
@@ -77,9 +79,10 @@ def test_trained_in_one_host_tested_in_both(
 def test_training_resumes_and_records_the_solver(checkout: Path, script: Script, digits: Path, tmp_path: Path) -> None:
     data = {"IFR_DATASETS": str(digits)}
     output = tmp_path / "run"
+    average = ["SOLVER.EMA.ENABLED", "True"]
     train = [f"{FOLDER}/pods_train.sh", "OUTPUT_DIR", str(output), *COMMON]
-    succeeded(script("cvpods", *train, *schedule(2, 1), **data))
-    resumed = script("cvpods", *train, "--resume", *schedule(4, 1), **data)
+    succeeded(script("cvpods", *train, *schedule(2, 1), *average, **data))
+    resumed = script("cvpods", *train, "--resume", *schedule(4, 1), *average, **data)
     succeeded(resumed)
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     by_iteration: dict[int, dict[str, float]] = {}
@@ -90,6 +93,11 @@ def test_training_resumes_and_records_the_solver(checkout: Path, script: Script,
     assert ["solver_forward_residual" in by_iteration[k] for k in (0, 1, 3)] == [False, True, True]
     assert all(by_iteration[3][f"solver_{name}_steps"] >= 1 for name in ("forward", "backward"))
     assert by_iteration[3]["loss_mask"] > 0
+    checkpoint = read_checkpoint(output / "model_final.pth")
+    assert checkpoint.extras["ema"]["updates"] == 4
+    own, saved = checkpoint.extras["ema"]["own"], checkpoint.weights
+    assert all(saved[name].shape == value.shape for name, value in own.items())
+    assert any(not torch.equal(saved[name], value) for name, value in own.items())  # saved is the average
 
 
 def test_two_processes_share_the_work(checkout: Path, script: Script, digits: Path, tmp_path: Path) -> None:

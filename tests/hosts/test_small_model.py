@@ -63,7 +63,7 @@ def test_the_solver_writes_its_figures_where_the_host_keeps_figures(checkout: ob
             head.train()(x).sum().backward()
         names = {f"solver_{name}_{figure}" for name in wanted for figure in ("residual", "steps", "converged")}
         assert set(storage.latest()) == names
-    assert storage.latest()["solver_forward_steps"] == (3.0, 5)
+    assert storage.history("solver_forward_steps").latest() == 3
     with EventStorage(6) as storage:
         head.eval()(x)
         head.train()(x[:0])

@@ -69,11 +69,9 @@ def register(entry: str) -> str:
             return entry
         raise
     files = (str(source.images.resolve()), str(source.json.resolve()))
-    if entry.startswith("coco_"):
-        PATH_ROUTES.get("COCO")["coco"][entry] = files
-        return entry
     if entry in KNOWN:
-        _splits(_route(entry))[entry] = files
+        splits = PATH_ROUTES.get("COCO")["coco"] if _is_coco(entry) else _splits(_route(entry))
+        splits[entry] = files
         return entry
     splits = _splits(_CUSTOM)
     name = next((name for name, known in splits.items() if known == files), f"{_CUSTOM.lower()}_{len(splits)}")
@@ -84,7 +82,7 @@ def register(entry: str) -> str:
 
 def has_bitmaps(entry: str) -> bool:
     """Whether a data set that IFR finds has objects whose masks are no polygons; in COCO only crowds have such."""
-    if entry.startswith("coco_"):
+    if _is_coco(entry):
         return False
     try:
         source: DatasetSource = find_dataset(entry)
@@ -99,6 +97,10 @@ def _decode(runs: dict[str, Any]) -> NDArray[np.uint8]:
     if isinstance(runs["counts"], list):
         runs = coco_mask.frPyObjects(runs, *runs["size"])
     return decode_runs(runs).astype(np.uint8)
+
+
+def _is_coco(entry: str) -> bool:
+    return entry in KNOWN and _route(entry) == "COCO"
 
 
 def _route(name: str) -> str:

@@ -45,6 +45,7 @@ COCODataset = _part("data.datasets.coco", "COCODataset")
 build_test_loader = _part("data", "build_test_loader")
 
 RUNNERS = _part("engine", "RUNNERS")
+HookBase = _part("engine.hooks", "HookBase")
 runner_module = _part("engine", "runner")
 build_evaluator = _part("evaluation", "build_evaluator")
 inference_on_dataset = _part("evaluation", "inference_on_dataset")

@@ -2,7 +2,11 @@
 
 import contextlib
 import logging
+from pathlib import Path
+from typing import Any
 
+from ifr.checkpoints import CheckpointError, read_checkpoint
+from ifr.hosts.cvpods.engine.average import keep_average
 from ifr.hosts.cvpods.engine.runner import make_runner
 from ifr.hosts.cvpods.engine.setup import prepare, register_datasets
 from ifr.hosts.standalone.engine.history import last_checkpoint
@@ -44,6 +48,8 @@ def _run(worker: Worker, load: Load, folder: str, options: TrainOptions, device:
         weights = str(config.MODEL.WEIGHTS)
         runner = make_runner(config, experiment.build_model, classes)
         last = worker.broadcast(last_checkpoint(output) if options.resume and worker.is_first else None)
+        average = keep_average(runner, float(config.SOLVER.EMA.DECAY)) if config.SOLVER.EMA.ENABLED else None
+        extras = _extras(last, averaged=average is not None) if last is not None else {}
         if last is not None:
             logger.info("resuming from %s", last)
         elif weights:
@@ -51,4 +57,21 @@ def _run(worker: Worker, load: Load, folder: str, options: TrainOptions, device:
         config.MODEL.WEIGHTS = ""  # they are loaded
         runner.resume_or_load(resume=last is not None)
         config.MODEL.WEIGHTS = weights
+        if average is not None and last is not None:
+            average.resume(int(extras["ema"]["updates"]), extras["ema"]["own"])
         runner.train()
+
+
+def _extras(checkpoint: Path, *, averaged: bool) -> dict[str, Any]:
+    """What a checkpoint to resume from holds beside the weights.
+
+    Raises:
+        CheckpointError: it is of another kind of run. Both hosts keep an optimizer and an iteration in a checkpoint,
+            and mean different things by them.
+    """
+    extras = read_checkpoint(checkpoint).extras
+    if "batch_size" in extras:
+        raise CheckpointError(checkpoint, "it is of a run in the standalone host; resume it there")
+    if averaged != ("ema" in extras):
+        raise CheckpointError(checkpoint, "SOLVER.EMA.ENABLED is not as it was")
+    return extras
