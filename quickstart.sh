@@ -10,7 +10,8 @@ export IFR_DATASETS="${IFR_DATASETS:-$root/datasets}"
 
 sh "$root/scripts/make_venv.sh" demo
 sh "$root/scripts/ifr.sh" data make
-# One GPU; without any, two processes: layers so small keep two processes busier than two threads of one.
+# One GPU; without any, two processes: an eighth slower than two threads of one where nothing else runs, and several
+# times faster where something does.
 workers=$("$root/.venv/bin/python" -c "import torch; print(1 if torch.cuda.is_available() else 2)")
 sh "$experiment/pods_train.sh" --num-gpus "$workers" "$@" OUTPUT_DIR "$output"
 sh "$experiment/pods_test.sh" --num-gpus "$workers" "$@" OUTPUT_DIR "$output"
