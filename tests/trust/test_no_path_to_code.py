@@ -15,7 +15,6 @@ DANGEROUS = (
 ALLOWED = {
     ("experiment.py", "importlib.util.spec_from_file_location"): "config.py and net.py of an experiment that is named",
     ("hosts/cvpods/importing.py", "importlib.util.spec_from_file_location"): "the cvpods checkout that the user names",
-    ("hosts/standalone/engine/repeat.py", "torch.load"): "a batch that IFR saved itself, with weights_only",
     ("hosts/standalone/engine/launch.py", "pickle.loads"): "an error of our own process, from a pipe and not a file",
 }
 

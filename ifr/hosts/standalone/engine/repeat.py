@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ifr.checkpoints.torch_zip import load_archive
 from ifr.hosts.standalone.detector.structures import Annotations
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.failures import BATCH, REPORT, STATE
@@ -49,7 +49,8 @@ def repeat(experiment: Any, saved: str | Path, *, rank: int = 0, device: str = "
     trainer = build_trainer(config, experiment.build_model(config), Worker(rank=rank))
     extras = snapshots.read_extras(folder / STATE)
     snapshots.resume(folder / STATE, extras, trainer, batch_size=int(extras["batch_size"]))
-    batch = [_restored(item) for item in torch.load(folder / BATCH.format(rank), weights_only=True)["batch"]]
+    content: Any = load_archive(folder / BATCH.format(rank))
+    batch = [_restored(item) for item in content["batch"]]
     losses: Mapping[str, Tensor] = {}
     error = ""
     try:
