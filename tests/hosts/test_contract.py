@@ -86,7 +86,7 @@ def test_a_training_iteration_has_the_official_losses(case: Case, phase: str) ->
     model.eval()
     assert set(losses) == set(want["losses"])
     for name, loss in want["losses"].items():
-        assert float(losses[name]) == pytest.approx(float(loss), rel=1e-4), name
+        assert losses[name].item() == pytest.approx(float(loss), rel=1e-4), name
     for key in ("repeat_block.gn3.weight", "deconv.weight", "predictor.weight"):
         gradient = model.get_parameter(f"roi_heads.mask_head.{key}").grad
         assert gradient is not None

@@ -9,12 +9,15 @@ from torch import nn
 from ifr.experiment import load_experiment
 from ifr.refine import Implicit
 
+PRETRAINED_STEPS = 120
+
 
 @pytest.fixture
 def model(host: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     monkeypatch.setenv("IFR_HOST", host)
     experiment = load_experiment(ROOT / "mask_rcnn.ifr.res18.fpn.digits")
-    experiment.config.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0])
+    settings = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    experiment.config.merge_from_list([*settings, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", PRETRAINED_STEPS])
     model = experiment.build_model(experiment.config)
     assert isinstance(model, nn.Module)
     return model
@@ -30,9 +33,8 @@ def test_detections_in_the_size_of_the_output(model: nn.Module, host: str) -> No
     assert 0 <= int(found["classes"].min()) <= int(found["classes"].max()) < 10
 
 
-@pytest.mark.parametrize(("iteration", "phase"), [(119, "explicit"), (120, "implicit")])
+@pytest.mark.parametrize(("iteration", "phase"), [(PRETRAINED_STEPS - 1, "explicit"), (PRETRAINED_STEPS, "implicit")])
 def test_an_iteration_trains_every_part(model: nn.Module, host: str, iteration: int, phase: str) -> None:
-    """PRETRAINED_STEPS of the experiment is 120."""
     triangle = torch.tensor([10.0, 12, 50, 15, 30, 55])
     io = {"preprocessed_256": torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)}
     for i in range(2):
