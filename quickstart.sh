@@ -7,14 +7,20 @@ root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 experiment="$root/mask_rcnn.ifr.res18.fpn.digits"
 output=${OUTPUT:-$root/outputs/digits}
 export IFR_DATASETS="${IFR_DATASETS:-$root/datasets}"
+export IFR_HOST="${IFR_HOST:-standalone}"
 
 sh "$root/scripts/make_venv.sh" demo
 sh "$root/scripts/ifr.sh" data make
 # One GPU; without any, two processes: an eighth slower than two threads of one where nothing else runs, and several
 # times faster where something does.
-workers=$("$root/.venv/bin/python" -c "import torch; print(1 if torch.cuda.is_available() else 2)")
-sh "$experiment/pods_train.sh" --num-gpus "$workers" "$@" OUTPUT_DIR "$output"
-sh "$experiment/pods_test.sh" --num-gpus "$workers" "$@" OUTPUT_DIR "$output"
+if "$root/.venv/bin/python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+    set -- --num-gpus 1 "$@"
+else
+    set -- --num-gpus 2 MODEL.DEVICE cpu "$@"
+fi
+sh "$experiment/pods_train.sh" "$@" OUTPUT_DIR "$output"
+sh "$experiment/pods_test.sh" "$@" OUTPUT_DIR "$output"
+shift 2
 sh "$root/scripts/ifr.sh" show "$experiment" "$@" OUTPUT_DIR "$output"
 cat <<TEXT
 
