@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter, OrderedDict
@@ -52,13 +53,14 @@ def save_checkpoint(path: str | Path, model: nn.Module, **extras: Any) -> None:
 
 
 def _keep_name(folder: Path) -> None:
-    """Have the folder's new entry on the disk too, where folders can be synchronised."""
+    """Have the folder's new entry on the disk too; where a file system refuses that, the file is whole all the same."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def published_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ifr.solvers.host_copy import HostCopy
 from ifr.solvers.solution import Map, Solution, Status
 
 DIVERGENCE_FACTOR = 1e6
@@ -209,7 +210,7 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+        self._pending: HostCopy | None = None
 
     def __call__(self, active: Tensor) -> bool:
         """Whether no sample is active."""
@@ -217,20 +218,8 @@ class StopFlag:
             return not bool(active.any())
         if torch.cuda.is_current_stream_capturing():
             return False
-        previous, self._pending = self._pending, self._send(active.any())
-        if previous is None:
-            return False
-        flag, arrived = previous
-        arrived.synchronize()
-        return not bool(flag)
-
-    @staticmethod
-    def _send(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-        host = torch.empty((), dtype=torch.bool, pin_memory=True)
-        host.copy_(flag, non_blocking=True)
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record(torch.cuda.current_stream(flag.device))
-        return host, arrived
+        previous, self._pending = self._pending, HostCopy(active.any())
+        return previous is not None and not bool(previous.read())
 
 
 def iterate(f: Map, z0: Tensor, move: Callable[[Tensor, Tensor], Tensor], *, max_steps: int, tol: float) -> Solution:

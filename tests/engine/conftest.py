@@ -1,9 +1,25 @@
-"""The tiny experiment and its data as fixtures."""
+"""One thread, and the tiny experiment and its data as fixtures."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_experiment import CONFIG, make_dataset
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Sums may round differently with another number of threads: in this process and in those that it starts."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -24,14 +24,6 @@ from ifr.hosts.standalone.engine.train import train
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
 def _limit_given_back() -> Iterator[None]:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield
@@ -213,6 +205,17 @@ def test_so_many_checkpoints_are_kept_as_are_asked_for(tiny: Path, tmp_path: Pat
     output = run(tiny, tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 2)
     assert files(output) == {"model_iter_0000005.pth", "model_iter_0000006.pth", "model_final.pth"}
     assert set(json.loads((output / "checkpoints.json").read_text())) == files(output)
+
+
+def test_what_lay_ahead_of_a_resumed_run_does_not_count(tmp_path: Path) -> None:
+    """After falling back from iteration 300 to 200, the checkpoint at 250 is the newest, and is kept."""
+    for iteration in (200, 300):
+        (tmp_path / history.periodic(iteration)).touch()
+        history.note(tmp_path, history.periodic(iteration), iteration, keep=2)
+    (tmp_path / history.periodic(250)).touch()
+    history.note(tmp_path, history.periodic(250), 250, keep=1)
+    assert history.last_checkpoint(tmp_path) == tmp_path / history.periodic(250)
+    assert not (tmp_path / history.periodic(200)).exists()
 
 
 def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,7 @@ from ifr.hosts.standalone.engine.options import Layout, TrainOptions
 from ifr.hosts.standalone.engine.repeat import repeat
 from ifr.hosts.standalone.engine.train import train
 
-ROOT = Path(__file__).parents[2]
 LOSSES = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(
@@ -179,6 +168,18 @@ def test_one_worker_of_two_fails_and_both_save_their_images(tiny: Path, tmp_path
     workers = json.loads((saved / "report.json").read_text())["workers"]
     again = repeat(load_experiment(str(tiny)), saved, rank=1)
     assert again.losses["loss_mask"] == workers[1]["losses"]["loss_mask"]
+
+
+def test_a_worker_that_fails_alone_saves_what_repeats_its_step(tiny: Path, tmp_path: Path) -> None:
+    fault = """if rank == 1 and step == 2:
+    for parameter in model.proposal_generator.parameters():
+        parameter.data.fill_(float("nan"))"""
+    folder = write_experiment(tiny, tmp_path / "faulty", fault)
+    with pytest.raises(NonFiniteError, match="proposals are not finite, at iteration 1; worker 1") as error:
+        run(folder, tmp_path / "output", "SOLVER.IMS_PER_BATCH", 4, workers=2)
+    saved = Path(str(error.value.saved))
+    assert {path.name for path in saved.iterdir()} == {"state.pth", "batch_1.pth", "report.json"}
+    assert "proposals are not finite" in repeat(load_experiment(str(tiny)), saved, rank=1).error
 
 
 def test_an_update_that_was_left_out_first_leaves_the_momentum_at_zero(tiny: Path, tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
 """Whole runs on tiny data: they learn, resume bit for bit, and do not depend on how a batch is shared."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,6 @@ from ifr.experiment import load_experiment
 from ifr.hosts.standalone.engine.options import Layout, TestOptions, TrainOptions
 from ifr.hosts.standalone.engine.test import test as run_test
 from ifr.hosts.standalone.engine.train import train
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums may round differently with another number of threads; subprocesses get one too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(folder: Path, output: Path, *overrides: Any, layout: Layout | None = None, resume: bool = False) -> Path:
@@ -62,14 +49,10 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of six iterations."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    output = run(tiny, tmp_path_factory.mktemp("outputs") / "uninterrupted", "TEST.EVAL_PERIOD", 6)
-    torch.set_num_threads(threads)
-    return output
+    return run(tiny, tmp_path_factory.mktemp("outputs") / "uninterrupted", "TEST.EVAL_PERIOD", 6)
 
 
 def test_a_run_leaves_everything_that_it_should(uninterrupted: Path) -> None:
@@ -121,8 +104,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny: Path, uninterrupted: Path
     output = tmp_path / "killed"
     slow = ["SOLVER.LR_SCHEDULER.MAX_ITER", "100000"]  # so that it is still running when it is killed
     arguments = ["train", str(tiny), "OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", *slow]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-m", "ifr", *arguments], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "ifr", *arguments], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
     while not (output / "metrics.json").exists() or len(metrics(output)) < 4:
         assert process.poll() is None
@@ -208,9 +190,7 @@ def test_resuming_a_finished_run_and_one_that_has_not_begun(tiny: Path, uninterr
 SHARED = ("SOLVER.IMS_PER_BATCH", 4, "SOLVER.OPTIMIZER.BASE_LR", 0.001, "SOLVER.LR_SCHEDULER.MAX_ITER", 4)
 
 
-def test_two_processes_equal_one(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_two_processes_equal_one(tiny: Path, tmp_path: Path) -> None:
     one = run(tiny, tmp_path / "one", *SHARED)
     two = run(tiny, tmp_path / "two", *SHARED, "TEST.EVAL_PERIOD", 4, layout=Layout(num_gpus=2))
     for name in ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"):
@@ -221,8 +201,7 @@ def test_two_processes_equal_one(tiny: Path, tmp_path: Path, monkeypatch: pytest
     assert (two / "inference" / "coco_instances_results.json").exists()
 
 
-def test_a_worker_that_fails_is_reported_as_itself(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_a_worker_that_fails_is_reported_as_itself(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.pth: no such file"):
         run(tiny, tmp_path, "MODEL.WEIGHTS", "nothing.pth", layout=Layout(num_gpus=2))
 

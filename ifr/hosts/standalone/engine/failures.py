@@ -14,7 +14,7 @@ from ifr.checkpoints import CheckpointError, save_checkpoint
 from ifr.hosts.standalone.detector.structures import Annotations
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.errors import NonFiniteError
-from ifr.hosts.standalone.engine.records import replace_text
+from ifr.hosts.standalone.engine.records import json_number, replace_text
 from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer
 
 STATE = "state.pth"
@@ -48,7 +48,9 @@ def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, classe
             folder / STATE, trainer, iteration=iteration, batch_size=size, classes=classes, together=failure.together
         )
         if worker.is_first or not failure.together:
-            workers = [{**part, "losses": _json_numbers(part["losses"])} for part in parts]
+            workers = [
+                {**part, "losses": {name: json_number(loss) for name, loss in part["losses"].items()}} for part in parts
+            ]
             report = {"iteration": iteration, "cause": str(failure), "workers": workers, "config": config.as_dict()}
             replace_text(folder / REPORT, json.dumps(report, indent=1))
     except (CheckpointError, OSError):
@@ -56,10 +58,6 @@ def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, classe
     if failure.together:
         worker.wait()  # those that are done first would otherwise end the others
     return NonFiniteError(_describe(failure, parts), saved)
-
-
-def _json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _describe(failure: NotFinite, parts: Sequence[Mapping[str, Any]]) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, distributed
 
+from ifr.solvers.host_copy import HostCopy
+
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Whether every entry of all tensors is finite, on their device."""
@@ -26,16 +28,8 @@ class Flags:
         self.values = values
         if shared:
             distributed.all_reduce(values, distributed.ReduceOp.MAX)
-        self._ready: torch.cuda.Event | None = None
-        self._copy = values
-        if values.is_cuda:
-            self._copy = torch.empty_like(values, device="cpu", pin_memory=True)
-            self._copy.copy_(values, non_blocking=True)
-            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._ready.record()
+        self._copy = HostCopy(values)
 
     def read(self) -> list[float]:
         """The numbers."""
-        if self._ready is not None:
-            self._ready.synchronize()
-        return self._copy.tolist()
+        return self._copy.read().tolist()

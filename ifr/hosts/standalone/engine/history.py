@@ -31,7 +31,8 @@ def note(folder: Path, name: str, iteration: int, keep: int) -> None:
         iteration: iterations done.
         keep: how many periodic checkpoints stay; 0 means all.
     """
-    history = {**_history(folder), name: iteration}
+    # What lies ahead is of a damaged checkpoint, from before which the run was resumed.
+    history = {**{old: done for old, done in _history(folder).items() if done <= iteration}, name: iteration}
     numbered = sorted((history[name], name) for name in history if _PERIODIC.match(name))
     surplus = {name for _, name in numbered[:-keep]} if keep else set()
     replace_text(folder / _HISTORY, json.dumps({name: history[name] for name in history if name not in surplus}))

@@ -59,14 +59,15 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Continue with a saved state, also with that of an optimizer that is not fused.
+    """Continue with a saved state, also with that of an optimizer that is not fused; settings stay those of this run.
 
     Raises:
         ValueError: it is of other parameters.
     """
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
-    for group in optimizer.param_groups:
-        group["fused"] = True
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

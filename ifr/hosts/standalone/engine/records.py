@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -201,8 +202,8 @@ def _summary(values: Mapping[str, Any]) -> str:
 
 
 def json_number(value: float) -> float | None:
-    """JSON has no NaN, which COCO's metrics give a class without objects."""
-    return value if value == value else None
+    """JSON has neither NaN, which COCO's metrics give a class without objects, nor infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _event_writer(folder: Path, start: int) -> Any:

@@ -134,7 +134,7 @@ class Run:
 
     def _record(self, done: int, seconds: float, waited: float) -> None:
         """Read the figures and write them."""
-        figures: dict[str, Any] = self.losses.read(self.worker, last=done - 1)
+        figures: dict[str, Any] = self.losses.read(self.worker)
         solver = self.solver.read(self.worker)
         figures |= {
             "lr": self.trainer.schedule(done - 1),
@@ -184,6 +184,7 @@ class Run:
                     self.trainer.model, self.config, self.worker, self.output, stop=lambda: self.signals.requested
                 )
         except EvaluationStopped as stopped:
+            snapshots.restore_random_state(before, self.trainer.device)
             self._leave(stopped.signal, done)
         snapshots.restore_random_state(before, self.trainer.device)
         if self.records is not None:

@@ -95,9 +95,9 @@ def resume(path: Path, extras: Mapping[str, Any], trainer: Trainer, *, batch_siz
         raise CheckpointError(path, "SOLVER.EMA.ENABLED is not as it was")
     if trainer.average is not None and average is not None:
         trainer.average.resume(int(average["updates"]), average["own"])
-    states = extras["random"]
-    if len(states) == trainer.worker.world_size:
-        restore_random_state(states[trainer.worker.rank], trainer.device)
+    states, worker = extras["random"], trainer.worker
+    if len(states) == worker.world_size and worker.rank < len(states):  # a step to repeat may have one state alone
+        restore_random_state(states[worker.rank], trainer.device)
     return int(extras["iteration"])
 
 

@@ -16,6 +16,7 @@ from ifr.hosts.standalone.engine.launch import launch
 from ifr.hosts.standalone.engine.optimizer import build_clip, build_optimizer
 from ifr.hosts.standalone.engine.options import TrainOptions
 from ifr.hosts.standalone.engine.records import log_file, replace_text
+from ifr.hosts.standalone.engine.rescale import given_keys
 from ifr.hosts.standalone.engine.run import Run
 from ifr.hosts.standalone.engine.schedule import build_schedule
 from ifr.hosts.standalone.engine.setup import match_classes, requested_device, resolve
@@ -24,6 +25,8 @@ from ifr.hosts.standalone.engine.workers import Worker
 from ifr.hosts.standalone.signals import StopSignals
 
 logger = logging.getLogger(__name__)
+
+_SEED = "SEED"
 
 Load = Callable[[str], Any]
 """Maps an experiment's folder to what has `folder`, `config` and `build_model`, as `ifr.experiment.load_experiment`."""
@@ -61,7 +64,7 @@ def _run(worker: Worker, load: Load, folder: str, options: TrainOptions, device:
         extras = snapshots.read_extras(last) if last is not None else {}
         if last is not None:
             _check_classes(last, extras, classes)
-            config.merge_from_list(["SEED", extras["seed"]])
+            _take_seed(last, extras, config, options)
         elif options.resume:
             logger.info("there is no checkpoint in %s; training starts anew", output)
         snapshots.set_random_seed(int(config.SEED) + worker.rank)
@@ -95,6 +98,16 @@ def _check_classes(last: Path, extras: Mapping[str, Any], classes: snapshots.Cla
             f"{', '.join(classes.names)}",
             "give the data set of that run, or start a new one in another OUTPUT_DIR with MODEL.WEIGHTS of this one",
         )
+
+
+def _take_seed(last: Path, extras: Mapping[str, Any], config: Any, options: TrainOptions) -> None:
+    """What comes next is a function of the seed, so a run goes on with its own."""
+    if _SEED in given_keys(options.overrides) and int(config.SEED) != extras["seed"]:
+        raise RunError(
+            f"{_SEED} is {config.SEED}, but {last} was trained with {extras['seed']}",
+            f"leave {_SEED} out, or start a new run in another OUTPUT_DIR",
+        )
+    config.merge_from_list([_SEED, extras["seed"]])
 
 
 def build_trainer(config: Any, model: nn.Module, worker: Worker) -> Trainer:
