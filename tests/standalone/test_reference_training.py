@@ -12,7 +12,7 @@ from ifr.hosts.standalone.detector.structures import Proposals
 
 @pytest.fixture(autouse=True, scope="module")
 def _two_threads() -> Iterator[None]:
-    """With one thread torch sums in another order, and the published solver makes 4e-2 of such a 1e-7 in one gradient."""
+    """One thread sums in another order, and the published solver makes 4e-2 of such a 1e-7 in one gradient."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
