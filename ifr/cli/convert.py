@@ -15,6 +15,7 @@ from ifr.checkpoints.save import published_weights
 from ifr.cli.errors import CommandError, advise
 from ifr.cli.experiments import folder_of, helpful, require_standalone
 from ifr.experiment import load_experiment
+from ifr.hosts.standalone.engine.rescale import given_keys
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def convert(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_experiment(folder).config
     with helpful(folder):
         config.merge_from_list([*overrides, "MODEL.DEVICE", "cpu"])
-        if classes and "MODEL.ROI_HEADS.NUM_CLASSES" not in overrides:
+        if classes and "MODEL.ROI_HEADS.NUM_CLASSES" not in given_keys(overrides):
             config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(classes["names"])])
         model = load_experiment(folder).build_model(config)
     with advise("give --weights of this experiment", CheckpointError):

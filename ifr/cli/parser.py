@@ -133,7 +133,7 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
         "dataset", metavar="DATASET", help="coco_2017_train, digits_val ..., or IMAGES_FOLDER:ANNOTATIONS.json"
     )
     inspect.add_argument("--output", metavar="FILE", help="draw annotated images into this file, such as samples.png")
-    inspect.add_argument("--samples", type=int, default=12, metavar="N", help="how many to draw (default 12)")
+    inspect.add_argument("--samples", type=_positive, default=12, metavar="N", help="how many to draw (default 12)")
     _add_check(actions)
     return parser
 

@@ -18,6 +18,7 @@ from ifr.cli.experiments import folder_of, require_standalone
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone.data.coco_categories import CATEGORY_IDS, CLASS_NAMES
 from ifr.hosts.standalone.data.images import ImageError, read_image
+from ifr.hosts.standalone.engine.rescale import given_keys
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.predictor import Predictor
 from ifr.visualize import draw_detections
@@ -116,9 +117,10 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predicto
     config = experiment.config
     with advise(f"settings and their values are in {folder / 'config.py'} and the defaults", ValueError):
         config.merge_from_list(overrides)
-        if args.score is not None or _SCORE_KEY not in overrides:
+        given = set(given_keys(overrides))
+        if args.score is not None or _SCORE_KEY not in given:
             config.merge_from_list([_SCORE_KEY, _DEFAULT_SCORE if args.score is None else args.score])
-        if args.device is not None or "MODEL.DEVICE" not in overrides:
+        if args.device is not None or "MODEL.DEVICE" not in given:
             config.merge_from_list(["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")])
     weights, advice = str(config.MODEL.WEIGHTS), "add MODEL.WEIGHTS PATH with the trained weights of this experiment"
     if not weights or weights.startswith("detectron2://ImageNetPretrained/"):
@@ -126,7 +128,7 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predicto
     with advise(advice, CheckpointError):
         path = resolve(weights)
         trained = read_checkpoint(path).extras.get("classes")
-    if trained and _CLASSES_KEY not in overrides:
+    if trained and _CLASSES_KEY not in given:
         config.merge_from_list([_CLASSES_KEY, len(trained["names"])])
     names, category_ids = _classes(int(config.MODEL.ROI_HEADS.NUM_CLASSES), trained)
     with advise(f"settings and their values are in {folder / 'config.py'} and the defaults", ValueError):

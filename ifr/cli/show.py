@@ -21,6 +21,7 @@ from ifr.hosts.standalone.data.coco import CocoDataset
 from ifr.hosts.standalone.data.images import read_image
 from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.engine.history import newest_checkpoint
+from ifr.hosts.standalone.engine.rescale import given_keys
 from ifr.hosts.standalone.engine.setup import match_classes, requested_device, resolve
 from ifr.hosts.standalone.engine.workers import Worker
 from ifr.hosts.standalone.predictor import Predictor
@@ -47,7 +48,7 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         output = resolve(config, folder, overrides, Worker(), device, training=False)
         config.merge_from_list(["MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.score])
         match_classes(config, config.DATASETS.TEST, overrides, Worker())
-        weights = str(config.MODEL.WEIGHTS) if "MODEL.WEIGHTS" in overrides else newest_checkpoint(output)
+        weights = str(config.MODEL.WEIGHTS) if "MODEL.WEIGHTS" in given_keys(overrides) else newest_checkpoint(output)
         if weights is None:
             raise CommandError(f"{output} has no model_*.pth", "train first, or give MODEL.WEIGHTS or OUTPUT_DIR")
         model = experiment.build_model(config)

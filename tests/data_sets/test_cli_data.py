@@ -81,6 +81,13 @@ def test_errors_are_one_line_of_cause_and_one_of_remedy(run, tmp_path, monkeypat
     assert remedy in second
 
 
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_samples_are_at_least_one(run, tmp_path, entry, capsys, count):
+    with pytest.raises(SystemExit, match="2"):
+        run("inspect", entry, "--output", tmp_path / "a.png", "--samples", count)
+    assert f"a number from 1 was expected, got {count}" in capsys.readouterr().err
+
+
 def test_a_picture_of_an_unknown_kind(run, tmp_path, entry):
     code, _, errors = run("inspect", entry, "--output", tmp_path / "a.nothing")
     assert code == 1

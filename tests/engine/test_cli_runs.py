@@ -183,6 +183,8 @@ def test_convert_writes_the_weights_alone(tiny: Path, tmp_path: Path, capsys: py
     assert main(["convert", str(tiny), *back]) == 0
     restored = read_checkpoint(tmp_path / "back.pth").weights
     assert all(torch.equal(restored[key], weights.weights[key]) for key in weights.weights)
+    other = ["--weights", str(trained), "--output", str(tmp_path / "other.pth"), "MODEL.ROI_HEADS"]
+    assert main(["convert", str(tiny), *other, "{'NUM_CLASSES': 5}"]) == 1
     assert main(["convert", str(tiny), "--weights", str(trained), "--output", str(tmp_path / "x.bin")]) == 1
     assert "x.bin has another ending" in capsys.readouterr().err
 

@@ -75,6 +75,13 @@ def test_weights_that_are_not_there(command: str, tiny: Path, tmp_path: Path, fa
     assert "MODEL.WEIGHTS" in remedy
 
 
+@pytest.mark.parametrize("command", ["test", "show"])
+def test_weights_that_a_section_names(command: str, tiny: Path, tmp_path: Path, fails: Fails) -> None:
+    section = f"{{'WEIGHTS': {str(tmp_path / 'missing.pth')!r}, 'DEVICE': 'cpu'}}"
+    error, _ = fails(command, tiny, "OUTPUT_DIR", tmp_path, "MODEL", section)
+    assert f"{tmp_path / 'missing.pth'}: no such file" in error
+
+
 def test_testing_before_training(tiny: Path, tmp_path: Path, fails: Fails) -> None:
     error, _ = fails("test", tiny, "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu")
     assert "has no model_*.pth; train first" in error

@@ -66,6 +66,7 @@ def test_the_score_threshold_drops_detections(run, pictures, tmp_path):
     assert min(everything) < 0.5 < max(everything)
     assert scores() == [score for score in everything if score > 0.5]
     assert min(scores("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.3")) < 0.5
+    assert min(scores("MODEL.ROI_HEADS", "{'SCORE_THRESH_TEST': 0.3}")) < 0.5
     assert scores("--score", "1") == []
 
 
@@ -136,6 +137,20 @@ def test_a_backbone_alone_is_refused(run, pictures, experiment, tmp_path):
     code, errors = run(pictures, weights=("MODEL.WEIGHTS", str(tmp_path / "b.pth")))
     assert code == 1
     _one_line_each(errors, "backbone alone", "add MODEL.WEIGHTS")
+
+
+def test_another_number_of_classes_in_a_section_is_not_overruled_by_the_weights(run, pictures, experiment, tmp_path):
+    weights = tmp_path / "classes.pth"
+    save_checkpoint(
+        weights,
+        build_model(experiment, experiment / "weights.pth", device="cpu"),
+        classes={"names": ["a", "b", "c"], "category_ids": [1, 2, 3]},
+    )
+    assert run(pictures, weights=("MODEL.WEIGHTS", str(weights)))[0] == 0
+    for settings in (("MODEL.ROI_HEADS.NUM_CLASSES", "4"), ("MODEL.ROI_HEADS", "{'NUM_CLASSES': 4}")):
+        code, errors = run(pictures, *settings, weights=("MODEL.WEIGHTS", str(weights)))
+        assert code == 1
+        assert "classes.pth" in errors[0]
 
 
 def test_weights_of_another_experiment_are_refused(run, pictures, experiment, tmp_path):

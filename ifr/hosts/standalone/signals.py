@@ -53,7 +53,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Processes that this one forks meanwhile never get SIGTERM or Ctrl-C, and are killed when this one dies.
+    """Processes that this one forks meanwhile never get SIGTERM or Ctrl-C, and on Linux are killed when this one dies.
 
     A scheduler or a terminal sends these to all processes of a job; without those that load data no step could be
     finished. They watch for the end of this process themselves, but torch 2.14 misses one that comes while they start.
@@ -75,12 +75,10 @@ _parents: list[int] = []
 
 
 def _tie_to_parent() -> None:
-    """In a forked process."""
-    if not _parents or not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != _parents[-1]:
-        os._exit(1)
+    """In a forked process; what it may fork itself is its own affair."""
+    if _parents:
+        _end_with(_parents[-1])
+        _parents.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -88,11 +86,19 @@ if hasattr(os, "register_at_fork"):
 
 
 def die_with_parent() -> None:
-    """In a started process: leave Ctrl-C to the parent, whose death arrives as the same signal and ends this one."""
-    parent = os.getppid()
+    """In a started process: leave Ctrl-C to the parent, which passes it on as SIGTERM; on Linux, be killed with it.
 
-    def end_if_orphaned(number: int, frame: FrameType | None) -> None:
+    No handler of Python's would do: it waits for the main thread, and that may wait in a call for a dead peer.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        _end_with(parent.pid)
+
+
+def _end_with(parent: int) -> None:
+    """Have this process killed when its parent dies, and end it if that has happened already; on Linux alone."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-
-    signal.signal(signal.SIGINT, end_if_orphaned)

@@ -51,14 +51,17 @@ class Batches:
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
 
-    def __len__(self) -> int:
-        """Number of batches."""
-        return len(self.loader)
-
     def __iter__(self) -> Iterator[list[Any]]:
-        """Every batch; the error of a sample is raised here, where its batch would come."""
-        for batch in self.loader:
-            for sample in batch:
-                if isinstance(sample, Failure):
-                    raise sample.error from WorkerTraceback(sample.trace)
-            yield batch
+        """Every batch; the error of a sample is raised where its batch would come.
+
+        The processes that load start here, not with the first batch.
+        """
+        return _checked(iter(self.loader))
+
+
+def _checked(batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    for batch in batches:
+        for sample in batch:
+            if isinstance(sample, Failure):
+                raise sample.error from WorkerTraceback(sample.trace)
+        yield batch
