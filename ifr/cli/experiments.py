@@ -86,11 +86,13 @@ def helpful(folder: Path) -> Iterator[None]:
             remedy = "lower the sizes in INPUT.AUG.TEST_PIPELINES, or use MODEL.DEVICE cpu"
         raise CommandError(str(error), remedy) from error
     except WorkerError as error:
-        raise CommandError(
-            str(error),
-            "if nobody killed it, the machine ran out of memory: lower DATALOADER.NUM_WORKERS or SOLVER.IMS_PER_BATCH; "
-            "--resume goes on from the last checkpoint",
-        ) from error
+        remedy = "run it again with --debug and report what it prints"
+        if "was killed by SIGKILL" in str(error):
+            remedy = (
+                "if nobody killed it, the machine ran out of memory: lower DATALOADER.NUM_WORKERS or "
+                "SOLVER.IMS_PER_BATCH; --resume goes on from the last checkpoint"
+            )
+        raise CommandError(str(error), remedy) from error
     except NonFiniteError as error:
         raise CommandError(
             str(error),

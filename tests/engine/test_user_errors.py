@@ -136,6 +136,11 @@ def test_more_processes_than_gpus(tiny: Path, monkeypatch: pytest.MonkeyPatch, f
     error, remedy = fails("train", tiny)
     assert "this machine has 2 GPUs" in error
     assert "--nproc-per-node 2" in remedy
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    error, remedy = fails("train", tiny, "MODEL.DEVICE", "cuda:1")
+    assert "MODEL.DEVICE = 'cuda:1' names one GPU, but torchrun started 2 processes here" in error
+    assert "leave MODEL.DEVICE out" in remedy
 
 
 def out_of_gpu_memory() -> None:

@@ -11,6 +11,7 @@ from squares import BlindDetector, ColourDetector
 
 from ifr.hosts import RCNNFPNConfig
 from ifr.hosts.standalone.data.errors import DatasetError
+from ifr.hosts.standalone.data.images import ImageError
 from ifr.hosts.standalone.evaluation import EvaluationError, evaluate, format_results
 
 
@@ -120,8 +121,8 @@ def _evaluate_on_a_rank(rank, folder, settings, entry, fail_at):
         outcome = evaluate(
             ColourDetector(fail_at), config, entry, rank=rank, world_size=2, output_dir=os.path.join(folder, "two")
         )
-    except EvaluationError as error:
-        outcome = str(error)
+    except (EvaluationError, ImageError) as error:
+        outcome = [type(error).__name__, str(error), str(error.__cause__)]
     with open(os.path.join(folder, f"{rank}.json"), "w") as file:
         json.dump(outcome, file)
     dist.destroy_process_group()
@@ -146,8 +147,19 @@ def test_two_processes_give_what_one_gives(config, entry, tmp_path):
 def test_a_failure_on_one_process_reaches_all(config, entry, tmp_path):
     first, second = _two_processes(config, entry, tmp_path, fail_at=20)
     assert first == second
-    assert "process 1: " in first
-    assert "2.png: IndexError" in first
+    kind, message, trace = first
+    assert kind == "EvaluationError"
+    assert "2.png: IndexError" in message
+    assert trace.startswith("in process 1 of 2:\nTraceback")
+    assert "IndexError: a defect of the detector" in trace
+
+
+def test_an_image_that_is_absent_on_one_process_is_the_same_error_on_all(config, entry, tmp_path):
+    (tmp_path / "squares" / "2.png").unlink()
+    first, second = _two_processes(config, entry, tmp_path)
+    assert first == second
+    assert first[0] == "ImageError"
+    assert "2.png: no such file" in first[1]
 
 
 def test_the_table():

@@ -12,7 +12,7 @@ from ifr.hosts.standalone.engine.evaluate import Results
 from ifr.hosts.standalone.engine.launch import launch
 from ifr.hosts.standalone.engine.options import TestOptions
 from ifr.hosts.standalone.engine.records import log_file
-from ifr.hosts.standalone.engine.setup import requested_device
+from ifr.hosts.standalone.engine.setup import fetch_once, requested_device
 from ifr.hosts.standalone.engine.test import checkpoints_to_test, write_results
 from ifr.hosts.standalone.engine.train import Load
 from ifr.hosts.standalone.engine.workers import Worker
@@ -57,6 +57,7 @@ def _run(worker: Worker, load: Load, folder: str, options: TestOptions, device: 
         model = experiment.build_model(config)
         for path in paths:
             logger.info("testing %s on %d x %s", path, worker.world_size, device)
+            fetch_once(path, worker)
             load_weights(model, path, allow_backbone_only=False)
             found = evaluate_all(config, model)
             if worker.is_first:

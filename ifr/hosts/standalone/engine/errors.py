@@ -50,7 +50,7 @@ class NonFiniteError(FloatingPointError):
 
     Args:
         cause: what was not finite, every loss and the images of the batch.
-        saved: the folder to give to `ifr.hosts.standalone.engine.failures.repeat`; None if it could not be written.
+        saved: the folder to give to `ifr.hosts.standalone.engine.repeat.repeat`; None if it could not be written.
     """
 
     def __init__(self, cause: str, saved: str | None) -> None:

@@ -2,9 +2,9 @@
 
 import logging
 import os
-import pickle
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
@@ -12,12 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from torch import multiprocessing
 from torch.multiprocessing.spawn import start_processes
 
 from ifr.hosts.standalone.engine.errors import RunError, Stopped, WorkerError
+from ifr.hosts.standalone.engine.mailboxes import Mailboxes, send
 from ifr.hosts.standalone.engine.options import Layout
 from ifr.hosts.standalone.engine.workers import Worker, from_torchrun, joined
+from ifr.hosts.standalone.portable_errors import PortableError
 from ifr.hosts.standalone.signals import StopSignals, die_with_parent
 
 Job = Callable[..., Any]
@@ -41,7 +42,8 @@ def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
     Raises:
         RunError: the layout does not fit this machine, or the workers cannot meet.
         Stopped: a signal asked the workers to stop, which they did.
-        WorkerError: a worker was killed, or failed in a way that cannot be raised here as it is.
+        WorkerError: a worker was killed, or ended without a word.
+        ForeignError: a worker raised what cannot be raised here as it is.
     """
     own = from_torchrun()
     if own is not None:
@@ -85,6 +87,12 @@ def workers_here(layout: Layout, device: str) -> int:
 
 
 def _check_gpu_of(worker: Worker, device: str) -> None:
+    count = int(os.environ.get("LOCAL_WORLD_SIZE", worker.local_rank + 1))
+    if device.startswith("cuda:") and count > 1:
+        raise RunError(
+            f"MODEL.DEVICE = {device!r} names one GPU, but torchrun started {count} processes here",
+            "leave MODEL.DEVICE out, or give torchrun --nproc-per-node 1",
+        )
     visible = torch.cuda.device_count()
     if device == "cuda" and worker.local_rank >= visible:
         raise RunError(
@@ -96,22 +104,22 @@ def _check_gpu_of(worker: Worker, device: str) -> None:
 def _spawn(
     job: Job, layout: Layout, device: str, arguments: tuple[Any, ...], *, count: int, world_size: int, url: str
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    errors = context.SimpleQueue()
+    mailboxes = Mailboxes(count)
     first = layout.machine_rank * count
     with StopSignals() as signals:
         processes = start_processes(  # type: ignore[no-untyped-call]
             _work,
-            (job, first, count, world_size, url, device, arguments, errors),
+            (job, first, count, world_size, url, device, arguments, mailboxes.writers),
             nprocs=count,
             start_method="spawn",
             join=False,
         ).processes
+        mailboxes.open()
         try:
             failed = _wait(processes, signals)
         finally:  # also after an error here
             _end(processes)
-        raised = _raised(errors)
+        raised = mailboxes.errors()
     stops = [error for _, error in raised if isinstance(error, Stopped)]
     if stops:
         raise Stopped(signals.requested or stops[0].number, stops[0].iteration, stops[0].saved)
@@ -121,8 +129,9 @@ def _spawn(
     for index in failed:
         code = processes[index].exitcode
         if index not in spoke and code < 0:
-            name = signal.Signals(-code).name
-            raise WorkerError(f"worker {first + index} of {world_size} was killed by {name}; the others were ended")
+            raise WorkerError(
+                f"worker {first + index} of {world_size} was killed by {_signal_name(-code)}; the others were ended"
+            )
     if raised:
         raise raised[0][1]
     if failed:
@@ -166,12 +175,11 @@ def _end(processes: Sequence[Any]) -> None:
         process.join()
 
 
-def _raised(errors: Any) -> list[tuple[int, Exception]]:
-    """What the workers raised, by index, the first first."""
-    found = []
-    while not errors.empty():
-        found.append(errors.get())
-    return [(index, _restored(data)) for _, index, data in sorted(found)]
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals but the first and last have no name
+        return f"signal {number}"
 
 
 def _work(
@@ -183,7 +191,7 @@ def _work(
     url: str,
     device: str,
     arguments: tuple[Any, ...],
-    errors: Any,
+    writers: Sequence[connection.Connection],
 ) -> None:
     """In a started process: run the job, and hand an error to the process that waits."""
     die_with_parent()
@@ -194,27 +202,10 @@ def _work(
     try:
         with joined(worker, url, device):
             job(worker, *arguments)
-    except Stopped as stopped:
-        errors.put((time.monotonic(), index, _portable(stopped)))
     except Exception as error:
-        errors.put((time.monotonic(), index, _portable(error)))
-        raise
-
-
-def _portable(error: Exception) -> bytes:
-    """The error as bytes; one that cannot travel becomes a `WorkerError` of the same words."""
-    try:
-        data = pickle.dumps(error)
-        if type(pickle.loads(data)) is type(error):
-            return data
-    except Exception:  # whatever an exception's own constructor or state raises
-        pass
-    return pickle.dumps(WorkerError(f"{type(error).__name__}: {error}"))
-
-
-def _restored(data: bytes) -> Exception:
-    error = pickle.loads(data)
-    return error if isinstance(error, Exception) else WorkerError(str(error))
+        send(writers, index, PortableError.of(error, f"worker {worker.rank} of {world_size}"))
+        if not isinstance(error, Stopped):
+            sys.exit(1)  # an error that is raised further, torch writes to a file that it leaves in /tmp
 
 
 def _check_port(url: str) -> None:

@@ -121,6 +121,17 @@ def match_classes(config: Any, entries: Sequence[str], overrides: Sequence[Any],
     return Classes(names, category_ids)
 
 
+def fetch_once(path: str | Path, worker: Worker) -> None:
+    """Fetch what has an address by one worker of each machine, so that the others find the file.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    if worker.local_rank == 0:
+        fetched(path)
+    worker.wait()
+
+
 def load_trained(model: nn.Module, path: str | Path, config: Any) -> None:
     """Load the weights of a whole detector.
 

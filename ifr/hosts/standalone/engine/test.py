@@ -13,7 +13,7 @@ from ifr.hosts.standalone.engine.launch import launch
 from ifr.hosts.standalone.engine.options import TestOptions
 from ifr.hosts.standalone.engine.records import json_number, log_file, replace_text
 from ifr.hosts.standalone.engine.rescale import given_keys
-from ifr.hosts.standalone.engine.setup import load_trained, match_classes, requested_device, resolve
+from ifr.hosts.standalone.engine.setup import fetch_once, load_trained, match_classes, requested_device, resolve
 from ifr.hosts.standalone.engine.train import Load
 from ifr.hosts.standalone.engine.workers import Worker
 
@@ -57,6 +57,7 @@ def _run(worker: Worker, load: Load, folder: str, options: TestOptions, device: 
         model = experiment.build_model(config)
         for path in worker.broadcast(checkpoints_to_test(config, output, options) if worker.is_first else None):
             logger.info("testing %s on %d x %s", path, worker.world_size, device)
+            fetch_once(path, worker)
             load_trained(model, path, config)
             results[str(path)] = evaluate_all(model, config, worker, output)
         if worker.is_first:

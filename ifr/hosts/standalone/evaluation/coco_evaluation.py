@@ -19,6 +19,7 @@ from ifr.hosts.standalone.data.coco_rules import usable_polygons
 from ifr.hosts.standalone.data.loader import evaluation_dataset, evaluation_loader
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.evaluation.coco_metrics import METRICS, Kind, coco_metrics, default_backend
+from ifr.hosts.standalone.portable_errors import PortableError, shortened
 from ifr.hosts.standalone.signals import kept_from_children
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,9 @@ def evaluate(
 
     Raises:
         ValueError: the data set is absent or damaged.
-        EvaluationError: the detector failed on an image of some process.
+        EvaluationError: the detector failed on an image.
         EvaluationStopped: `stop` asked for it in some process.
+        Exception: whatever else one process meets; all raise what the first of them met, of these errors too.
     """
     dataset = evaluation_dataset(config, entry)
     loader = evaluation_loader(config, dataset, rank=rank, world_size=world_size)
@@ -127,7 +129,7 @@ def detect(
                 results += coco_results(found, item["image_id"], category_ids)
         except Exception as error:
             names = ", ".join(item["file_name"] for item in batch)
-            raise EvaluationError(f"{names}: {type(error).__name__}: {error}") from error
+            raise EvaluationError(shortened(f"{names}: {type(error).__name__}: {error}")) from error
         now = time.monotonic()
         if now - logged > _LOG_SECONDS:
             remaining = (now - started) / done * (total - done)
@@ -186,16 +188,16 @@ def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
 def _share(
     results: list[dict[str, Any]], failure: Exception | None, rank: int, world_size: int
 ) -> list[dict[str, Any]]:
-    """On rank 0 the results of all processes; on every process an error if one of them failed."""
-    message = None if failure is None else f"process {rank}: {failure}"
+    """On rank 0 the results of all processes; on every process the error of the first that failed."""
+    error = None if failure is None else PortableError.of(failure, f"process {rank} of {world_size}")
     signal = failure.signal if isinstance(failure, EvaluationStopped) else 0
-    shared: list[tuple[str | None, int]] = [(None, 0)] * world_size
-    dist.all_gather_object(shared, (message, signal))
+    shared: list[tuple[PortableError | None, int]] = [(None, 0)] * world_size
+    dist.all_gather_object(shared, (error, signal))
     if any(number for _, number in shared):
         raise EvaluationStopped(max(number for _, number in shared)) from failure
-    failures = [text for text, _ in shared if text is not None]
-    if failures:
-        raise EvaluationError("; ".join(failures)) from failure
+    errors = [error for error, _ in shared if error is not None]
+    if errors:
+        raise errors[0].restored()
     gathered: list[list[dict[str, Any]]] | None = [[] for _ in range(world_size)] if rank == 0 else None
     dist.gather_object(results, gathered, dst=0)
     return [result for part in gathered or () for result in part]
