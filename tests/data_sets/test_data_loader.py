@@ -9,7 +9,7 @@ from small_sets import contents, write_set
 
 from ifr.hosts import RCNNFPNConfig
 from ifr.hosts.standalone.data.errors import DatasetError
-from ifr.hosts.standalone.data.loader import build_test_loader, build_train_loader
+from ifr.hosts.standalone.data.loader import build_train_loader, evaluation_dataset, evaluation_loader
 from ifr.hosts.standalone.data.order import BatchOrder, ShareOfBatches
 
 
@@ -134,7 +134,8 @@ def test_resumed_shared_and_worked_on_by_others_batches_are_the_same(config):
     for batch in expected:
         _same(next(worked), batch)
     assert torch.equal(state, torch.get_rng_state())  # training's own random numbers are untouched
-    other = build_train_loader(config, seed=6)
+    config.merge_from_list(["SEED", 6])
+    other = build_train_loader(config)
     assert [item["file_name"] for item in next(other)] != [item["file_name"] for item in expected[0]]
 
 
@@ -166,7 +167,8 @@ def test_sets_are_joined_and_portraits_kept_apart(config, tmp_path):
 
 
 def test_the_test_loader_shares_every_image_once(config):
-    shares = [list(build_test_loader(config, "digits_val", rank=rank, world_size=3)) for rank in range(3)]
+    dataset = evaluation_dataset(config, "digits_val")
+    shares = [list(evaluation_loader(config, dataset, rank=rank, world_size=3)) for rank in range(3)]
     assert [len(share) for share in shares] == [2, 1, 1]
     assert all(len(batch) == 1 for share in shares for batch in share)
     assert sorted(batch[0]["image_id"] for share in shares for batch in share) == [1, 2, 3, 4]

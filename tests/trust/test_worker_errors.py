@@ -12,7 +12,7 @@ from ifr.hosts.standalone.config import RCNNFPNConfig
 from ifr.hosts.standalone.data.coco import CocoDataset
 from ifr.hosts.standalone.data.errors import DatasetError
 from ifr.hosts.standalone.data.images import ImageError
-from ifr.hosts.standalone.data.loader import build_test_loader, build_train_loader
+from ifr.hosts.standalone.data.loader import build_train_loader, evaluation_dataset, evaluation_loader
 from ifr.hosts.standalone.data.samples import named
 from ifr.hosts.standalone.data.worker_errors import Batches, Watched, WorkerTraceback
 
@@ -49,7 +49,7 @@ def settings(entry, workers):
 @pytest.mark.parametrize("training", [True, False])
 def test_one_line_names_the_image_and_the_cause_shows_where(entry, workers, training):
     config = settings(entry, workers)
-    loader = build_train_loader(config) if training else build_test_loader(config, entry)
+    loader = build_train_loader(config) if training else evaluation_loader(config, evaluation_dataset(config, entry))
     with pytest.raises(ImageError, match=r"cut\.png: a damaged picture \(.*\) \(image 5\)$") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
@@ -70,7 +70,7 @@ class Fails(Dataset):
             return {"position": index}
 
 
-@pytest.mark.parametrize("error", [MemoryError("1 GB"), RuntimeError("two\nlines"), KeyError("key")])
+@pytest.mark.parametrize("error", [RuntimeError("two\nlines"), KeyError("key")])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_of_any_kind_name_the_image(tmp_path, error, workers):
     record = CocoDataset(write(tmp_path, sound_content()))[0]
@@ -78,6 +78,15 @@ def test_errors_of_any_kind_name_the_image(tmp_path, error, workers):
     batches = iter(Batches(DataLoader(samples, sampler=range(3), num_workers=workers, collate_fn=list)))
     assert next(batches) == [{"position": 0}]
     with pytest.raises(DatasetError, match=rf"a\.png \(image 3\): {type(error).__name__}"):
+        next(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_want_of_memory_is_no_fault_of_the_data_set(tmp_path, workers):
+    record = CocoDataset(write(tmp_path, sound_content()))[0]
+    samples = Watched(Fails(record, MemoryError("1 GB")))
+    batches = iter(Batches(DataLoader(samples, sampler=range(1, 3), num_workers=workers, collate_fn=list)))
+    with pytest.raises(MemoryError, match=r"^1 GB$"):
         next(batches)
 
 

@@ -19,9 +19,9 @@ _REPEATED = 1.0  # seconds; a terminal and torchrun both pass one Ctrl-C on
 class StopSignals:
     """Notes, while entered, that a signal asked this process to stop; the second Ctrl-C interrupts at once.
 
-    A signal that was ignored stays ignored, as Ctrl-C is by what a shell script runs in the background. Processes that
-    `launch` started leave Ctrl-C to the one that started them, which passes it on as SIGTERM. In a
-    thread other than the main one nothing is noted: Python gives it no signals.
+    A signal that was ignored stays ignored, as Ctrl-C is by what a shell script runs in the background and by processes
+    that `launch` started (`die_with_parent`). In a thread other than the main one nothing is noted: Python gives it no
+    signals.
     """
 
     def __init__(self) -> None:
@@ -32,8 +32,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         """Take over the signals."""
         if threading.current_thread() is threading.main_thread():
-            started = multiprocessing.parent_process() is not None
-            numbers = (signal.SIGTERM,) if started else (signal.SIGTERM, signal.SIGINT)
+            numbers = (signal.SIGTERM, signal.SIGINT)
             heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
             self._previous = {number: signal.signal(number, self._note) for number in heard}
         return self
@@ -53,12 +52,14 @@ class StopSignals:
 
 @contextlib.contextmanager
 def kept_from_children() -> Iterator[None]:
-    """Processes that this one forks meanwhile never get SIGTERM or Ctrl-C, and on Linux are killed when this one dies.
+    """On Linux, processes that this one forks meanwhile heed SIGTERM of this one alone and no Ctrl-C, and die with it.
 
     A scheduler or a terminal sends these to all processes of a job; without those that load data no step could be
     finished. They watch for the end of this process themselves, but torch 2.14 misses one that comes while they start.
+    Python starts processes in other ways than by forking: on macOS, where those that load data are not covered, and
+    since 3.14 on Linux, where `loading_processes` of the data asks for forking.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if not sys.platform.startswith("linux"):
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -75,10 +76,19 @@ _parents: list[int] = []
 
 
 def _tie_to_parent() -> None:
-    """In a forked process; what it may fork itself is its own affair."""
+    """In a forked process, where the signals are blocked; what it may fork itself is its own affair."""
     if _parents:
-        _end_with(_parents[-1])
+        parent = _parents[-1]
         _parents.clear()
+        _end_with(parent)
+        threading.Thread(target=_heed, args=(parent,), daemon=True).start()
+
+
+def _heed(parent: int) -> None:
+    """End by SIGTERM of the parent, which at its own exit waits for those that it has sent one."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 if hasattr(os, "register_at_fork"):

@@ -13,6 +13,7 @@ from ifr.hosts.standalone.data.coco import no_objects, read_json
 from ifr.hosts.standalone.data.coco_rules import find_defects, reason_to_leave_out
 from ifr.hosts.standalone.data.errors import DatasetError
 from ifr.hosts.standalone.data.images import ImageError, Size, check_header, read_image
+from ifr.hosts.standalone.data.loading_processes import loading_processes
 
 _MOST_WORKERS = 8
 _SHOWN = 20  # annotations of one kind that are left out
@@ -81,7 +82,8 @@ def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Fin
         yield Finding(defect.section, f"{source.json}: {defect}")
     pictures = _sound_pictures(content, source)
     workers = min(len(pictures) // _PICTURES_FOR_A_WORKER, os.cpu_count() or 1, _MOST_WORKERS)
-    for cause in DataLoader(_Causes(pictures, decode=decode), batch_size=None, num_workers=workers):
+    causes = _Causes(pictures, decode=decode)
+    for cause in DataLoader(causes, batch_size=None, **loading_processes(workers)):
         if cause is not None:
             yield Finding("pictures", cause)
     if not defects:

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import PureWindowsPath
 from typing import Any
 
-import numpy as np
-
 from ifr.hosts.standalone.data.images import MOST_PIXELS, Size
 from ifr.hosts.standalone.data.run_lengths import read_counts
+from ifr.hosts.standalone.runs import LONGEST_OUTLINE, outline_is_longer
 
 CROWD = "crowds"
 _LEAST_COORDINATES = 6  # of a polygon, three points
 _MOST_ID = 2**63
 _FURTHEST = 1e9  # pixels from the origin
-# Filling a polygon takes about 100 bytes for a pixel of its outline. No outline of an object is so long.
-_LONGEST_OUTLINE = 4_000_000
 _LONGEST_OUTLINE_IN_EDGES = 1000  # in (height + width)
 _LONGEST_QUOTE = 80
 
@@ -194,11 +191,10 @@ def _segmentation_cause(segmentation: Any, size: Size) -> str | None:
 
 
 def _outline_is_too_long(polygon: Sequence[float], size: Size) -> bool:
-    longest = min(_LONGEST_OUTLINE, _LONGEST_OUTLINE_IN_EDGES * (size[0] + size[1]))
-    if len(polygon) < _LEAST_COORDINATES or (max(polygon) - min(polygon)) * len(polygon) <= 2 * longest:
-        return False  # the bound holds for almost all and costs little
-    points = np.array(polygon[: len(polygon) // 2 * 2], dtype=np.float64).reshape(-1, 2)
-    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()) > longest
+    if len(polygon) < _LEAST_COORDINATES:
+        return False
+    longest = min(LONGEST_OUTLINE, _LONGEST_OUTLINE_IN_EDGES * (size[0] + size[1]))
+    return outline_is_longer(polygon, longest, spread=max(polygon) - min(polygon))
 
 
 def _is_outside(polygon: Sequence[float], size: Size) -> bool:

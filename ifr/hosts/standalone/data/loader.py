@@ -12,6 +12,7 @@ from ifr.hosts.standalone.data.augmentation import build_augmentations
 from ifr.hosts.standalone.data.catalog import find_dataset
 from ifr.hosts.standalone.data.coco import CocoDataset
 from ifr.hosts.standalone.data.errors import DatasetError
+from ifr.hosts.standalone.data.loading_processes import loading_processes
 from ifr.hosts.standalone.data.order import BatchOrder, ShareOfBatches
 from ifr.hosts.standalone.data.samples import EvaluationSamples, Sample, TrainingSamples
 from ifr.hosts.standalone.data.transforms import build_test_transform
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_train_loader(
-    config: Any, *, rank: int = 0, world_size: int = 1, start_iteration: int = 0, seed: int | None = None
+    config: Any, *, rank: int = 0, world_size: int = 1, start_iteration: int = 0
 ) -> Iterator[list[Sample]]:
     """This process's share of every training batch, without end.
 
@@ -33,7 +34,6 @@ def build_train_loader(
         rank: of this process.
         world_size: number of processes.
         start_iteration: the first batch, counted from 0.
-        seed: at least 0; by default SEED.
 
     Raises:
         ValueError: a setting does not fit, or a data set is absent or damaged; from the iterator, an image cannot be
@@ -55,25 +55,10 @@ def build_train_loader(
     )
     sizes = np.concatenate([part.sizes for part in sets])
     landscape = (sizes[:, 1] > sizes[:, 0]) & bool(config.DATALOADER.ASPECT_RATIO_GROUPING)
-    seed = int(config.SEED) if seed is None else seed
-    order = BatchOrder(landscape.astype(np.int64), batch_size=int(config.SOLVER.IMS_PER_BATCH), seed=seed)
+    batch_size, seed = int(config.SOLVER.IMS_PER_BATCH), int(config.SEED)
+    order = BatchOrder(landscape.astype(np.int64), batch_size=batch_size, seed=seed)
     share = ShareOfBatches(order, rank=rank, world_size=world_size, start_iteration=start_iteration)
     return iter(Batches(DataLoader(Watched(samples), batch_sampler=share, **_worker_settings(config))))
-
-
-def build_test_loader(config: Any, entry: str, *, rank: int = 0, world_size: int = 1) -> Batches:
-    """This process's share of a data set, image by image, each as a batch of one.
-
-    Args:
-        config: settings.
-        entry: of DATASETS.TEST.
-        rank: of this process.
-        world_size: number of processes.
-
-    Raises:
-        ValueError: a setting does not fit, or the data set is absent or damaged.
-    """
-    return evaluation_loader(config, evaluation_dataset(config, entry), rank=rank, world_size=world_size)
 
 
 def evaluation_dataset(config: Any, entry: str) -> CocoDataset:
@@ -88,7 +73,14 @@ def evaluation_dataset(config: Any, entry: str) -> CocoDataset:
 
 
 def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world_size: int = 1) -> Batches:
-    """As `build_test_loader`, of a data set that is already read."""
+    """This process's share of a data set, image by image, each as a batch of one.
+
+    Args:
+        config: settings.
+        dataset: of `evaluation_dataset`.
+        rank: of this process.
+        world_size: number of processes.
+    """
     samples = EvaluationSamples(dataset, build_test_transform(config.INPUT.AUG.TEST_PIPELINES))
     positions = range(rank, len(dataset), world_size)
     return Batches(DataLoader(Watched(samples), batch_size=1, sampler=positions, **_worker_settings(config)))
@@ -123,7 +115,7 @@ def _as_it_is(samples: list[Sample]) -> list[Sample]:
 
 def _worker_settings(config: Any) -> dict[str, Any]:
     return {
-        "num_workers": int(config.DATALOADER.NUM_WORKERS),
+        **loading_processes(int(config.DATALOADER.NUM_WORKERS)),
         "collate_fn": _as_it_is,
         "pin_memory": str(config.MODEL.DEVICE).startswith("cuda") and torch.cuda.is_available(),
         # The loader would otherwise draw from the global generator, on which training depends.

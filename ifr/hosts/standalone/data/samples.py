@@ -143,10 +143,13 @@ def named(record: CocoImage) -> Iterator[None]:
 
     Raises:
         ImageError: one was raised.
-        DatasetError: something else was raised, such as a MemoryError.
+        MemoryError: one was raised, which says little of the image.
+        DatasetError: something else was raised.
     """
     try:
         yield
+    except MemoryError:
+        raise
     except ImageError as error:
         raise ImageError(f"{error} (image {record.image_id})") from error
     except Exception as error:

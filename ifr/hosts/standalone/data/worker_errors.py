@@ -60,8 +60,11 @@ class Batches:
 
 
 def _checked(batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
-    for batch in batches:
-        for sample in batch:
-            if isinstance(sample, Failure):
-                raise sample.error from WorkerTraceback(sample.trace)
-        yield batch
+    try:
+        for batch in batches:
+            for sample in batch:
+                if isinstance(sample, Failure):
+                    raise sample.error from WorkerTraceback(sample.trace)
+            yield batch
+    finally:
+        del batches  # the traceback of an error would keep it and its processes
