@@ -90,9 +90,9 @@ def helpful(folder: Path) -> Iterator[None]:
         if "was killed by SIGKILL" in str(error):
             remedy = (
                 "if nobody killed it, the machine ran out of memory: lower DATALOADER.NUM_WORKERS or "
-                "SOLVER.IMS_PER_BATCH; --resume goes on from the last checkpoint"
+                "SOLVER.IMS_PER_BATCH"
             )
-        raise CommandError(str(error), remedy) from error
+        raise CommandError(str(error), f"{remedy}; --resume goes on from the last checkpoint") from error
     except NonFiniteError as error:
         raise CommandError(
             str(error),

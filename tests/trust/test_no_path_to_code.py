@@ -15,7 +15,7 @@ DANGEROUS = (
 ALLOWED = {
     ("experiment.py", "importlib.util.spec_from_file_location"): "config.py and net.py of an experiment that is named",
     ("hosts/cvpods/importing.py", "importlib.util.spec_from_file_location"): "the cvpods checkout that the user names",
-    ("hosts/standalone/portable_errors.py", "pickle.loads"): "an error of our own process, from a pipe and not a file",
+    ("hosts/standalone/portable_errors.py", "pickle.loads"): "an error of a process of this run, and never from a file",
 }
 
 
