@@ -8,6 +8,7 @@ cvpods if it imports, else standalone.
 import functools
 import importlib
 import logging
+import multiprocessing
 import os
 from typing import Any
 
@@ -61,7 +62,8 @@ def _default() -> str:
 
 @functools.cache
 def _announce(name: str) -> None:
-    _logger.info("IFR runs in the %s host", name)
+    if multiprocessing.parent_process() is None:  # which has said it to those that it started
+        _logger.info("IFR runs in the %s host", name)
 
 
 def __getattr__(name: str) -> Any:
