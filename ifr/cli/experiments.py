@@ -79,7 +79,7 @@ def helpful(folder: Path) -> Iterator[None]:
     except ImageError as error:
         raise CommandError(str(error), "replace the picture, or remove it from the annotations") from error
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise CommandError(str(error).partition(".")[0] or "out of memory of this machine", _LESS_MEMORY) from error
+        raise CommandError(str(error).partition(". ")[0] or "out of memory of this machine", _LESS_MEMORY) from error
     except EvaluationError as error:
         remedy = "run it again with --debug and report the traceback"
         if "OutOfMemoryError" in str(error):
