@@ -1,5 +1,6 @@
-"""One thread, and the tiny experiment and its data as fixtures."""
+"""One thread, Ctrl-C as in a terminal, and the tiny experiment and its data as fixtures."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def _one_thread() -> Iterator[None]:
         patch.setenv("PYTHONPATH", str(ROOT))
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _interruptible() -> Iterator[None]:
+    """In the background of a shell script Ctrl-C is ignored, by the tests and by all that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
