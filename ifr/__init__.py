@@ -8,6 +8,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return [*globals(), "build_model"]
+
+
 def __getattr__(name: str) -> Any:
     """`build_model`, imported on first use, so that the method alone needs torch and nothing else."""
     if name != "build_model":

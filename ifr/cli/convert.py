@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, resolve, save_checkpoint
@@ -57,7 +57,7 @@ def _save_safetensors(path: Path, model: nn.Module) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(own, partial)
+        partial.write_bytes(save(own))  # by this, not by save_file, others may read it as any new file
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

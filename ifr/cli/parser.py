@@ -1,6 +1,7 @@
 """The arguments of every command and its `--help`."""
 
 import argparse
+import contextlib
 from typing import Any
 
 from ifr import __version__
@@ -9,6 +10,7 @@ _SETTINGS = (
     "KEY VALUE pairs change settings of the experiment, for example SOLVER.OPTIMIZER.BASE_LR 0.01; a key is one of "
     "cvpods' or IFR's, a value a Python literal or plain text."
 )
+_DEBUG = "show the traceback of an error"
 _WORKERS = "[--num-gpus N] [--num-machines M --machine-rank R --dist-url URL]"
 
 
@@ -21,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_train, _add_test, _add_predict, _add_show, _add_data, _add_convert, _add_info):
         command = add(commands)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.add_argument("--debug", action="store_true", help=_DEBUG)
     return parser
 
 
@@ -113,7 +115,8 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
         "make",
         help="make digits_train and digits_val",
         description="Make digits_train and digits_val, handwritten digits that overlap on photographs, with exact "
-        "masks, unless they are there already. The same numbers give the same bytes. scikit-learn has the material.",
+        "masks, unless they are there already; a set of other numbers is replaced. The same numbers give the same "
+        "bytes. scikit-learn has the material.",
         usage="ifr data make [--root DIR] [--seed S] [--train N] [--val N]",
         allow_abbrev=False,
     )
@@ -135,6 +138,8 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
     inspect.add_argument("--output", metavar="FILE", help="draw annotated images into this file, such as samples.png")
     inspect.add_argument("--samples", type=_positive, default=12, metavar="N", help="how many to draw (default 12)")
     _add_check(actions)
+    for action in actions.choices.values():
+        action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)
     return parser
 
 
@@ -212,7 +217,8 @@ def _positive(text: str) -> int:
 
 
 def _probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"a number from 0 to 1 was expected, got {text}")
-    return value
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if 0 <= value <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"a number from 0 to 1 was expected, got {text}")

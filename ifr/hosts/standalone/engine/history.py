@@ -86,7 +86,7 @@ def newest_sound(folder: Path, read: Callable[[Path], object]) -> Path | None:
             read(folder / name)
         except CheckpointError as error:
             failures.append(error)
-            logger.warning("%s; falling back to the checkpoint before it", error)
+            logger.warning("%s; falling back to the checkpoint before it, if there is one", error)
         else:
             return folder / name
     if len(failures) == 1:
