@@ -58,9 +58,8 @@ def _weights(spans: np.ndarray, length: int, side: int) -> Iterator[tuple[int, T
     starts = ends - counts
     pixels = np.arange(counts.sum()) - np.repeat(starts - first, counts)
     cells = (pixels.astype(np.float32) + np.float32(0.5) - np.repeat(low, counts)) / np.repeat(high - low, counts)
-    tents = np.abs((cells * np.float32(side) - np.float32(0.5))[:, None] - np.arange(side, dtype=np.float32))
-    np.maximum(np.subtract(1, tents, out=tents), 0, out=tents)
-    weights = torch.from_numpy(tents)
+    distances = torch.from_numpy(cells * np.float32(side) - np.float32(0.5))[:, None] - torch.arange(side)
+    weights = distances.abs_().neg_().add_(1).clamp_(min=0)
     for start, end, pixel in zip(starts.tolist(), ends.tolist(), first.tolist(), strict=True):
         yield pixel, weights[start:end]
 
