@@ -125,7 +125,7 @@ class Records:
     def __init__(self, folder: Path, start: int, stop: int) -> None:
         self._metrics = MetricsFile(folder / "metrics.json", start)
         self._events = _event_writer(folder, start)
-        self._start, self._stop = start, stop
+        self._stop = stop
         self._bar = tqdm(total=stop, initial=start, unit="it", dynamic_ncols=True) if sys.stderr.isatty() else None
         self._redirect = contextlib.ExitStack()
         if self._bar is not None:
