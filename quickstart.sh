@@ -11,8 +11,8 @@ export IFR_HOST="${IFR_HOST:-standalone}"
 
 sh "$root/scripts/make_venv.sh" demo
 sh "$root/scripts/ifr.sh" data make
-# One GPU; without any, two processes: an eighth slower than two threads of one where nothing else runs, and several
-# times faster where something does.
+# One GPU; without any, two processes: where other work shares the cores, they wait less for each other than the two
+# threads of one.
 if "$root/.venv/bin/python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     set -- --num-gpus 1 "$@"
 else
