@@ -6,15 +6,28 @@ import torch
 from ifr.hosts.standalone.detector.paste import _paste_by_grid, paste_masks
 
 
-def test_the_same_pixels_as_grid_sampling() -> None:
-    corner = torch.rand(200, 2) * torch.tensor([60.0, 40.0])
-    boxes = torch.cat((corner, corner + 0.01 + torch.rand(200, 2) ** 3 * torch.tensor([80.0, 50.0])), dim=1)
-    boxes[:, 2::4].clamp_(max=70)
-    probabilities = torch.rand(200, 28, 28)
-    own, other = (paste(probabilities, boxes, (50, 70), 0.5) for paste in (paste_masks, _paste_by_grid))
+# Masks of many sizes that share one product, and masks of which each has its own.
+@pytest.mark.parametrize(("count", "size"), [(200, (50, 70)), (30, (1000, 1400))], ids=["together", "alone"])
+def test_the_same_pixels_as_grid_sampling(count: int, size: tuple[int, int]) -> None:
+    height, width = size
+    corner = torch.rand(count, 2) * torch.tensor([0.85 * width, 0.8 * height])
+    boxes = torch.cat((corner, corner + 0.01 + torch.rand(count, 2) ** 3 * torch.tensor([width, height])), dim=1)
+    boxes[:, 2::4].clamp_(max=width)
+    probabilities = torch.rand(count, 28, 28)
+    own, other = (paste(probabilities, boxes, size, 0.5) for paste in (paste_masks, _paste_by_grid))
     assert int(other.sum()) > 10000
     # The two round differently by 1e-7; about one pixel in a million is that near to the threshold.
     assert int((own != other).sum()) <= 2
+
+
+def test_boxes_beyond_the_image() -> None:
+    boxes = torch.tensor([[-9.0, -5.0, -3.0, -1.0], [-4.0, 2.0, 4.0, 12.0], [20.0, 3.0, 30.0, 5.0]])
+    outside, across, beyond = paste_masks(torch.ones(3, 28, 28), boxes, (8, 9))
+    expected = torch.zeros(8, 9, dtype=torch.bool)
+    expected[2:, :4] = True
+    assert torch.equal(across, expected)
+    assert not outside.any()
+    assert not beyond.any()
 
 
 def test_a_full_mask_fills_its_box() -> None:
