@@ -1,11 +1,12 @@
 """The official models' checkpoints and outputs, and the marker of slow tests."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from official import Reference, sample_evenly
+from official import Reference, sample_evenly, threads
 from official_outputs import EXPERIMENTS, REFERENCE, ROOT, write_official_checkpoint
 
 from ifr.checkpoints import load_weights
@@ -23,6 +24,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """As when the official outputs were made; the published solver makes 4e-2 of another order in one gradient."""
+    with threads(2):
+        yield
 
 
 @pytest.fixture(scope="session", params=EXPERIMENTS)

@@ -2,6 +2,10 @@
 
 Feeding each stage the official input keeps a tie in one stage (two proposals with logits closer than the rounding of
 a convolution) from hiding what the next one computes; a last test runs everything in one.
+
+The published solver multiplies rounding. On a processor that adds up in the order of the one that made the official
+outputs, every implicit mask is the official one; on others the test is that it differs from that as little as the same
+solver does from itself once its features are rounded again.
 """
 
 from collections.abc import Iterator
@@ -12,16 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from official import Reference
+from official import Reference, sampled, threads
 from official_outputs import MATCHED, matched, resized
 from torch import Tensor, nn
 
 from ifr.hosts.standalone.detector.paste import paste_masks
 from ifr.hosts.standalone.detector.structures import Detections, ImageBatch, Proposals
 from ifr.hosts.standalone.runs import decode_runs
-from ifr.mask_head import MaskHead
 from ifr.refine import RefinementBlock
 from ifr.solvers import make_solver
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=["256.0", "256.1", pytest.param("800.0", marks=pytest.mark.slow)])
-def case(reference: Reference, request: pytest.FixtureRequest) -> Case:
+def case(reference: Reference, two_threads: None, request: pytest.FixtureRequest) -> Case:
     edge, index = (int(part) for part in request.param.split("."))
     image = resized(reference.io["images_bgr"][index].numpy(), edge)
     want = reference.io[f"eval{request.param}"]
@@ -67,9 +72,7 @@ def test_features(case: Case) -> None:
         stride = case.want[f"fpn.{name}.stride"]
         assert list(feature.shape) == case.want[f"fpn.{name}.shape"]
         # About 50 convolutions, each with a relative rounding of 1e-6; the features reach 5.
-        torch.testing.assert_close(
-            feature[:, ::16, ::stride, ::stride], case.want[f"fpn.{name}.sample"], atol=1e-4, rtol=0
-        )
+        torch.testing.assert_close(sampled(feature, stride), case.want[f"fpn.{name}.sample"], atol=1e-4, rtol=0)
         magnitude = float(case.want[f"fpn.{name}.abssum"])
         assert float(feature.double().sum()) == pytest.approx(float(case.want[f"fpn.{name}.sum"]), abs=1e-6 * magnitude)
 
@@ -118,29 +121,48 @@ class OfficialStep(nn.Module):
 
 
 @contextmanager
-def at_official_step(head: MaskHead, step: int) -> Iterator[None]:
+def at_official_step(case: Case) -> Iterator[None]:
+    head = case.reference.model.roi_heads.mask_head
     own = head.refinement
-    head.refinement = OfficialStep(step)
+    if case.reference.implicit:
+        head.refinement = OfficialStep(case.want["solver.lowest_step"])
     yield
     head.refinement = own
 
 
-def test_masks(case: Case) -> None:
+def masks(case: Case, features: dict[str, Tensor]) -> Tensor:
+    """Mask probabilities (n, 28, 28) of the official detections."""
     found = Detections(case.want["pred_boxes"], case.want["scores"], case.want["pred_classes"])
-    heads = case.reference.model.roi_heads
-    step = case.want["solver.lowest_step"] if case.reference.implicit else None
-    with torch.inference_mode(), at_official_step(heads.mask_head, step) if step else nullcontext():
-        probabilities = heads.masks(case.features, [found])
-    assert probabilities is not None
-    error = (probabilities[0] - case.want["pred_masks28"][:, 0]).abs().flatten(1).amax(dim=1)
-    if case.reference.implicit:
-        # The published first step has the wrong sign; some ROIs leave it with residuals of 1e5, and the rounding error
-        # of 1e-6 in the features then decides where 15 steps end. The 2021 solver itself, on these features, has 87 to
-        # 89 of 100 masks within 1e-3 of the stored ones, and the same median.
-        assert float(error.median()) < 1e-4
-        assert float((error < 1e-3).float().mean()) > 0.7
-    else:
-        assert float(error.max()) < 1e-3
+    with torch.inference_mode(), at_official_step(case):
+        (probabilities,) = case.reference.model.roi_heads.masks(features, [found])
+    return probabilities
+
+
+def largest_error(own: Tensor, other: Tensor) -> Tensor:
+    return (own - other).abs().flatten(1).amax(dim=1)
+
+
+def share_within_tolerance(error: Tensor) -> float:
+    return float((error < 1e-3).float().mean())
+
+
+def test_masks(case: Case) -> None:
+    if case.reference.multiplies_rounding:
+        pytest.skip("this processor rounds the features differently; see test_masks_differ_by_rounding_alone")
+    assert float(largest_error(masks(case, case.features), case.want["pred_masks28"][:, 0]).max()) < 1e-3
+
+
+def test_masks_differ_by_rounding_alone(case: Case) -> None:
+    if not case.reference.implicit:
+        pytest.skip("four iterations do not multiply rounding")
+    with threads(1), torch.inference_mode():  # never the order of the official outputs, which two threads computed
+        features = case.reference.model.backbone(case.images.tensor)
+        own = masks(case, features)
+    rounded = {name: feature * (1 + 1e-6 * torch.randn_like(feature)) for name, feature in features.items()}
+    error = largest_error(own, case.want["pred_masks28"][:, 0])
+    moved = largest_error(own, masks(case, rounded))
+    # Measured in 18 cases (one thread, and two instruction sets): 0.79 to 0.97, at most 0.07 less than by rounding.
+    assert share_within_tolerance(error) > share_within_tolerance(moved) - 0.1
 
 
 def test_pasting(case: Case) -> None:
@@ -151,17 +173,15 @@ def test_pasting(case: Case) -> None:
 
 
 def test_all_in_one(case: Case) -> None:
-    """The share of detections whose whole output agrees; what a tie or the published solver decides is left out."""
-    with torch.inference_mode():
+    with torch.inference_mode(), at_official_step(case) if case.reference.multiplies_rounding else nullcontext():
         (found,) = case.reference.model([case.item])
     want = tuple(case.want[f"post.{key}"] for key in ("pred_boxes", "scores", "pred_classes"))
     pairs = matched(found["boxes"], found["scores"], found["classes"], want)
     assert len(found["boxes"]) == len(want[0])
-    # A tie between proposals exchanges boxes that may be detections; measured: 97 to 100 of 100.
-    assert len(pairs) >= 0.95 * len(want[0])
+    # Rounding exchanges proposals that tie, which may be detections; measured: 97 to 100 of 100.
+    assert len(pairs) >= (MATCHED if case.reference.rounds_alike else 0.95) * len(want[0])
     official = np.stack([decode_runs(runs) for runs in case.want["post.rle"]])
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
     different = found["masks"].numpy()[own] != official[theirs]
-    # Pixels at the threshold flip; the published solver may return another iterate for the whole batch, see above.
-    allowed = 0.2 if case.reference.implicit else 5e-4
-    assert different.sum() <= allowed * official.sum()
+    # Pixels at the threshold flip; measured in the 18 cases above: at most 0.2 % of an image's.
+    assert different.sum() <= (1e-2 if case.reference.multiplies_rounding else 5e-4) * official.sum()
