@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ifr.checkpoints import load_weights
+from ifr.checkpoints import load_weights, read_checkpoint, resolve
 
 _counter = itertools.count()
 
@@ -53,7 +53,8 @@ def build_model(
 
     Args:
         folder_or_name: see `load_experiment`.
-        weights: a checkpoint to load; None leaves the model as it is initialised.
+        weights: a checkpoint to load; None leaves the model as it is initialised. If it says which classes it was
+            trained on, the model has as many.
         device: where the model lives; by default a GPU if there is one.
         overrides: settings in place of those of config.py, as `["KEY.SUBKEY", value, ...]`.
 
@@ -62,11 +63,16 @@ def build_model(
         ValueError: a setting or the checkpoint does not fit.
     """
     experiment = load_experiment(folder_or_name)
-    experiment.config.merge_from_list(list(overrides))
+    config = experiment.config
+    if weights is not None:
+        trained = read_checkpoint(resolve(weights)).extras.get("classes")
+        if trained:
+            config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(trained["names"])])
+    config.merge_from_list(list(overrides))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    experiment.config.merge_from_list(["MODEL.DEVICE", str(device)])
-    model = experiment.build_model(experiment.config)
+    config.merge_from_list(["MODEL.DEVICE", str(device)])
+    model = experiment.build_model(config)
     if weights is not None:
         load_weights(model, weights)
     return model.eval()

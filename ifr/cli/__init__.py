@@ -17,11 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: those of the process unless given.
     """
-    parser = build_parser()
-    args, overrides = parser.parse_known_args(arguments)
+    args, overrides = build_parser().parse_known_args(arguments)
     for text in overrides:
         if text.startswith("--"):
-            parser.error(f"unknown option {text}")
+            args.refuse(f"unknown option {text}")
     first = os.environ.get("RANK", "0") == "0"  # among those that torchrun started
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:

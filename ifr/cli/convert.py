@@ -47,7 +47,8 @@ def convert(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             save_checkpoint(output, model, **({"classes": classes} if classes else {}))
         else:
             _save_safetensors(output, model)
-    logger.info("%s: %.1f MB", output, output.stat().st_size / 1e6)
+    count, size = int(config.MODEL.ROI_HEADS.NUM_CLASSES), output.stat().st_size / 1e6
+    logger.info("%s: the weights of %s for %d classes, %.1f MB", output, folder.name, count, size)
 
 
 def _save_safetensors(path: Path, model: nn.Module) -> None:

@@ -60,8 +60,8 @@ def layout_of(args: argparse.Namespace) -> Layout:
 
 
 @contextlib.contextmanager
-def helpful(folder: Path) -> Iterator[None]:
-    """Give the errors that a run can expect a remedy."""
+def helpful(folder: Path, weights: str = "give another MODEL.WEIGHTS or OUTPUT_DIR") -> Iterator[None]:
+    """Give the errors that a run can expect a remedy; `weights` is that of a checkpoint that does not fit."""
     try:
         yield
     except Stopped as stopped:
@@ -72,7 +72,7 @@ def helpful(folder: Path) -> Iterator[None]:
     except ConfigError as error:
         raise CommandError(str(error), f"settings are in {folder / 'config.py'} and its host's defaults") from error
     except CheckpointError as error:
-        raise CommandError(str(error), "give another MODEL.WEIGHTS or OUTPUT_DIR, or train without --resume") from error
+        raise CommandError(str(error), weights) from error
     except DatasetError as error:
         remedy = "set DATASETS.TRAIN, DATASETS.TEST or IFR_DATASETS; `ifr data inspect` shows a data set"
         raise CommandError(str(error), remedy) from error

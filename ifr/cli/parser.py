@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (_add_train, _add_test, _add_predict, _add_show, _add_data, _add_convert, _add_info):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help=_DEBUG)
+        command.set_defaults(refuse=command.error)
     return parser
 
 
@@ -140,6 +141,7 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
     _add_check(actions)
     for action in actions.choices.values():
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)
+        action.set_defaults(refuse=action.error)
     return parser
 
 

@@ -36,6 +36,8 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     Raises:
         CommandError: the arguments do not fit together, or some picture could not be read.
     """
+    if overrides and Path(overrides[0]).suffix.lower() in _PICTURES:  # the shell has taken a glob apart
+        raise CommandError(f"{overrides[0]} is no setting, and --input takes one argument", "put quotes around a glob")
     pictures = find_pictures(args.input)
     targets = output_files(pictures, Path(args.output))
     predictor, names, category_ids = _build(args, overrides)

@@ -16,6 +16,7 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         CommandError: the run cannot start or go on.
     """
     folder = folder_of(args.experiment)
-    with helpful(folder):
+    weights = "give another OUTPUT_DIR, or train without --resume" if args.resume else "give another MODEL.WEIGHTS"
+    with helpful(folder, weights):
         options = TrainOptions(layout_of(args), resume=args.resume, overrides=tuple(overrides))
         hosts.train(load_experiment, str(folder), options)

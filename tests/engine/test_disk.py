@@ -185,7 +185,9 @@ def test_without_a_sound_checkpoint_nothing_is_resumed(tiny: Path, whole: Path, 
         run(tiny, output, resume=True)
 
 
-def test_an_earlier_run_of_the_same_folder_is_nothing_to_fall_back_on(tmp_path: Path) -> None:
+def test_an_earlier_run_of_the_same_folder_is_nothing_to_fall_back_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for iteration in (10, 20):
         (tmp_path / history.periodic(iteration)).touch()
         history.note(tmp_path, history.periodic(iteration), iteration, keep=0)
@@ -199,6 +201,7 @@ def test_an_earlier_run_of_the_same_folder_is_nothing_to_fall_back_on(tmp_path: 
 
     with pytest.raises(CheckpointError, match=r"0000005\.pth: damaged"):
         history.newest_sound(tmp_path, damaged)
+    assert "falling back" not in caplog.text
 
 
 def test_so_many_checkpoints_are_kept_as_are_asked_for(tiny: Path, tmp_path: Path) -> None:

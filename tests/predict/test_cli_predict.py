@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ifr.checkpoints import save_checkpoint
+from ifr.checkpoints import CheckpointError, save_checkpoint
 from ifr.cli import main
 from ifr.experiment import build_model, load_experiment
 from ifr.hosts.standalone.data.images import read_image
@@ -147,6 +147,9 @@ def test_another_number_of_classes_in_a_section_is_not_overruled_by_the_weights(
         classes={"names": ["a", "b", "c"], "category_ids": [1, 2, 3]},
     )
     assert run(pictures, weights=("MODEL.WEIGHTS", str(weights)))[0] == 0
+    assert build_model(experiment, weights, device="cpu").roi_heads.mask_head.predictor.out_channels == 3
+    with pytest.raises(CheckpointError, match=r"classes\.pth"):
+        build_model(experiment, weights, device="cpu", overrides=["MODEL.ROI_HEADS.NUM_CLASSES", 4])
     for settings in (("MODEL.ROI_HEADS.NUM_CLASSES", "4"), ("MODEL.ROI_HEADS", "{'NUM_CLASSES': 4}")):
         code, errors = run(pictures, *settings, weights=("MODEL.WEIGHTS", str(weights)))
         assert code == 1
@@ -173,12 +176,19 @@ def test_the_unexpected_points_to_debug_and_debug_shows_it(run, pictures, monkey
         run(pictures, "--debug")
 
 
+def test_a_glob_without_quotes_is_recognised(run, pictures):
+    first, second = sorted(str(path) for path in pictures.iterdir() if path.suffix != ".txt")
+    code, errors = run(first, second)
+    assert code == 1
+    _one_line_each(errors, "000000000285.png is no setting", "quotes around a glob")
+
+
 @pytest.mark.parametrize("arguments", [["--score", "2"], ["--score", "x"], ["--scor", "0.5"], ["--nonsense"]])
 def test_wrong_options_show_the_usage(run, pictures, arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         run(pictures, *arguments)
     assert caught.value.code == 2
-    assert "usage: ifr" in capsys.readouterr().err
+    assert "usage: ifr predict EXPERIMENT" in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_torch():

@@ -1,5 +1,6 @@
 """Finds data sets: COCO 2017, the digits that IFR makes itself, and any other set in COCO's format."""
 
+import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,10 @@ def find_dataset(entry: str) -> DatasetSource:
         return _known(entry)
     if ":" in entry:
         return _custom(entry)
+    near = difflib.get_close_matches(entry, KNOWN, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
     raise DatasetError(
-        f"there is no data set {entry!r}; known are {', '.join(KNOWN)}, and any other is given as "
+        f"there is no data set {entry!r}; {hint}known are {', '.join(KNOWN)}, and any other is given as "
         "IMAGES_FOLDER:ANNOTATIONS.json"
     )
 

@@ -85,8 +85,10 @@ def _explained(path: str | Path) -> Iterator[None]:
         raise ImageError(f"{path}: it may not be read ({error.strerror})") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: not a picture of a format that is read here") from error
-    except (Image.DecompressionBombError, MemoryError) as error:
+    except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: too large a picture ({error})") from error
+    except MemoryError as error:
+        raise ImageError(f"{path}: no memory is left to decode it") from error
     except _DAMAGED as error:
         raise ImageError(f"{path}: a damaged picture ({error})") from error
     for complaint in complaints:  # Pillow warns of damaged EXIF data and of pictures near its limit of size

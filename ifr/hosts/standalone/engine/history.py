@@ -1,5 +1,6 @@
 """The checkpoints of a run in its folder: which is the newest, which still are sound, which may go."""
 
+import itertools
 import json
 import logging
 import re
@@ -79,14 +80,15 @@ def newest_sound(folder: Path, read: Callable[[Path], object]) -> Path | None:
     before = [name for name in history if history[name] <= done and name != newest]
     candidates = [newest, *sorted(before, key=lambda name: history[name], reverse=True)]
     failures = []
-    for name in candidates:
+    for name, older in itertools.zip_longest(candidates, candidates[1:]):
         try:
             if not (folder / name).is_file():
                 raise CheckpointError(folder / name, f"{folder / LAST} names it, but it is not there")
             read(folder / name)
         except CheckpointError as error:
             failures.append(error)
-            logger.warning("%s; falling back to the checkpoint before it, if there is one", error)
+            if older is not None:
+                logger.warning("%s; falling back to the checkpoint before it, %s", error, older)
         else:
             return folder / name
     if len(failures) == 1:
