@@ -121,26 +121,26 @@ def _same(one, other):
 
 def test_resumed_shared_and_worked_on_by_others_batches_are_the_same(config):
     state = torch.get_rng_state()
-    loader = build_train_loader(config)
+    loader = iter(build_train_loader(config))
     expected = [next(loader) for _ in range(8)]  # 13 images, so more than two epochs
-    resumed = build_train_loader(config, start_iteration=5)
+    resumed = iter(build_train_loader(config, start_iteration=5))
     for batch in expected[5:]:
         _same(next(resumed), batch)
-    ranks = [build_train_loader(config, rank=rank, world_size=2) for rank in range(2)]
+    ranks = [iter(build_train_loader(config, rank=rank, world_size=2)) for rank in range(2)]
     for batch in expected:
         _same([*next(ranks[0]), *next(ranks[1])], batch)
     config.merge_from_list(["DATALOADER.NUM_WORKERS", 2])
-    worked = build_train_loader(config)
+    worked = iter(build_train_loader(config))
     for batch in expected:
         _same(next(worked), batch)
     assert torch.equal(state, torch.get_rng_state())  # training's own random numbers are untouched
     config.merge_from_list(["SEED", 6])
-    other = build_train_loader(config)
+    other = iter(build_train_loader(config))
     assert [item["file_name"] for item in next(other)] != [item["file_name"] for item in expected[0]]
 
 
 def test_augmentation_differs_between_epochs(config):
-    loader = build_train_loader(config)
+    loader = iter(build_train_loader(config))
     shapes = {}
     for _ in range(12):
         for item in next(loader):
@@ -158,7 +158,7 @@ def test_sets_are_joined_and_portraits_kept_apart(config, tmp_path):
     content["annotations"] = [{**common, "id": number, "image_id": number} for number in range(8)]
     entries = [write_set(tmp_path / name, content) for name in ("a", "b")]
     config.merge_from_list(["DATASETS.TRAIN", entries, "MODEL.ROI_HEADS.NUM_CLASSES", 2])
-    loader = build_train_loader(config)
+    loader = iter(build_train_loader(config))
     batches = [next(loader) for _ in range(4)]
     assert len({item["file_name"] for batch in batches for item in batch}) == 16
     for batch in batches:
@@ -201,4 +201,4 @@ def test_an_image_that_is_absent_is_named(config, digits_root, tmp_path):
     (tmp_path / "empty").mkdir()
     config.merge_from_list(["DATASETS.TRAIN", [f"{tmp_path / 'empty'}:{annotations}"]])
     with pytest.raises(ValueError, match=r"empty.*\.jpg: no such file"):
-        next(build_train_loader(config))
+        next(iter(build_train_loader(config)))

@@ -1,7 +1,7 @@
 """Builds what feeds training and evaluation from the settings."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,7 @@ from ifr.hosts.standalone.data.worker_errors import Batches, Watched
 logger = logging.getLogger(__name__)
 
 
-def build_train_loader(
-    config: Any, *, rank: int = 0, world_size: int = 1, start_iteration: int = 0
-) -> Iterator[list[Sample]]:
+def build_train_loader(config: Any, *, rank: int = 0, world_size: int = 1, start_iteration: int = 0) -> Batches:
     """This process's share of every training batch, without end.
 
     The batch of SOLVER.IMS_PER_BATCH images of an iteration, augmentation included, is a function of the seed and the
@@ -58,7 +56,7 @@ def build_train_loader(
     batch_size, seed = int(config.SOLVER.IMS_PER_BATCH), int(config.SEED)
     order = BatchOrder(landscape.astype(np.int64), batch_size=batch_size, seed=seed)
     share = ShareOfBatches(order, rank=rank, world_size=world_size, start_iteration=start_iteration)
-    return iter(Batches(DataLoader(Watched(samples), batch_sampler=share, **_worker_settings(config))))
+    return Batches(DataLoader(Watched(samples), batch_sampler=share, **_worker_settings(config)))
 
 
 def evaluation_dataset(config: Any, entry: str) -> CocoDataset:

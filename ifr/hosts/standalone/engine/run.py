@@ -127,10 +127,11 @@ class Run:
         raise Stopped(signal, done, str(self.output / name))
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
+        loader = build_train_loader(
+            self.config, rank=self.worker.rank, world_size=self.worker.world_size, start_iteration=self.start
+        )
         with kept_from_children():
-            return build_train_loader(
-                self.config, rank=self.worker.rank, world_size=self.worker.world_size, start_iteration=self.start
-            )
+            return iter(loader)
 
     def _record(self, done: int, seconds: float, waited: float) -> None:
         """Read the figures and write them."""

@@ -19,7 +19,7 @@ from ifr.hosts.standalone.engine.records import log_file, replace_text
 from ifr.hosts.standalone.engine.rescale import given_keys
 from ifr.hosts.standalone.engine.run import Run
 from ifr.hosts.standalone.engine.schedule import build_schedule
-from ifr.hosts.standalone.engine.setup import match_classes, requested_device, resolve
+from ifr.hosts.standalone.engine.setup import fetch_once, match_classes, requested_device, resolve
 from ifr.hosts.standalone.engine.trainer import Trainer, precision
 from ifr.hosts.standalone.engine.workers import Worker
 from ifr.hosts.standalone.signals import StopSignals
@@ -132,7 +132,6 @@ def build_trainer(config: Any, model: nn.Module, worker: Worker) -> Trainer:
 
 def start_from(model: nn.Module, config: Any, worker: Worker) -> None:
     """Load MODEL.WEIGHTS; predictors of another number of classes keep their initial values."""
-    for turn in (worker.is_first, not worker.is_first):  # the first worker may have to fetch the file
-        if turn:
-            load_weights(model, str(config.MODEL.WEIGHTS), allow_mismatched=("*predictor*",))
-        worker.wait()
+    weights = str(config.MODEL.WEIGHTS)
+    fetch_once(weights, worker)
+    load_weights(model, weights, allow_mismatched=("*predictor*",))
