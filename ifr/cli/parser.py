@@ -111,7 +111,7 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
         usage="ifr data make|inspect|check ... [--debug]",
         allow_abbrev=False,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", prog="ifr data")
     make = actions.add_parser(
         "make",
         help="make digits_train and digits_val",
