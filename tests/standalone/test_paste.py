@@ -6,8 +6,8 @@ import torch
 from ifr.hosts.standalone.detector.paste import _paste_by_grid, paste_masks
 
 
-# Masks of many sizes that share one product, and masks of which each has its own.
-@pytest.mark.parametrize(("count", "size"), [(200, (50, 70)), (30, (1000, 1400))], ids=["together", "alone"])
+# Masks that share a product, and some of which each has its own.
+@pytest.mark.parametrize(("count", "size"), [(200, (50, 70)), (30, (1000, 1400))], ids=["small", "large"])
 def test_the_same_pixels_as_grid_sampling(count: int, size: tuple[int, int]) -> None:
     height, width = size
     corner = torch.rand(count, 2) * torch.tensor([0.85 * width, 0.8 * height])
@@ -18,6 +18,18 @@ def test_the_same_pixels_as_grid_sampling(count: int, size: tuple[int, int]) -> 
     assert int(other.sum()) > 10000
     # The two round differently by 1e-7; about one pixel in a million is that near to the threshold.
     assert int((own != other).sum()) <= 2
+
+
+def test_alone_as_together() -> None:
+    """Strips of little area that are as wide or as high as the image, and masks that fill it, larger than the cache."""
+    strips = [[10.2, 5.0, 1990.0, 8.5], [33.3, 4.0, 36.1, 1180.0], [0.0, 590.0, 2000.0, 593.0]]
+    boxes = torch.tensor([*strips, [0.0, 0.0, 2000.0, 1200.0], [7.1, 3.2, 14.5, 9.9], [3.0, 2.0, 1999.0, 1199.5]])
+    probabilities = torch.rand(len(boxes), 28, 28)
+    together = paste_masks(probabilities, boxes, (1200, 2000))
+    for index in range(len(boxes)):
+        one = slice(index, index + 1)
+        assert torch.equal(together[one], paste_masks(probabilities[one], boxes[one], (1200, 2000)))
+        assert 0.2 < together[index].sum() / (boxes[index, 2:] - boxes[index, :2]).prod() < 0.8
 
 
 def test_boxes_beyond_the_image() -> None:

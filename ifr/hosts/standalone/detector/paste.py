@@ -33,24 +33,28 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold
 def _paste_by_product(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float) -> Tensor:
     """Bilinear interpolation inside each box as two matrix products, rows then columns.
 
-    On a CPU this is several times faster than any resampling routine. Masks of similar area share a product, because a
-    small one costs less than the calls that paste it.
+    On a CPU this is several times faster than any resampling routine, as long as the float image is not allocated anew
+    for every product. Masks of similar area share one, because a small one costs less than the calls that paste it.
     """
-    low, high = boxes.view(-1, 2, 2).unbind(1)  # (n, 2): x, y
+    # numpy would ask for huge pages, for which the system may first have to move memory (up to 0.15 s for 85 MB).
+    canvases = torch.zeros((len(boxes), *size), dtype=torch.bool).numpy()
+    # From here on (n, 2) is x and y, width and height.
+    low, high = boxes.view(-1, 2, 2).unbind(1)
     first = (low.floor() - 1).clamp(min=0).long()
     extents = (torch.minimum((high.ceil() + 1).long(), torch.tensor(size[::-1])) - first).clamp(min=0)
-    out = torch.zeros((len(boxes), *size), dtype=torch.bool)  # numpy's would touch huge pages that stay empty
-    canvases, windows = out.numpy(), torch.cat((first, extents), dim=1).tolist()
+    windows = torch.cat((first, extents), dim=1).tolist()
+    buffer = torch.empty(max(_CACHE, size[0] * size[1]))
     for group, width, height in _groups(extents):
-        mask = torch.tensor(group)
-        weights = _weights(low[mask], high[mask], first[mask], max(width, height), probabilities.shape[-1])
-        down, across = weights[:, 1, :height], weights[:, 0, :width]
-        pasted = (down @ probabilities[mask] @ across.mT).numpy()
-        for index, values in zip(group, pasted, strict=True):
+        members = torch.tensor(group)
+        weights = _weights(low[members], high[members], first[members], max(width, height), probabilities.shape[-1])
+        across, down = weights[:, 0, :width], weights[:, 1, :height]
+        pasted = buffer[: len(group) * height * width].view(len(group), height, width)
+        torch.bmm(down @ probabilities[members], across.mT, out=pasted)
+        for index, values in zip(group, pasted.numpy(), strict=True):
             left, top, w, h = windows[index]
             canvas = canvases[index, top : top + h, left : left + w]
             np.greater_equal(values[:h, :w], np.float32(threshold), out=canvas)
-    return out
+    return torch.from_numpy(canvases)
 
 
 def _groups(extents: Tensor) -> Iterator[tuple[list[int], int, int]]:
