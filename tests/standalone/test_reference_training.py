@@ -1,5 +1,6 @@
 """Training losses and gradients reproduce the official models, with the official deterministic sampling."""
 
+import statistics
 from typing import Any
 
 import pytest
@@ -41,18 +42,19 @@ def training(reference: Reference, two_threads: None, request: pytest.FixtureReq
     }
 
 
-def gradient_tolerance(training: dict[str, Any]) -> float:
-    """Relative; a change of 1e-7 of the block's input moves the implicit gradient by 1.4e-3.
+def check_gradients(errors: dict[str, float], *, multiplies_rounding: bool) -> None:
+    """Relative errors; a change of 1e-7 of the block's input moves the implicit gradient by 1.4e-3.
 
-    With AVX2 in place of AVX-512 the features move by more, and one small gradient by 0.1.
+    With AVX2 in place of AVX-512 the features move by more, and the gradients of single tensors by up to 0.1.
     """
-    return 0.3 if training["multiplies_rounding"] else 3e-3
+    assert statistics.median(errors.values()) < 3e-3
+    assert max(errors.values()) < (0.3 if multiplies_rounding else 3e-3), max(errors, key=errors.__getitem__)
 
 
 def test_losses(training: dict[str, Any]) -> None:
     assert set(training["losses"]) == set(training["want"]["losses"])
-    tolerance = 1e-3 if training["multiplies_rounding"] else 1e-4
     for name, loss in training["want"]["losses"].items():
+        tolerance = 1e-3 if name == "loss_mask" and training["multiplies_rounding"] else 1e-4
         assert float(training["losses"][name]) == pytest.approx(float(loss), rel=tolerance), name
 
 
@@ -73,12 +75,16 @@ def test_what_is_frozen(training: dict[str, Any]) -> None:
 
 def test_gradient_norms(training: dict[str, Any]) -> None:
     assert set(training["want"]["grad_norm"]) <= set(training["gradients"])
-    for key, norm in training["want"]["grad_norm"].items():
-        own = float(training["gradients"][key].double().norm())
-        assert own == pytest.approx(float(norm), rel=gradient_tolerance(training)), key
+    errors = {
+        key: abs(float(training["gradients"][key].double().norm()) / float(norm) - 1)
+        for key, norm in training["want"]["grad_norm"].items()
+    }
+    check_gradients(errors, multiplies_rounding=training["multiplies_rounding"])
 
 
 def test_gradients(training: dict[str, Any]) -> None:
-    for key, gradient in training["want"]["grad"].items():
-        error = float((training["gradients"][key] - gradient).norm() / gradient.norm())
-        assert error < gradient_tolerance(training), key
+    errors = {
+        key: float((training["gradients"][key] - gradient).norm() / gradient.norm())
+        for key, gradient in training["want"]["grad"].items()
+    }
+    check_gradients(errors, multiplies_rounding=training["multiplies_rounding"])
