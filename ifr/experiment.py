@@ -64,18 +64,37 @@ def build_model(
     """
     experiment = load_experiment(folder_or_name)
     config = experiment.config
-    if weights is not None:
-        trained = read_checkpoint(resolve(weights)).extras.get("classes")
-        if trained:
-            config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(trained["names"])])
     config.merge_from_list(list(overrides))
+    file = None if weights is None else resolve(weights)
+    if file is not None:
+        take_classes(config, file, overrides)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     config.merge_from_list(["MODEL.DEVICE", str(device)])
     model = experiment.build_model(config)
-    if weights is not None:
-        load_weights(model, weights)
+    if file is not None:
+        load_weights(model, file)
     return model.eval()
+
+
+def take_classes(config: Any, file: Path, overrides: Sequence[Any]) -> dict[str, Any] | None:
+    """Give a model as many classes as a checkpoint was trained on, unless the overrides say how many.
+
+    Args:
+        config: of the model, changed in place.
+        file: the checkpoint.
+        overrides: settings that are already in the config, and hold against the file.
+
+    Returns:
+        The classes' "names" and "category_ids"; None if the file does not tell.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    trained = read_checkpoint(file).extras.get("classes")
+    if trained:
+        config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(trained["names"]), *overrides])
+    return trained
 
 
 def _find(folder_or_name: str | Path) -> Path:

@@ -1,6 +1,6 @@
 """Files in, files out: read the weights of every known format, write those that the published code reads."""
 
-from ifr.checkpoints.errors import CheckpointError
+from ifr.checkpoints.errors import CheckpointError, CheckpointWriteError
 from ifr.checkpoints.fetch import resolve
 from ifr.checkpoints.files import CheckpointFile, read_checkpoint
 from ifr.checkpoints.load import LoadReport, load_weights
@@ -9,6 +9,7 @@ from ifr.checkpoints.save import save_checkpoint
 __all__ = [
     "CheckpointError",
     "CheckpointFile",
+    "CheckpointWriteError",
     "LoadReport",
     "load_weights",
     "read_checkpoint",

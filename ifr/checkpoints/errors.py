@@ -1,4 +1,4 @@
-"""The one error that reading, loading and fetching checkpoints raises."""
+"""The errors of checkpoints."""
 
 from __future__ import annotations
 
@@ -23,4 +23,8 @@ class CheckpointError(ValueError):
 
     def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, str]]:
         """How it travels from a worker process."""
-        return CheckpointError, (self.path, self.cause)
+        return type(self), (self.path, self.cause)
+
+
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint file cannot be written."""

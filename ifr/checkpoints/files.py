@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import struct
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def read_checkpoint(path: str | Path) -> CheckpointFile:
     path = Path(path)
     head = _head(path)
     if _looks_like_safetensors(path, head):
-        return CheckpointFile(_load_safetensors(path))
+        return _load_safetensors(path)
     for magic, kind in _FOREIGN.items():
         if head.startswith(magic):
             raise CheckpointError(path, f"this is {kind}; a checkpoint was expected")
@@ -89,12 +90,24 @@ def _looks_like_safetensors(path: Path, head: bytes) -> bool:
     return head[8:9] == b"{" and 2 <= length <= path.stat().st_size
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def _load_safetensors(path: Path) -> CheckpointFile:
     try:
-        return load_file(path, device="cpu")
+        with safe_open(path, framework="pt", device="cpu") as file:
+            extras = _classes_in(file.metadata() or {})
+        return CheckpointFile(load_file(path, device="cpu"), _known_extras(path, extras))
     # The reader raises SafetensorError for a bad header and whatever its body runs into for the rest.
     except (SafetensorError, ValueError, TypeError, RuntimeError, OSError, KeyError, AttributeError) as error:
         raise CheckpointError(path, f"a truncated or damaged safetensors file ({error})") from error
+
+
+def _classes_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What `ifr convert` notes in a safetensors file, whose metadata are texts."""
+    if "classes" not in metadata:
+        return {}
+    try:
+        return {"classes": json.loads(metadata["classes"])}
+    except (ValueError, RecursionError):
+        return {"classes": None}
 
 
 def _load_pickle(path: Path) -> object:
@@ -119,10 +132,15 @@ def _split(path: Path, content: object) -> CheckpointFile:
         tensors[_key(path, key)] = _tensor(path, key, value)
     if not tensors:
         raise CheckpointError(path, "it holds no weights")
+    return CheckpointFile(tensors, _known_extras(path, extras))
+
+
+def _known_extras(path: Path, extras: dict[str, Any]) -> dict[str, Any]:
+    """What was saved beside the weights, without classes of which a model could not be made."""
     if "classes" in extras and not _are_classes(extras["classes"]):
         logger.warning("%s: its classes are in no known form and do not count", path)
-        del extras["classes"]
-    return CheckpointFile(tensors, extras)
+        return {key: value for key, value in extras.items() if key != "classes"}
+    return extras
 
 
 def _are_classes(classes: object) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifr.checkpoints.errors import CheckpointError
+from ifr.checkpoints.errors import CheckpointWriteError
 from ifr.checkpoints.load import published_keys, unwrapped
 
 _BLOCK_KEY = re.compile(r"^(?P<head>.*\.|)repeat_block\.(?P<rest>.+)$")
@@ -29,7 +29,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, **extras: Any) -> None:
         extras: `optimizer`, `scheduler` (their `state_dict()` is stored), `iteration`, or other plain data.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointWriteError: the file cannot be written.
         TypeError: an extra holds something that reading without executing code would refuse.
     """
     path = Path(path)
@@ -47,7 +47,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, **extras: Any) -> None:
         os.replace(partial, path)
         _keep_name(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise CheckpointError(path, f"cannot be written ({error})") from error
+        raise CheckpointWriteError(path, f"cannot be written ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,21 +1,22 @@
 """`ifr convert`: weights alone, checked against an experiment."""
 
 import argparse
+import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 from torch import nn
 
-from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, resolve, save_checkpoint
+from ifr.checkpoints import CheckpointError, load_weights, resolve, save_checkpoint
 from ifr.checkpoints.names import is_published_duplicate
 from ifr.checkpoints.save import published_weights
 from ifr.cli.errors import CommandError, advise
 from ifr.cli.experiments import folder_of, helpful, require_standalone
-from ifr.experiment import load_experiment
-from ifr.hosts.standalone.engine.rescale import given_keys
+from ifr.experiment import load_experiment, take_classes
 
 logger = logging.getLogger(__name__)
 
@@ -31,34 +32,33 @@ def convert(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if output.suffix not in (".pth", ".safetensors"):
         raise CommandError(f"--output {output} has another ending", "use .pth or .safetensors")
     folder = folder_of(args.experiment)
-    with advise("give --weights of this experiment", CheckpointError):
+    experiment = load_experiment(folder)
+    config = experiment.config
+    with helpful(folder), advise("give --weights of this experiment", CheckpointError):
+        config.merge_from_list(overrides)
         path = resolve(args.weights)
-        classes = read_checkpoint(path).extras.get("classes")
-    config = load_experiment(folder).config
-    with helpful(folder):
-        config.merge_from_list([*overrides, "MODEL.DEVICE", "cpu"])
-        if classes and "MODEL.ROI_HEADS.NUM_CLASSES" not in given_keys(overrides):
-            config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(classes["names"])])
-        model = load_experiment(folder).build_model(config)
-    with advise("give --weights of this experiment", CheckpointError):
+        classes = take_classes(config, path, overrides)
+        config.merge_from_list(["MODEL.DEVICE", "cpu"])
+        model = experiment.build_model(config)
         load_weights(model, path, allow_backbone_only=False)
     with advise("choose an --output that can be written", CheckpointError, OSError):
         if output.suffix == ".pth":
             save_checkpoint(output, model, **({"classes": classes} if classes else {}))
         else:
-            _save_safetensors(output, model)
+            _save_safetensors(output, model, classes)
     count, size = int(config.MODEL.ROI_HEADS.NUM_CLASSES), output.stat().st_size / 1e6
     logger.info("%s: the weights of %s for %d classes, %.1f MB", output, folder.name, count, size)
 
 
-def _save_safetensors(path: Path, model: nn.Module) -> None:
+def _save_safetensors(path: Path, model: nn.Module, classes: dict[str, Any] | None) -> None:
     """Write the weights once each: this format has no place for the second names of the published files."""
     weights = published_weights(model)
     own = {key: value.contiguous() for key, value in weights.items() if not is_published_duplicate(key, weights)}
+    metadata = {"classes": json.dumps(classes)} if classes else None
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        partial.write_bytes(save(own))  # by this, not by save_file, others may read it as any new file
+        partial.write_bytes(save(own, metadata))  # by this, not by save_file, others may read it as any new file
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

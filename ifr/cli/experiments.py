@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ifr.checkpoints import CheckpointError
+from ifr.checkpoints import CheckpointError, CheckpointWriteError
 from ifr.cli.errors import CommandError, CommandStopped, advise
 from ifr.experiment import load_experiment
 from ifr.hosts import host_name
@@ -23,6 +23,7 @@ _LESS_MEMORY = (
     "lower SOLVER.IMS_PER_BATCH or the sizes in INPUT.AUG.TRAIN_PIPELINES, raise SOLVER.BATCH_SUBDIVISIONS, or set "
     "TRAINER.FP16.ENABLED True"
 )
+_WRITABLE = "choose an OUTPUT_DIR that can be written, with space left"
 
 
 def require_standalone(command: str) -> None:
@@ -60,8 +61,8 @@ def layout_of(args: argparse.Namespace) -> Layout:
 
 
 @contextlib.contextmanager
-def helpful(folder: Path, weights: str = "give another MODEL.WEIGHTS or OUTPUT_DIR") -> Iterator[None]:
-    """Give the errors that a run can expect a remedy; `weights` is that of a checkpoint that does not fit."""
+def helpful(folder: Path, *, resumes: bool = False) -> Iterator[None]:
+    """Give the errors that a run can expect a remedy."""
     try:
         yield
     except Stopped as stopped:
@@ -71,8 +72,11 @@ def helpful(folder: Path, weights: str = "give another MODEL.WEIGHTS or OUTPUT_D
         raise CommandError(str(error), error.remedy) from error
     except ConfigError as error:
         raise CommandError(str(error), f"settings are in {folder / 'config.py'} and its host's defaults") from error
+    except CheckpointWriteError as error:
+        raise CommandError(str(error), _WRITABLE) from error
     except CheckpointError as error:
-        raise CommandError(str(error), weights) from error
+        instead = " or OUTPUT_DIR, or train without --resume" if resumes else ""
+        raise CommandError(str(error), f"give another MODEL.WEIGHTS{instead}") from error
     except DatasetError as error:
         remedy = "set DATASETS.TRAIN, DATASETS.TEST or IFR_DATASETS; `ifr data inspect` shows a data set"
         raise CommandError(str(error), remedy) from error
@@ -107,7 +111,7 @@ def helpful(folder: Path, weights: str = "give another MODEL.WEIGHTS or OUTPUT_D
     except ValueError as error:
         raise CommandError(str(error), "correct the argument or setting that it names") from error
     except OSError as error:
-        raise CommandError(str(error), "choose an OUTPUT_DIR that can be written, with space left") from error
+        raise CommandError(str(error), _WRITABLE) from error
     except RuntimeError as error:
         known = _known(error)
         if known is None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, resolve
+from ifr.checkpoints import CheckpointError, load_weights, resolve
 from ifr.cli.errors import CommandError, advise
 from ifr.cli.experiments import folder_of, require_standalone
-from ifr.experiment import load_experiment
+from ifr.experiment import load_experiment, take_classes
 from ifr.hosts.standalone.data.coco_categories import CATEGORY_IDS, CLASS_NAMES
 from ifr.hosts.standalone.data.images import ImageError, read_image
 from ifr.hosts.standalone.engine.rescale import given_keys
@@ -26,7 +26,6 @@ from ifr.visualize import draw_detections
 logger = logging.getLogger(__name__)
 _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 _DEFAULT_SCORE = 0.5
-_CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
 _SCORE_KEY = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
 
 
@@ -36,8 +35,9 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     Raises:
         CommandError: the arguments do not fit together, or some picture could not be read.
     """
-    if overrides and Path(overrides[0]).suffix.lower() in _PICTURES:  # the shell has taken a glob apart
-        raise CommandError(f"{overrides[0]} is no setting, and --input takes one argument", "put quotes around a glob")
+    stray = [text for text in overrides if Path(text).suffix.lower() in _PICTURES]
+    if stray:  # the shell has taken a glob apart
+        raise CommandError(f"{stray[0]} is no setting, and --input takes one argument", "put quotes around a glob")
     pictures = find_pictures(args.input)
     targets = output_files(pictures, Path(args.output))
     predictor, names, category_ids = _build(args, overrides)
@@ -47,7 +47,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     for picture, target, image_id in zip(pictures, targets, image_ids, strict=True):
         try:
             image = read_image(picture)
-        except ImageError as error:
+        except (ImageError, MemoryError) as error:
             logger.error("%s", error)
             unreadable.append(str(picture))
             continue
@@ -117,23 +117,23 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predicto
     folder = folder_of(args.experiment)
     experiment = load_experiment(folder)
     config = experiment.config
-    with advise(f"settings and their values are in {folder / 'config.py'} and the defaults", ValueError):
+    settings = f"settings and their values are in {folder / 'config.py'} and the defaults"
+    with advise(settings, ValueError):
         config.merge_from_list(overrides)
-        given = set(given_keys(overrides))
-        if args.score is not None or _SCORE_KEY not in given:
-            config.merge_from_list([_SCORE_KEY, _DEFAULT_SCORE if args.score is None else args.score])
-        if args.device is not None or "MODEL.DEVICE" not in given:
-            config.merge_from_list(["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")])
     weights, advice = str(config.MODEL.WEIGHTS), "add MODEL.WEIGHTS PATH with the trained weights of this experiment"
     if not weights or weights.startswith("detectron2://ImageNetPretrained/"):
         raise CommandError(f"MODEL.WEIGHTS is {weights!r}, where training starts", advice)
     with advise(advice, CheckpointError):
         path = resolve(weights)
-        trained = read_checkpoint(path).extras.get("classes")
-    if trained and _CLASSES_KEY not in given:
-        config.merge_from_list([_CLASSES_KEY, len(trained["names"])])
+        trained = take_classes(config, path, overrides)
+    with advise(settings, ValueError):
+        given = set(given_keys(overrides))
+        if args.score is not None or _SCORE_KEY not in given:
+            config.merge_from_list([_SCORE_KEY, _DEFAULT_SCORE if args.score is None else args.score])
+        if args.device is not None or "MODEL.DEVICE" not in given:
+            config.merge_from_list(["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")])
     names, category_ids = _classes(int(config.MODEL.ROI_HEADS.NUM_CLASSES), trained)
-    with advise(f"settings and their values are in {folder / 'config.py'} and the defaults", ValueError):
+    with advise(settings, ValueError):
         with advise("use --device cpu", RuntimeError, AssertionError):  # torch without CUDA asserts
             model = experiment.build_model(config)
         predictor = Predictor(model, config)

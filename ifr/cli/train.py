@@ -16,7 +16,6 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         CommandError: the run cannot start or go on.
     """
     folder = folder_of(args.experiment)
-    weights = "give another OUTPUT_DIR, or train without --resume" if args.resume else "give another MODEL.WEIGHTS"
-    with helpful(folder, weights):
+    with helpful(folder, resumes=args.resume):
         options = TrainOptions(layout_of(args), resume=args.resume, overrides=tuple(overrides))
         hosts.train(load_experiment, str(folder), options)

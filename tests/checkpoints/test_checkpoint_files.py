@@ -174,6 +174,13 @@ def test_foreign_files_are_named(tmp_path, write, cause):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["a", "[" * 100_000, '{"names": ["a"], "category_ids": []}'])
+def test_classes_of_a_safetensors_file_in_another_form_do_not_count(tmp_path, caplog, text):
+    save_file({"a": torch.ones(2)}, tmp_path / "f.safetensors", {"classes": text})
+    assert read_checkpoint(tmp_path / "f.safetensors").extras == {}
+    assert "in no known form" in caplog.text
+
+
 def test_safetensors_headers_that_lie_are_refused(tmp_path):
     path = tmp_path / "f.safetensors"
     header = b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'

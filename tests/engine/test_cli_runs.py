@@ -174,6 +174,7 @@ def test_convert_writes_the_weights_alone(tiny: Path, tmp_path: Path, capsys: py
         assert main(["convert", str(tiny), "--weights", str(trained), "--output", str(tmp_path / name)]) == 0
     weights, small = read_checkpoint(trained), read_checkpoint(tmp_path / "small.pth")
     assert set(small.extras) == {"classes"}
+    assert read_checkpoint(tmp_path / "small.safetensors").extras == small.extras
     assert set(small.weights) == set(weights.weights)
     assert all(torch.equal(small.weights[key], weights.weights[key]) for key in small.weights)
     assert (tmp_path / "small.pth").stat().st_size < 0.6 * trained.stat().st_size  # the momentum is as large

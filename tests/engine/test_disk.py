@@ -15,7 +15,9 @@ import torch
 from faults import before_call, both, faulty
 from tiny_experiment import metrics
 
-from ifr.checkpoints import CheckpointError
+from ifr.checkpoints import CheckpointError, CheckpointWriteError
+from ifr.cli.errors import CommandError
+from ifr.cli.experiments import helpful
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone.engine import history
 from ifr.hosts.standalone.engine.options import TrainOptions
@@ -77,7 +79,7 @@ def test_a_failed_write_is_said_and_training_goes_on(
 
 def test_a_failed_write_stops_the_run_where_that_is_asked_for(tiny: Path, whole: Path, tmp_path: Path) -> None:
     settings = ("SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_FAILURE", "stop")
-    with pytest.raises(CheckpointError, match=r"model_iter_0000004\.pth: cannot be written"):
+    with pytest.raises(CheckpointWriteError, match=r"model_iter_0000004\.pth: cannot be written"):
         run(tiny, tmp_path, *settings, load=faulty(before_call(4, limit_files(10_000_000))))
     limit_files(resource.RLIM_INFINITY)()
     assert files(tmp_path) == {"model_iter_0000002.pth"}
@@ -85,9 +87,15 @@ def test_a_failed_write_stops_the_run_where_that_is_asked_for(tiny: Path, whole:
     assert_same_weights(tmp_path, whole)
 
 
+def test_a_failed_write_asks_for_another_folder(tmp_path: Path) -> None:
+    with pytest.raises(CommandError) as caught, helpful(tmp_path, resumes=True):
+        raise CheckpointWriteError(tmp_path / "model_final.pth", "cannot be written (no space)")
+    assert caught.value.remedy == "choose an OUTPUT_DIR that can be written, with space left"
+
+
 def test_the_last_checkpoint_must_be_written(tiny: Path, tmp_path: Path) -> None:
     settings = ("SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.LR_SCHEDULER.MAX_ITER", 3)
-    with pytest.raises(CheckpointError, match=r"model_final\.pth: cannot be written"):
+    with pytest.raises(CheckpointWriteError, match=r"model_final\.pth: cannot be written"):
         run(tiny, tmp_path, *settings, load=faulty(before_call(3, limit_files(10_000_000))))
     limit_files(resource.RLIM_INFINITY)()
     assert (tmp_path / "last_checkpoint").read_text() == "model_iter_0000002.pth"
@@ -176,13 +184,16 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(
     assert_same_weights(output, whole)
 
 
-def test_without_a_sound_checkpoint_nothing_is_resumed(tiny: Path, whole: Path, tmp_path: Path) -> None:
+def test_without_a_sound_checkpoint_nothing_is_resumed(
+    tiny: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     output = tmp_path / "output"
     shutil.copytree(whole, output)
     for path in output.glob("*.pth"):
         truncate(path)
     with pytest.raises(CheckpointError, match=r"no checkpoint is sound: .*model_final.*0000006.*0000004.*0000002"):
         run(tiny, output, resume=True)
+    assert caplog.text.count("falling back") == 3  # not from the last of the four
 
 
 def test_an_earlier_run_of_the_same_folder_is_nothing_to_fall_back_on(

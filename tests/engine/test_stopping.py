@@ -19,6 +19,7 @@ from ifr.cli import main
 from ifr.cli import train as train_command
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone import signals
+from ifr.hosts.standalone.data.loader import build_train_loader
 from ifr.hosts.standalone.engine.errors import Stopped
 from ifr.hosts.standalone.engine.options import Layout, TrainOptions
 from ifr.hosts.standalone.engine.train import train
@@ -53,6 +54,18 @@ def assert_same_weights(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tiny, tmp_path_factory.mktemp("whole"), "TEST.EVAL_PERIOD", 6)
+
+
+def test_annotations_are_read_with_signals_open(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = []
+
+    def build(*arguments: Any, **settings: Any) -> Any:
+        blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return build_train_loader(*arguments, **settings)
+
+    monkeypatch.setattr("ifr.hosts.standalone.engine.run.build_train_loader", build)
+    run(tiny, tmp_path, "SOLVER.LR_SCHEDULER.MAX_ITER", 1)
+    assert blocked == [set()]
 
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -72,7 +72,13 @@ def test_weights_that_are_not_there(command: str, tiny: Path, tmp_path: Path, fa
     missing = tmp_path / "missing.pth"
     error, remedy = fails(command, tiny, "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", missing)
     assert f"{missing}: no such file" in error
-    assert "MODEL.WEIGHTS" in remedy
+    assert remedy == "remedy: give another MODEL.WEIGHTS"
+
+
+def test_nothing_to_resume_and_weights_that_are_not_there(tiny: Path, tmp_path: Path, fails: Fails) -> None:
+    settings = ("OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", tmp_path / "missing.pth")
+    _, remedy = fails("train", tiny, "--resume", *settings)
+    assert remedy == "remedy: give another MODEL.WEIGHTS or OUTPUT_DIR, or train without --resume"
 
 
 @pytest.mark.parametrize("command", ["test", "show"])

@@ -140,14 +140,12 @@ def test_a_backbone_alone_is_refused(run, pictures, experiment, tmp_path):
 
 
 def test_another_number_of_classes_in_a_section_is_not_overruled_by_the_weights(run, pictures, experiment, tmp_path):
+    """The experiment's own config.py says 3."""
     weights = tmp_path / "classes.pth"
-    save_checkpoint(
-        weights,
-        build_model(experiment, experiment / "weights.pth", device="cpu"),
-        classes={"names": ["a", "b", "c"], "category_ids": [1, 2, 3]},
-    )
+    five = build_model(experiment, device="cpu", overrides=["MODEL.ROI_HEADS.NUM_CLASSES", 5])
+    save_checkpoint(weights, five, classes={"names": list("abcde"), "category_ids": [1, 2, 3, 4, 5]})
     assert run(pictures, weights=("MODEL.WEIGHTS", str(weights)))[0] == 0
-    assert build_model(experiment, weights, device="cpu").roi_heads.mask_head.predictor.out_channels == 3
+    assert build_model(experiment, weights, device="cpu").roi_heads.mask_head.predictor.out_channels == 5
     with pytest.raises(CheckpointError, match=r"classes\.pth"):
         build_model(experiment, weights, device="cpu", overrides=["MODEL.ROI_HEADS.NUM_CLASSES", 4])
     for settings in (("MODEL.ROI_HEADS.NUM_CLASSES", "4"), ("MODEL.ROI_HEADS", "{'NUM_CLASSES': 4}")):

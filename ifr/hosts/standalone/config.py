@@ -161,8 +161,9 @@ def _cast(text: Any, old: Any, key: str) -> Any:
         return float(value)
     if isinstance(old, int) and isinstance(value, float) and value.is_integer() and not isinstance(old, bool):
         return int(value)
-    example = "" if isinstance(old, DictConfig) else f", such as {_plain(old)!r}"
-    raise ConfigError(f"{key} is of type {_type_name(old)}{example}; got {text!r}")
+    example = _plain(old)
+    such = "" if isinstance(example, dict) or example == [] else f", such as {example!r}"
+    raise ConfigError(f"{key} is of type {_type_name(old)}{such}; got {text!r}")
 
 
 def _type_name(value: Any) -> str:

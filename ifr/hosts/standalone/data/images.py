@@ -88,7 +88,7 @@ def _explained(path: str | Path) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: too large a picture ({error})") from error
     except MemoryError as error:
-        raise ImageError(f"{path}: no memory is left to decode it") from error
+        raise MemoryError(f"{path}: no memory is left to decode it") from error
     except _DAMAGED as error:
         raise ImageError(f"{path}: a damaged picture ({error})") from error
     for complaint in complaints:  # Pillow warns of damaged EXIF data and of pictures near its limit of size

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ifr.checkpoints import CheckpointError
+from ifr.checkpoints import CheckpointWriteError
 from ifr.hosts.standalone.data.loader import build_train_loader
 from ifr.hosts.standalone.engine import failures, history, snapshots
 from ifr.hosts.standalone.engine.convergence import ConvergenceWatch
@@ -57,7 +57,8 @@ class Run:
         Raises:
             Stopped: a signal asked for it; there is a checkpoint of that moment.
             NonFiniteError: a loss or gradient is not finite; there is what repeats the step.
-            CheckpointError: a checkpoint cannot be written, and SOLVER.CHECKPOINT_FAILURE is "stop" or it is the last.
+            CheckpointWriteError: a checkpoint cannot be written, and SOLVER.CHECKPOINT_FAILURE is "stop" or it is the
+                last.
         """
         try:
             self._catch_up()
@@ -165,10 +166,10 @@ class Run:
             if self.worker.is_first:
                 history.note(self.output, name, done, int(settings.CHECKPOINTS_KEPT))
                 logger.info("saved %s", self.output / name)
-        except CheckpointError as error:
+        except CheckpointWriteError as error:
             failure = error
         except OSError as error:
-            failure = CheckpointError(self.output / name, f"cannot be written ({error})")
+            failure = CheckpointWriteError(self.output / name, f"cannot be written ({error})")
         failure = self.worker.broadcast(failure)
         if failure is None:
             return

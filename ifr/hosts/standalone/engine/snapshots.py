@@ -40,7 +40,7 @@ def save(path: Path, trainer: Trainer, *, iteration: int, batch_size: int, class
         together: whether all workers call this, and the first one writes; otherwise this one alone does.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointWriteError: the file cannot be written.
     """
     own = random_state(trainer.device)
     states = trainer.worker.gather(own) if together else [own]
