@@ -59,6 +59,8 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         logger.info("%s: %d found, drawn in %s", picture, len(found["scores"]), target)
         if args.json is not None:  # otherwise a folder of many pictures would fill the memory for nothing
             results += [{**result, "file_name": picture.name} for result in coco_results(found, image_id, category_ids)]
+    if len(unreadable) == len(pictures):
+        raise CommandError(f"no picture could be read: {', '.join(unreadable)}", "give pictures as --input")
     if args.json is not None:
         with advise("choose a --json that can be written", OSError):
             Path(args.json).parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +122,9 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predicto
     settings = f"settings and their values are in {folder / 'config.py'} and the defaults"
     with advise(settings, ValueError):
         config.merge_from_list(overrides)
-    weights, advice = str(config.MODEL.WEIGHTS), "add MODEL.WEIGHTS PATH with the trained weights of this experiment"
+    weights, advice = str(config.MODEL.WEIGHTS), "give MODEL.WEIGHTS PATH with weights trained by this experiment"
     if not weights or weights.startswith("detectron2://ImageNetPretrained/"):
-        raise CommandError(f"MODEL.WEIGHTS is {weights!r}, where training starts", advice)
+        raise CommandError(f"there are no trained weights: MODEL.WEIGHTS is {weights!r}", advice)
     with advise(advice, CheckpointError):
         path = resolve(weights)
         trained = take_classes(config, path, overrides)

@@ -67,7 +67,7 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if len(x):
         _draw_residuals(model, x, target)
     else:
-        logger.info("no residuals to draw: nothing was found, or the mask head solves for no equilibrium")
+        logger.info("no residuals to draw: nothing was found (lower --score), or the mask head solves for nothing")
 
 
 def _beside_the_truth(predictor: Predictor, dataset: CocoDataset, count: int, hook: Any) -> list[Image.Image]:

@@ -88,6 +88,15 @@ def test_weights_that_a_section_names(command: str, tiny: Path, tmp_path: Path, 
     assert f"{tmp_path / 'missing.pth'}: no such file" in error
 
 
+def test_a_run_that_is_all_warm_up(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "SOLVER.LR_SCHEDULER.MAX_ITER", "2"]
+    assert main(["train", str(tiny), *settings]) == 0
+    assert "all 2 iterations take the explicit path" in caplog.text
+    caplog.clear()
+    assert main(["train", str(tiny), *settings, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", "1"]) == 0
+    assert "explicit path" not in caplog.text
+
+
 def test_testing_before_training(tiny: Path, tmp_path: Path, fails: Fails) -> None:
     error, _ = fails("test", tiny, "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu")
     assert "has no model_*.pth; train first" in error

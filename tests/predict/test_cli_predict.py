@@ -101,6 +101,16 @@ def test_an_unreadable_picture_is_named_and_the_others_are_done(run, pictures, t
     assert (tmp_path / "r.json").exists()
 
 
+def test_results_stay_where_no_picture_could_be_read(run, tmp_path):
+    text, results = tmp_path / "text.jpg", tmp_path / "r.json"
+    text.write_text("no picture")
+    results.write_text("[1]")
+    code, errors = run(text, "--json", results)
+    assert code == 1
+    assert "no picture could be read" in errors[-2]
+    assert results.read_text() == "[1]"
+
+
 def _one_line_each(errors, cause, advice):
     assert len(errors) == 2, errors
     assert errors[0].startswith("error: ")
@@ -115,8 +125,8 @@ def test_errors_are_one_line_of_cause_and_one_of_remedy(run, experiment, picture
     cases = [
         (("nowhere", {}), (), "no picture", "--input takes"),
         ((pictures, {"folder": tmp_path / "nothing"}), (), "no experiment", "experiment's folder"),
-        ((pictures, {"weights": ()}), (), "where training starts", "add MODEL.WEIGHTS"),
-        ((pictures, {"weights": ("MODEL.WEIGHTS", "absent.pth")}), (), "no such file", "add MODEL.WEIGHTS"),
+        ((pictures, {"weights": ()}), (), "there are no trained weights", "give MODEL.WEIGHTS"),
+        ((pictures, {"weights": ("MODEL.WEIGHTS", "absent.pth")}), (), "no such file", "give MODEL.WEIGHTS"),
         ((pictures, {"weights": ("MODEL.WEIGHTS",)}), (), "no value", "settings"),
         ((pictures, {"weights": ("MODEL.WEIGHT", weights)}), (), "did you mean 'MODEL.WEIGHTS'", "config.py"),
         ((pictures, {}), ("INPUT.AUG.TEST_PIPELINES", "[('Turn', {})]"), "Turn", "settings"),
@@ -136,7 +146,7 @@ def test_a_backbone_alone_is_refused(run, pictures, experiment, tmp_path):
     torch.save({f"backbone.bottom_up.{key}": value for key, value in backbone.state_dict().items()}, tmp_path / "b.pth")
     code, errors = run(pictures, weights=("MODEL.WEIGHTS", str(tmp_path / "b.pth")))
     assert code == 1
-    _one_line_each(errors, "backbone alone", "add MODEL.WEIGHTS")
+    _one_line_each(errors, "backbone alone", "give MODEL.WEIGHTS")
 
 
 def test_another_number_of_classes_in_a_section_is_not_overruled_by_the_weights(run, pictures, experiment, tmp_path):
@@ -159,7 +169,7 @@ def test_weights_of_another_experiment_are_refused(run, pictures, experiment, tm
     save_checkpoint(tmp_path / "other.pth", other)
     code, errors = run(pictures, weights=("MODEL.WEIGHTS", str(tmp_path / "other.pth")))
     assert code == 1
-    _one_line_each(errors, "(6, 16)", "add MODEL.WEIGHTS")
+    _one_line_each(errors, "(6, 16)", "give MODEL.WEIGHTS")
 
 
 def test_the_unexpected_points_to_debug_and_debug_shows_it(run, pictures, monkeypatch):

@@ -80,8 +80,21 @@ def _run(worker: Worker, load: Load, folder: str, options: TrainOptions, device:
             replace_text(output / "config.yaml", config.as_yaml())
             if last is None:
                 history.forget(output)
+            _warn_of_warmup(config)
         with StopSignals() as signals:
             Run(config, trainer, classes, output, start, signals).go()
+
+
+def _warn_of_warmup(config: Any) -> None:
+    """Say that a run is all warm-up, after which the head would be tested as it was never trained."""
+    head, iterations = config.MODEL.ROI_MASK_HEAD, int(config.SOLVER.LR_SCHEDULER.MAX_ITER)
+    if config.MODEL.MASK_ON and head.REFINEMENT == "implicit" and iterations <= head.PRETRAINED_STEPS:
+        logger.warning(
+            "all %d iterations take the explicit path, while testing solves for the equilibrium; lower "
+            "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS (%d), to 0 where trained weights are fine-tuned",
+            iterations,
+            head.PRETRAINED_STEPS,
+        )
 
 
 def _last_checkpoint(output: Path, options: TrainOptions) -> Path | None:
