@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.refuse(f"unknown option {text}")
     first = os.environ.get("RANK", "0") == "0"  # among those that torchrun started
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    _share_cores()
     try:
         # Here, so that --help does not wait for torch. Each command is a function in a module of its name.
         command = getattr(importlib.import_module(f"ifr.cli.{args.command}"), args.command)
@@ -48,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         return _fail(f"{type(error).__name__}: {error}", "run it again with --debug and report the traceback")
+
+
+def _share_cores() -> None:
+    """Let the threads of an operation wait for each other asleep, before torch is loaded, which reads this.
+
+    GNU OpenMP, torch's on Linux, lets them spin for about a millisecond first. Where other work shares the cores, that
+    takes them from the threads that are waited for.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _fail(cause: str, advice: str, what: str = "error", code: int = 1) -> int:

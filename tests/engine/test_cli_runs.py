@@ -190,6 +190,16 @@ def test_convert_writes_the_weights_alone(tiny: Path, tmp_path: Path, capsys: py
     assert "x.bin has another ending" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU OpenMP on Linux alone")
+@pytest.mark.parametrize(("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")])
+def test_threads_that_wait_do_not_spin_for_long(given: dict[str, str], spins: str) -> None:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    command = [sys.executable, "-m", "ifr", "info"]
+    environment = {**kept, "OMP_DISPLAY_ENV": "verbose", **given}
+    shown = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr
+
+
 def test_info_says_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
