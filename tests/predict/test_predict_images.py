@@ -78,6 +78,16 @@ def test_what_cannot_be_read_is_named(tmp_path, write, cause):
     assert str(path) in str(caught.value)
 
 
+def test_a_want_of_memory_is_no_damage(tmp_path, monkeypatch):
+    def convert(*_):
+        raise MemoryError
+
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    monkeypatch.setattr("ifr.hosts.standalone.data.images._rgb", convert)
+    with pytest.raises(MemoryError, match=r"a\.png: no memory is left"):
+        read_image(tmp_path / "a.png")
+
+
 def test_bombs_are_refused(tmp_path, monkeypatch):
     Image.fromarray(_PIXELS).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)

@@ -41,6 +41,7 @@ def read_image(path: str | Path, size: Size | None = None) -> NDArray[np.uint8]:
     Raises:
         ImageError: the file is absent, damaged, no picture, too large, of another size, or has more than 8 bits a
             channel.
+        MemoryError: no memory is left to decode it; the message names the file.
     """
     with _explained(path):
         _require_file(path)
