@@ -21,8 +21,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import FrozenBatchNorm2d
 
+from ifr.hosts.heads import build_mask_head
 from ifr.hosts.standalone import RCNNFPNConfig, build_mask_rcnn
-from ifr.hosts.standalone.builders import build_mask_head
 from ifr.hosts.standalone.detector.rcnn import RCNN
 
 DETECTIONS = 100

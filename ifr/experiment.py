@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ifr.checkpoints import load_weights, read_checkpoint, resolve
+from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
 
 _counter = itertools.count()
 
@@ -25,7 +25,11 @@ class Experiment:
     config: Any
     """The settings of config.py, its own copy for every load."""
     build_model: Callable[[Any], nn.Module]
-    """Of net.py: builds the model from settings."""
+    """From net.py: builds the model from settings."""
+
+    def __reduce__(self) -> Any:
+        """Pickle the experiment as its folder: another process runs the two files itself."""
+        return load_experiment, (self.folder,)
 
 
 def load_experiment(folder_or_name: str | Path) -> Experiment:
@@ -65,7 +69,7 @@ def build_model(
     experiment = load_experiment(folder_or_name)
     config = experiment.config
     config.merge_from_list(list(overrides))
-    file = None if weights is None else resolve(weights)
+    file = None if weights is None else read_checkpoint(resolve(weights))
     if file is not None:
         take_classes(config, file, overrides)
     if device is None:
@@ -77,7 +81,7 @@ def build_model(
     return model.eval()
 
 
-def take_classes(config: Any, file: Path, overrides: Sequence[Any]) -> dict[str, Any] | None:
+def take_classes(config: Any, file: CheckpointFile, overrides: Sequence[Any]) -> dict[str, Any] | None:
     """Give a model as many classes as a checkpoint was trained on, unless the overrides say how many.
 
     Args:
@@ -87,11 +91,8 @@ def take_classes(config: Any, file: Path, overrides: Sequence[Any]) -> dict[str,
 
     Returns:
         The classes' "names" and "category_ids"; None if the file does not tell.
-
-    Raises:
-        CheckpointError: the file cannot be read.
     """
-    trained = read_checkpoint(file).extras.get("classes")
+    trained: dict[str, Any] | None = file.extras.get("classes")
     if trained:
         config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(trained["names"]), *overrides])
     return trained

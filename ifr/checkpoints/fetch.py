@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ifr.checkpoints.errors import CheckpointError
+from ifr.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ifr.checkpoints import numpy_records, pickles
-from ifr.checkpoints.errors import CheckpointError
 from ifr.checkpoints.torch_legacy import load_legacy
 from ifr.checkpoints.torch_zip import load_archive
+from ifr.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 _FOREIGN = {
@@ -44,9 +44,16 @@ class CheckpointFile:
 
     weights: dict[str, Tensor]
     extras: dict[str, Any] = field(default_factory=dict)
+    path: Path = Path()
 
 
 def read_checkpoint(path: str | Path) -> CheckpointFile:
+    import dataclasses
+
+    return dataclasses.replace(_read(path), path=Path(path))
+
+
+def _read(path: str | Path) -> CheckpointFile:
     """Read a .pth of torch, a .pkl of numpy arrays or a safetensors file from disk; nothing in it is executed.
 
     Raises:

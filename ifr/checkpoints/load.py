@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ifr.checkpoints import names
-from ifr.checkpoints.errors import CheckpointError
 from ifr.checkpoints.fetch import resolve
-from ifr.checkpoints.files import read_checkpoint
+from ifr.checkpoints.files import CheckpointFile, read_checkpoint
+from ifr.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 _SHOWN = 8  # names in one message; the report has them all
@@ -32,7 +32,7 @@ class LoadReport:
 
 def load_weights(
     model: nn.Module,
-    path: str | Path,
+    source: str | Path | CheckpointFile,
     *,
     allow_missing: Collection[str] = (),
     allow_mismatched: Collection[str] = (),
@@ -50,10 +50,11 @@ def load_weights(
     Raises:
         CheckpointError: the file cannot be read, or lacks or contradicts weights that matter and are not allowed for.
     """
-    file = resolve(path)
+    content = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
+    file = content.path
     model = unwrapped(model)
     own = _own_keys(model)
-    weights = names.to_cvpods(read_checkpoint(file).weights)
+    weights = names.to_cvpods(content.weights)
     backbone_only = names.is_backbone_only(weights)
     if backbone_only and not allow_backbone_only:
         raise CheckpointError(file, "it holds a backbone alone; the weights of a whole detector are needed here")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifr.checkpoints.errors import CheckpointWriteError
 from ifr.checkpoints.load import published_keys, unwrapped
+from ifr.errors import CheckpointWriteError
 
 _BLOCK_KEY = re.compile(r"^(?P<head>.*\.|)repeat_block\.(?P<rest>.+)$")
 _FOLDED_COPIES = ("repeat_block_copy.", "deq.func_copy.")

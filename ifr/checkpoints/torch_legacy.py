@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ifr.checkpoints.errors import CheckpointError
 from ifr.checkpoints.pickles import PickleError, decode_next
 from ifr.checkpoints.torch_pickles import TorchPickle
 from ifr.checkpoints.torch_records import StorageRecord
+from ifr.errors import CheckpointError
 
 MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001

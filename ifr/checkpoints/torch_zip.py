@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ifr.checkpoints.errors import CheckpointError
 from ifr.checkpoints.pickles import PickleError
 from ifr.checkpoints.torch_pickles import TorchPickle
 from ifr.checkpoints.torch_records import StorageRecord
+from ifr.errors import CheckpointError
 
 _CHUNK = 2**24
 # zipfile decodes the directory's names and numbers without checks of its own.

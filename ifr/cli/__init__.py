@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ifr.cli.errors import CommandError, CommandStopped
 from ifr.cli.parser import build_parser
-from ifr.hosts.cvpods.errors import CvpodsError
+from ifr.errors import Stopped, UserError, unexpected
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,24 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130  # as shells report an interrupt
-    except CommandStopped as stopped:
-        return _fail(str(stopped), stopped.remedy, "stopped", stopped.exit_code)
-    except CommandError as error:
-        if args.debug:
-            raise
-        return _fail(str(error), error.remedy)
-    except CvpodsError as error:
-        if args.debug:
-            raise
-        return _fail(str(error), error.remedy)
-    except ModuleNotFoundError as error:
-        if args.debug:
-            raise
-        return _fail(str(error), "install IFR with all that it needs: pip install the folder of its pyproject.toml")
+    except Stopped as stopped:
+        return _fail(stopped, "stopped")
     except Exception as error:
         if args.debug:
             raise
-        return _fail(f"{type(error).__name__}: {error}", "run it again with --debug and report the traceback")
+        if isinstance(error, UserError):
+            return _fail(error)
+        if isinstance(error, ModuleNotFoundError):
+            remedy = "install IFR with all that it needs: pip install the folder of its pyproject.toml"
+            return _fail(UserError(str(error), remedy))
+        return _fail(unexpected(error))
 
 
 def _share_cores() -> None:
@@ -61,7 +53,7 @@ def _share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def _fail(cause: str, advice: str, what: str = "error", code: int = 1) -> int:
-    one_line = " ".join(cause.split())
-    sys.stderr.write(f"{what}: {one_line}\nremedy: {advice}\n")
-    return code
+def _fail(error: UserError, what: str = "error") -> int:
+    cause = " ".join(error.cause.split())
+    sys.stderr.write(f"{what}: {cause}\nremedy: {error.remedy}\n")
+    return error.exit_code

@@ -11,12 +11,12 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
-from ifr.checkpoints import CheckpointError, load_weights, resolve, save_checkpoint
+from ifr.checkpoints import load_weights, read_checkpoint, resolve, save_checkpoint
 from ifr.checkpoints.names import is_published_duplicate
 from ifr.checkpoints.save import published_weights
-from ifr.cli.errors import CommandError, advise
-from ifr.cli.experiments import folder_of, helpful, require_standalone
-from ifr.experiment import load_experiment, take_classes
+from ifr.cli.experiments import find_experiment, helpful, require_standalone
+from ifr.errors import CheckpointError, UserError, advise
+from ifr.experiment import take_classes
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +25,21 @@ def convert(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr convert`.
 
     Raises:
-        CommandError: the weights do not fit the experiment, or the output cannot be written.
+        UserError: the weights do not fit the experiment, or the output cannot be written.
     """
     require_standalone("convert")
     output = Path(args.output)
     if output.suffix not in (".pth", ".safetensors"):
-        raise CommandError(f"--output {output} has another ending", "use .pth or .safetensors")
-    folder = folder_of(args.experiment)
-    experiment = load_experiment(folder)
-    config = experiment.config
+        raise UserError(f"--output {output} has another ending", "use .pth or .safetensors")
+    experiment = find_experiment(args.experiment)
+    folder, config = experiment.folder, experiment.config
     with helpful(folder), advise("give --weights of this experiment", CheckpointError):
         config.merge_from_list(overrides)
-        path = resolve(args.weights)
-        classes = take_classes(config, path, overrides)
+        file = read_checkpoint(resolve(args.weights))
+        classes = take_classes(config, file, overrides)
         config.merge_from_list(["MODEL.DEVICE", "cpu"])
         model = experiment.build_model(config)
-        load_weights(model, path, allow_backbone_only=False)
+        load_weights(model, file, allow_backbone_only=False)
     with advise("choose an --output that can be written", CheckpointError, OSError):
         if output.suffix == ".pth":
             save_checkpoint(output, model, **({"classes": classes} if classes else {}))

@@ -9,15 +9,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ifr.cli.errors import CommandError, advise
-from ifr.hosts.standalone.data.catalog import DatasetSource, dataset_roots, find_dataset
-from ifr.hosts.standalone.data.check import check_dataset
-from ifr.hosts.standalone.data.coco import CocoDataset, CocoImage
-from ifr.hosts.standalone.data.digits import make_digits
-from ifr.hosts.standalone.data.errors import DatasetError
-from ifr.hosts.standalone.data.images import ImageError
-from ifr.hosts.standalone.data.samples import annotate, read_picture
-from ifr.hosts.standalone.data.summary import summarize
+from ifr.data.catalog import DatasetSource, dataset_roots, find_dataset
+from ifr.data.check import check_dataset
+from ifr.data.coco import CocoDataset, CocoImage
+from ifr.data.digits import make_digits
+from ifr.data.samples import annotate, read_picture
+from ifr.data.summary import summarize
+from ifr.errors import DatasetError, ImageError, UserError, advise
 from ifr.visualize import contact_sheet, draw_detections
 
 logger = logging.getLogger(__name__)
@@ -27,10 +25,10 @@ def data(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr data make`, `ifr data inspect` or `ifr data check`.
 
     Raises:
-        CommandError: the data set cannot be made, found or drawn, or has problems.
+        UserError: the data set cannot be made, found or drawn, or has problems.
     """
     if overrides:
-        raise CommandError(f"{overrides[0]!r} means nothing here", f"see ifr data {args.action} --help")
+        raise UserError(f"{overrides[0]!r} means nothing here", f"see ifr data {args.action} --help")
     if args.action == "make":
         _make(args)
     elif args.action == "check":
@@ -77,7 +75,7 @@ def _check(args: argparse.Namespace) -> None:
         problems += finding.is_problem
         sys.stdout.write(f"  {'' if finding.is_problem else 'note: '}{finding.text}\n")
     if problems:
-        raise CommandError(
+        raise UserError(
             f"{source.name} has {problems} problem{'s' * (problems > 1)}",
             "correct what the lines above name, or remove those images and annotations from the file",
         )

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 
 from ifr import __version__
-from ifr.cli.errors import CommandError
+from ifr.data.catalog import dataset_roots
+from ifr.errors import CvpodsError, UserError
 from ifr.hosts import host_name
-from ifr.hosts.cvpods.errors import CvpodsError
 from ifr.hosts.cvpods.importing import VARIABLE
-from ifr.hosts.standalone.data.catalog import dataset_roots
 
 _PACKAGES = (
     "torch",
@@ -38,10 +37,10 @@ def info(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr info`.
 
     Raises:
-        CommandError: there are settings, which it does not take.
+        UserError: there are settings, which it does not take.
     """
     if overrides:
-        raise CommandError(f"info takes no settings, got {' '.join(overrides)}", "leave them out")
+        raise UserError(f"info takes no settings, got {' '.join(overrides)}", "leave them out")
     width = max(map(len, _PACKAGES))
     for name, value in _facts():
         sys.stdout.write(f"{name:<{width}}  {value}\n")

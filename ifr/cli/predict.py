@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from ifr.checkpoints import CheckpointError, load_weights, resolve
-from ifr.cli.errors import CommandError, advise
-from ifr.cli.experiments import folder_of, require_standalone
-from ifr.experiment import load_experiment, take_classes
-from ifr.hosts.standalone.data.coco_categories import CATEGORY_IDS, CLASS_NAMES
-from ifr.hosts.standalone.data.images import ImageError, read_image
-from ifr.hosts.standalone.engine.rescale import given_keys
+from ifr.checkpoints import load_weights, read_checkpoint, resolve
+from ifr.cli.experiments import find_experiment, require_standalone
+from ifr.data.catalog import CATEGORY_IDS, CLASS_NAMES
+from ifr.data.images import read_image
+from ifr.errors import CheckpointError, ImageError, UserError, advise
+from ifr.experiment import take_classes
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.predictor import Predictor
+from ifr.runs.settings import given_keys
 from ifr.visualize import draw_detections
 
 logger = logging.getLogger(__name__)
@@ -33,11 +33,11 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr predict`; a picture that cannot be read is left out and named at the end.
 
     Raises:
-        CommandError: the arguments do not fit together, or some picture could not be read.
+        UserError: the arguments do not fit together, or some picture could not be read.
     """
     stray = [text for text in overrides if Path(text).suffix.lower() in _PICTURES]
     if stray:  # the shell has taken a glob apart
-        raise CommandError(f"{stray[0]} is no setting, and --input takes one argument", "put quotes around a glob")
+        raise UserError(f"{stray[0]} is no setting, and --input takes one argument", "put quotes around a glob")
     pictures = find_pictures(args.input)
     targets = output_files(pictures, Path(args.output))
     predictor, names, category_ids = _build(args, overrides)
@@ -60,13 +60,13 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         if args.json is not None:  # otherwise a folder of many pictures would fill the memory for nothing
             results += [{**result, "file_name": picture.name} for result in coco_results(found, image_id, category_ids)]
     if len(unreadable) == len(pictures):
-        raise CommandError(f"no picture could be read: {', '.join(unreadable)}", "give pictures as --input")
+        raise UserError(f"no picture could be read: {', '.join(unreadable)}", "give pictures as --input")
     if args.json is not None:
         with advise("choose a --json that can be written", OSError):
             Path(args.json).parent.mkdir(parents=True, exist_ok=True)
             Path(args.json).write_text(json.dumps(results))
     if unreadable:
-        raise CommandError(
+        raise UserError(
             f"{len(unreadable)} of {len(pictures)} pictures could not be read: {', '.join(unreadable)}",
             "replace or remove them; the others are done",
         )
@@ -76,7 +76,7 @@ def find_pictures(what: str) -> list[Path]:
     """The pictures that a path, a folder or a glob means, in the order of their names.
 
     Raises:
-        CommandError: there is none.
+        UserError: there is none.
     """
     path = Path(what).expanduser()
     if path.is_file():
@@ -87,7 +87,7 @@ def find_pictures(what: str) -> list[Path]:
         found = [file for file in map(Path, glob.glob(str(path), recursive=True)) if file.is_file()]
     if not found:
         kinds = " ".join(sorted(_PICTURES))
-        raise CommandError(f"{what}: no picture there", f"--input takes a picture, a folder with {kinds}, or a glob")
+        raise UserError(f"{what}: no picture there", f"--input takes a picture, a folder with {kinds}, or a glob")
     return sorted(found)
 
 
@@ -95,10 +95,10 @@ def output_files(pictures: Sequence[Path], folder: Path) -> list[Path]:
     """Where each picture's result goes: a JPEG of its name, under the folders in which the pictures differ.
 
     Raises:
-        CommandError: a result would overwrite one of the pictures, or the folder is a file.
+        UserError: a result would overwrite one of the pictures, or the folder is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise CommandError(f"{folder}: this is a file", "--output takes a folder")
+        raise UserError(f"{folder}: this is a file", "--output takes a folder")
     absolute = [picture.resolve() for picture in pictures]
     root = Path(os.path.commonpath([picture.parent for picture in absolute]))
     relative = [picture.relative_to(root) for picture in absolute]
@@ -109,25 +109,24 @@ def output_files(pictures: Sequence[Path], folder: Path) -> list[Path]:
         targets.append(folder / path.with_name(name))
     overwritten = {target.resolve() for target in targets} & set(absolute)
     if overwritten:
-        raise CommandError(f"{min(overwritten)} would be overwritten", "give another folder as --output")
+        raise UserError(f"{min(overwritten)} would be overwritten", "give another folder as --output")
     return targets
 
 
 def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predictor, Sequence[str], Sequence[int]]:
     """The experiment's model with trained weights, and the names and category ids of its classes."""
     require_standalone("predict")
-    folder = folder_of(args.experiment)
-    experiment = load_experiment(folder)
+    experiment = find_experiment(args.experiment)
     config = experiment.config
-    settings = f"settings and their values are in {folder / 'config.py'} and the defaults"
+    settings = f"settings and their values are in {experiment.folder / 'config.py'} and the defaults"
     with advise(settings, ValueError):
         config.merge_from_list(overrides)
     weights, advice = str(config.MODEL.WEIGHTS), "give MODEL.WEIGHTS PATH with weights trained by this experiment"
     if not weights or weights.startswith("detectron2://ImageNetPretrained/"):
-        raise CommandError(f"there are no trained weights: MODEL.WEIGHTS is {weights!r}", advice)
+        raise UserError(f"there are no trained weights: MODEL.WEIGHTS is {weights!r}", advice)
     with advise(advice, CheckpointError):
-        path = resolve(weights)
-        trained = take_classes(config, path, overrides)
+        file = read_checkpoint(resolve(weights))
+    trained = take_classes(config, file, overrides)
     with advise(settings, ValueError):
         given = set(given_keys(overrides))
         if args.score is not None or _SCORE_KEY not in given:
@@ -140,7 +139,7 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predicto
             model = experiment.build_model(config)
         predictor = Predictor(model, config)
     with advise(advice, CheckpointError):
-        load_weights(model, path, allow_backbone_only=False)
+        load_weights(model, file, allow_backbone_only=False)
     return predictor, names, category_ids
 
 

@@ -13,19 +13,19 @@ from torch import Tensor
 
 from ifr.checkpoints import load_weights
 from ifr.cli.data import draw_truth
-from ifr.cli.errors import CommandError, advise
-from ifr.cli.experiments import folder_of, helpful, require_standalone
-from ifr.experiment import load_experiment
-from ifr.hosts.standalone.data.catalog import find_dataset
-from ifr.hosts.standalone.data.coco import CocoDataset
-from ifr.hosts.standalone.data.images import read_image
+from ifr.cli.experiments import find_experiment, helpful, require_standalone
+from ifr.data.catalog import find_dataset
+from ifr.data.coco import CocoDataset
+from ifr.data.images import read_image
+from ifr.errors import UserError, advise
 from ifr.hosts.standalone.detector.rcnn import RCNN
-from ifr.hosts.standalone.engine.history import newest_checkpoint
-from ifr.hosts.standalone.engine.rescale import given_keys
-from ifr.hosts.standalone.engine.setup import match_classes, requested_device, resolve
-from ifr.hosts.standalone.engine.workers import Worker
 from ifr.hosts.standalone.predictor import Predictor
+from ifr.hosts.standalone.supported import check_run
+from ifr.processes.workers import Worker
 from ifr.refine import Implicit, RefinementBlock
+from ifr.runs.folder import newest_checkpoint
+from ifr.runs.settings import given_keys, requested_device, settle
+from ifr.runs.weights import Classes, match_classes
 from ifr.solvers import Anderson, Broyden, Picard, Solver
 from ifr.visualize import contact_sheet, draw_detections, plot_residuals
 
@@ -37,23 +37,26 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr show`.
 
     Raises:
-        CommandError: there is nothing trained to show, or a picture cannot be made.
+        UserError: there is nothing trained to show, or a picture cannot be made.
     """
     require_standalone("show")
-    folder = folder_of(args.experiment)
-    with helpful(folder):
-        experiment = load_experiment(folder)
-        config = experiment.config
+    experiment = find_experiment(args.experiment)
+    config = experiment.config
+    with helpful(experiment.folder):
         device = requested_device(config, overrides)
-        output = resolve(config, folder, overrides, Worker(), device, training=False)
+        output = settle(config, experiment.folder, overrides, Worker(), device, training=False)
+        check_run(config)
         config.merge_from_list(["MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.score])
-        match_classes(config, config.DATASETS.TEST, overrides, Worker())
+        if not config.DATASETS.TEST:
+            raise ValueError("no data set: DATASETS.TEST is empty")
+        entry = config.DATASETS.TEST[0]
+        dataset = CocoDataset(find_dataset(entry), masks=True, keep_empty=True)
+        match_classes(config, Classes(dataset.class_names, dataset.category_ids), entry, overrides)
         weights = str(config.MODEL.WEIGHTS) if "MODEL.WEIGHTS" in given_keys(overrides) else newest_checkpoint(output)
         if weights is None:
-            raise CommandError(f"{output} has no model_*.pth", "train first, or give MODEL.WEIGHTS or OUTPUT_DIR")
+            raise UserError(f"{output} has no model_*.pth", "train first, or give MODEL.WEIGHTS or OUTPUT_DIR")
         model = experiment.build_model(config)
         load_weights(model, weights, allow_backbone_only=False)
-        dataset = CocoDataset(find_dataset(config.DATASETS.TEST[0]), masks=True, keep_empty=True)
         regions: list[Tensor] = []
         pictures = _beside_the_truth(Predictor(model, config), dataset, args.samples, _listen(model, regions))
     target = output / "pictures"

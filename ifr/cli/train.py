@@ -4,18 +4,17 @@ import argparse
 from collections.abc import Sequence
 
 from ifr import hosts
-from ifr.cli.experiments import folder_of, helpful, layout_of
-from ifr.experiment import load_experiment
-from ifr.hosts.standalone.engine.options import TrainOptions
+from ifr.cli.experiments import find_experiment, helpful, layout_of
+from ifr.runs.start import TrainOptions, start
 
 
 def train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr train`.
 
     Raises:
-        CommandError: the run cannot start or go on.
+        UserError: the run cannot start or go on.
     """
-    folder = folder_of(args.experiment)
-    with helpful(folder, resumes=args.resume):
+    experiment = find_experiment(args.experiment)
+    with helpful(experiment.folder, resumes=args.resume):
         options = TrainOptions(layout_of(args), resume=args.resume, overrides=tuple(overrides))
-        hosts.train(load_experiment, str(folder), options)
+        start(hosts.train, hosts.check_run, experiment, options)

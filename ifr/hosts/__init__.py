@@ -1,7 +1,7 @@
 """Chooses the detection framework, called host, that experiments run in, and hands out its parts.
 
 Experiment files import `RCNNFPNConfig`, `build_mask_rcnn` and `build_cascade_rcnn` from here, so that the same files
-run in every host; the command line takes `train` and `test`. The environment variable IFR_HOST chooses; unset means
+run in every host; the command line takes `train`, `test` and `check_run`. The environment variable IFR_HOST chooses; unset means
 cvpods if it imports, else standalone.
 """
 
@@ -12,7 +12,7 @@ import multiprocessing
 import os
 from typing import Any
 
-from ifr.hosts.cvpods.errors import CvpodsError
+from ifr.errors import CvpodsError
 
 # One line for each host: a package with these parts in these modules, imported only when the host is chosen.
 _HOSTS = {
@@ -23,6 +23,7 @@ _PARTS = {
     "RCNNFPNConfig": "config",
     "build_cascade_rcnn": "builders",
     "build_mask_rcnn": "builders",
+    "check_run": "supported",
     "test": "engine.test",
     "train": "engine.train",
 }
@@ -46,7 +47,7 @@ def host_name() -> str:
 @functools.cache
 def _default() -> str:
     """cvpods if it imports; a checkout that the user names has to."""
-    from ifr.hosts.cvpods.importing import VARIABLE, import_cvpods, is_there  # brings torch, which --help can spare
+    from ifr.hosts.cvpods.importing import VARIABLE, import_cvpods, is_there
 
     if not is_there():
         return "standalone"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ifr.checkpoints import CheckpointError, read_checkpoint
+from ifr.checkpoints import read_checkpoint
+from ifr.errors import CheckpointError
 
 
 @pytest.fixture

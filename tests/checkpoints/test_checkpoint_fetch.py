@@ -15,7 +15,8 @@ from email.message import Message
 import pytest
 import torch
 
-from ifr.checkpoints import CheckpointError, fetch, load_weights, resolve
+from ifr.checkpoints import fetch, load_weights, resolve
+from ifr.errors import CheckpointError
 
 URL = "https://example.org/models/weights.pth"
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from ifr.checkpoints import CheckpointError, read_checkpoint
+from ifr.checkpoints import read_checkpoint
+from ifr.errors import CheckpointError
 
 _WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.bias": torch.tensor([1.5])}
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ifr.checkpoints import CheckpointError, load_weights
+from ifr.checkpoints import load_weights
+from ifr.errors import CheckpointError
 
 BACKBONE = "backbone.bottom_up."
 MASK = "roi_heads.mask_head."

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, save_checkpoint
+from ifr.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from ifr.errors import CheckpointError
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 EXPERIMENTS = (

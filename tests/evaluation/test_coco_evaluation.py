@@ -3,16 +3,18 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from squares import BlindDetector, ColourDetector
 
+from ifr.data.loader import open_test_set
+from ifr.errors import DatasetError, EvaluationError, ImageError
 from ifr.hosts import RCNNFPNConfig
-from ifr.hosts.standalone.data.errors import DatasetError
-from ifr.hosts.standalone.data.images import ImageError
-from ifr.hosts.standalone.evaluation import EvaluationError, evaluate, format_results
+from ifr.hosts.standalone.evaluation import evaluate_all, format_results
+from ifr.processes.workers import Worker
 
 
 @pytest.fixture
@@ -20,6 +22,10 @@ def entry(write, truth, config):
     entry = write(truth)
     config.merge_from_list(["DATASETS.TEST", [entry]])
     return entry
+
+
+def evaluate(model, config, entry, output_dir, worker=Worker()):
+    return evaluate_all(model, config, {entry: open_test_set(entry)}, worker, Path(output_dir))[entry]
 
 
 def _results(folder):
@@ -73,8 +79,8 @@ def test_several_sets_keep_their_own_results(config, truth, write, tmp_path):
     half = {**truth, "images": truth["images"][:2], "annotations": truth["annotations"][:4]}
     entries = [write(truth, "whole"), write(half, "half")]
     config.merge_from_list(["DATASETS.TEST", entries])
-    for entry in entries:
-        evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+    sets = {entry: open_test_set(entry) for entry in entries}
+    evaluate_all(ColourDetector(), config, sets, Worker(), tmp_path)
     found = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("inference/*/*.json")}
     assert {name: len(results) for name, results in found.items()} == {"whole-a": 8, "half-a": 4}
 
@@ -84,8 +90,8 @@ def test_sets_of_one_name_keep_apart(config, truth, write, tmp_path):
         (tmp_path / parent).mkdir()
     entries = [write(truth, "a/val"), write({**truth, "annotations": truth["annotations"][:2]}, "b/val")]
     config.merge_from_list(["DATASETS.TEST", entries])
-    for entry in entries:
-        evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+    sets = {entry: open_test_set(entry) for entry in entries}
+    evaluate_all(ColourDetector(), config, sets, Worker(), tmp_path)
     found = {path.parent.name: len(json.loads(path.read_text())) for path in tmp_path.glob("inference/*/*.json")}
     assert found == {"val-a-1": 8, "val-a-2": 2}
 
@@ -118,9 +124,8 @@ def _evaluate_on_a_rank(rank, folder, settings, entry, fail_at):
     config = RCNNFPNConfig()
     config._register_configuration(settings)
     try:
-        outcome = evaluate(
-            ColourDetector(fail_at), config, entry, rank=rank, world_size=2, output_dir=os.path.join(folder, "two")
-        )
+        worker = Worker(rank, world_size=2, local_rank=rank)
+        outcome = evaluate(ColourDetector(fail_at), config, entry, os.path.join(folder, "two"), worker)
     except (EvaluationError, ImageError) as error:
         outcome = [type(error).__name__, str(error), str(error.__cause__)]
     with open(os.path.join(folder, f"{rank}.json"), "w") as file:
@@ -150,7 +155,7 @@ def test_a_failure_on_one_process_reaches_all(config, entry, tmp_path):
     kind, message, trace = first
     assert kind == "EvaluationError"
     assert "2.png: IndexError" in message
-    assert trace.startswith("in process 1 of 2:\nTraceback")
+    assert trace.startswith("in worker 1 of 2:\nTraceback")
     assert "IndexError: a defect of the detector" in trace
 
 

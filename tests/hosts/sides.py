@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ifr.data.annotations import Annotations
 from ifr.hosts.standalone.detector.sampling import random_sample, set_sampler, split_labels
-from ifr.hosts.standalone.detector.structures import Annotations, Proposals
+from ifr.hosts.standalone.detector.structures import Proposals
 
 
 def sample_evenly(labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,12 @@ import torch
 from official_outputs import ROOT
 from PIL import Image
 
+from ifr.data.augmentation import Flipped, Resized
+from ifr.data.catalog import find_dataset
+from ifr.data.coco import CocoDataset
+from ifr.data.samples import annotate
+from ifr.errors import DatasetError
 from ifr.experiment import load_experiment
-from ifr.hosts.standalone.data.augmentation import Flipped, Resized
-from ifr.hosts.standalone.data.catalog import find_dataset
-from ifr.hosts.standalone.data.coco import CocoDataset
-from ifr.hosts.standalone.data.errors import DatasetError
-from ifr.hosts.standalone.data.samples import annotate
 
 SIZE, SMALLER = (60, 80), (30, 40)
 

@@ -8,8 +8,8 @@ import pytest
 
 from ifr import hosts
 from ifr.cli import main
+from ifr.errors import CvpodsBrokenError, CvpodsNotFoundError, CvpodsTooOldError
 from ifr.hosts.cvpods import old_names
-from ifr.hosts.cvpods.errors import CvpodsBrokenError, CvpodsNotFoundError, CvpodsTooOldError
 from ifr.hosts.cvpods.importing import import_cvpods, is_there
 
 PARTS = ("configs", "layers", "structures", "data", "checkpoint", "modeling", "evaluation", "engine")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ifr.checkpoints import read_checkpoint
-from ifr.hosts.standalone.data.digits import make_digits
+from ifr.data.digits import make_digits
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 

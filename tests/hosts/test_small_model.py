@@ -54,7 +54,7 @@ def test_the_solver_writes_its_figures_where_the_host_keeps_figures(checkout: ob
     """In cvpods its event storage; the standalone host's are tested with its engine."""
     from cvpods.utils import EventStorage
 
-    from ifr.hosts.cvpods.training_events import follow_training
+    from ifr.hosts.cvpods.builders import follow_training
     from ifr.mask_head import MaskHead
 
     head = MaskHead(8, 2, Implicit.published(max_steps=3))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ifr.hosts.standalone.engine.workers import Worker, joined
 from ifr.mask_head import MaskHead
+from ifr.processes.workers import Worker, joined
 from ifr.refine import Explicit, Implicit, RefinementBlock, set_phase
 from ifr.solvers import GMRES, Broyden
 

@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 
+from ifr.data.samples import TrainingSamples
 from ifr.experiment import load_experiment
-from ifr.hosts.standalone.data.samples import TrainingSamples
-from ifr.hosts.standalone.engine import run as engine_run
-from ifr.hosts.standalone.engine import snapshots
-from ifr.hosts.standalone.engine.options import TrainOptions
+from ifr.hosts.standalone.engine import loop, snapshots
 from ifr.hosts.standalone.engine.train import train
 from ifr.hosts.standalone.engine.trainer import Trainer
+from ifr.hosts.standalone.supported import check_run
+from ifr.runs.start import TrainOptions, start
 
 OTHER, DATA, STEP, CHECKPOINT, EVALUATION = range(5)
 NAMES = ("between", "data", "step", "checkpoint", "evaluation")
@@ -73,9 +73,9 @@ def attempt(experiment: str, output: Path, settings: list[str], phases: Phases) 
     TrainingSamples.__getitem__ = phases.watched(TrainingSamples.__getitem__, DATA)  # type: ignore[method-assign]
     Trainer.step = phases.watched(Trainer.step, STEP)  # type: ignore[method-assign]
     snapshots.save = phases.watched(snapshots.save, CHECKPOINT)
-    engine_run.evaluate_all = phases.watched(engine_run.evaluate_all, EVALUATION)  # type: ignore[attr-defined]
+    loop.evaluate_all = phases.watched(loop.evaluate_all, EVALUATION)  # type: ignore[attr-defined]
     overrides = ["OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", *settings]
-    train(load_experiment, experiment, TrainOptions(resume=True, overrides=overrides))
+    start(train, check_run, load_experiment(experiment), TrainOptions(resume=True, overrides=overrides))
 
 
 def in_fork(work: Callable[[], None]) -> int:

@@ -16,7 +16,8 @@ from pathlib import Path
 from guard import Forbidden, Guard, megabytes_of
 from mutations import KINDS, corpus, mutate, seeded
 
-from ifr.checkpoints import CheckpointError, read_checkpoint
+from ifr.checkpoints import read_checkpoint
+from ifr.errors import CheckpointError
 
 _MEGABYTES = 1024
 

@@ -10,8 +10,8 @@ from official import Reference, sample_evenly, threads
 from official_outputs import EXPERIMENTS, REFERENCE, ROOT, write_official_checkpoint
 
 from ifr.checkpoints import load_weights
+from ifr.data.annotations import Annotations
 from ifr.experiment import load_experiment
-from ifr.hosts.standalone.detector.structures import Annotations
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ifr.data.annotations import Annotations
 from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.detector.sampling import split_labels
-from ifr.hosts.standalone.detector.structures import Annotations
 
 
 @contextmanager

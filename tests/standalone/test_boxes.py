@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from ifr.data.annotations import Annotations
 from ifr.hosts.standalone.detector.anchors import AnchorGenerator
-from ifr.hosts.standalone.detector.boxes import BoxCoder, clip, nonempty, pairwise_iou
+from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty, pairwise_iou
 from ifr.hosts.standalone.detector.mask_targets import mask_targets, rasterize_in_box
-from ifr.hosts.standalone.detector.matching import Matcher
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.sampling import random_sample
-from ifr.hosts.standalone.detector.structures import Annotations, LabelledProposals
+from ifr.hosts.standalone.detector.structures import LabelledProposals
 
 
 def random_boxes(count: int) -> torch.Tensor:

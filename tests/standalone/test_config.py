@@ -1,12 +1,18 @@
 """Settings: cvpods' keys, strictness, and overrides that are read, never evaluated."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from official_outputs import EXPERIMENTS, ROOT
 
+from ifr.errors import ConfigError
 from ifr.experiment import load_experiment
-from ifr.hosts.standalone import ConfigError, RCNNFPNConfig
+from ifr.hosts.standalone import RCNNFPNConfig
+from ifr.hosts.standalone.defaults import DEFAULTS
+from ifr.hosts.standalone.supported import check_run, check_supported
 
 
 def test_defaults_are_those_of_cvpods() -> None:
@@ -129,3 +135,35 @@ def test_reading_or_setting_an_unknown_key_is_an_error() -> None:
         config.MODEL.MASKS_ON = True
     config.OUTPUT_DIR = "x"
     assert config.as_dict()["OUTPUT_DIR"] == "x"
+
+
+def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def refused(key: str) -> bool:
+    """Whether a value other than the default is refused by name when a detector is built or a run is started."""
+    config = RCNNFPNConfig()
+    config.merge_from_list(["MODEL.RESNETS.DEPTH", 50])
+    default = dict(leaves(DEFAULTS))[key]
+    other = {bool: not default, int: 7, float: 0.7, str: "other", list: ["other"]}.get(type(default), "other")
+    config.merge_from_list([key, other])
+    for check in (check_supported, check_run):
+        try:
+            check(config)
+        except ValueError as error:
+            if str(error).startswith(f"{key} = ") and "only" in str(error):
+                return True
+    return False
+
+
+def test_every_setting_is_read_or_refused_at_any_other_value() -> None:
+    own = [path for path in (ROOT / "ifr").rglob("*.py") if "cvpods" not in path.parts]
+    code = "\n".join(path.read_text() for path in own if path.name not in ("defaults.py", "supported.py", "recipes.py"))
+    read = set(re.findall(r"\.([A-Z][A-Z0-9_]+)\b", code))
+    ignored = [key for key, _ in leaves(DEFAULTS) if key.rpartition(".")[2] not in read and not refused(key)]
+    assert ignored == ["MODEL.RESNETS.RES2_OUT_CHANNELS"]  # it is checked against the depth

@@ -6,10 +6,11 @@ import pytest
 import torch
 from official_outputs import EXPERIMENTS, ROOT
 
+from ifr.data.annotations import Annotations
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone import RCNNFPNConfig, build_cascade_rcnn, build_mask_rcnn
 from ifr.hosts.standalone.detector.rcnn import RCNN
-from ifr.hosts.standalone.detector.structures import Annotations, Detections
+from ifr.hosts.standalone.detector.structures import Detections
 
 SMALL = {
     "MODEL.DEVICE": "cpu",

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ifr.hosts.standalone.config import ConfigError, RCNNFPNConfig
+from ifr.errors import ConfigError
+from ifr.hosts.standalone.config import RCNNFPNConfig
 
 TEXT_KEYS = ("OUTPUT_DIR", "MODEL.WEIGHTS", "DATASETS.TRAIN")
 OTHER_KEYS = ("SEED", "SOLVER.OPTIMIZER.BASE_LR", "MODEL.MASK_ON", "SOLVER.LR_SCHEDULER.STEPS", "MODEL.ROI_MASK_HEAD")

@@ -1,9 +1,11 @@
 """Builds cvpods' detectors around IFR's mask head; the only place in this host that reads a configuration for it."""
 
+import functools
 from typing import Any
 
 from torch import nn
 
+from ifr.hosts import heads
 from ifr.hosts.cvpods.framework import (
     RPN,
     CascadeROIHeads,
@@ -12,9 +14,10 @@ from ifr.hosts.cvpods.framework import (
     MaskRCNNConvUpsampleHead,
     StandardROIHeads,
     build_resnet_fpn_backbone,
+    get_event_storage,
 )
-from ifr.hosts.cvpods.training_events import follow_training
-from ifr.hosts.standalone.builders import build_mask_head as build_refining_head
+from ifr.refine import Implicit, set_phase
+from ifr.solvers import Solution, Status
 
 
 def build_mask_rcnn(config: Any) -> nn.Module:
@@ -41,13 +44,9 @@ def build_mask_head(config: Any, input_shape: Any) -> nn.Module:
     Raises:
         ValueError: there is no such refinement or solver.
     """
-    settings = config.MODEL.ROI_MASK_HEAD
-    if settings.REFINEMENT == "conv":
-        conv: nn.Module = MaskRCNNConvUpsampleHead(config, input_shape)
-        return conv
-    head = build_refining_head(config, input_shape.channels)
-    if settings.REFINEMENT == "implicit":
-        follow_training(head, explicit_iterations=settings.PRETRAINED_STEPS)
+    head = heads.build_mask_head(config, input_shape.channels, lambda: MaskRCNNConvUpsampleHead(config, input_shape))
+    if config.MODEL.ROI_MASK_HEAD.REFINEMENT == "implicit":
+        follow_training(head, explicit_iterations=config.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS)
     return head
 
 
@@ -60,3 +59,36 @@ def _build(config: Any, roi_heads: Any) -> nn.Module:
     config.build_mask_head = build_mask_head
     model: nn.Module = GeneralizedRCNN(config)
     return model
+
+
+def follow_training(head: nn.Module, explicit_iterations: int) -> None:
+    """Let a mask head change from the explicit to the implicit phase by itself, and record its solves in training.
+
+    Args:
+        head: has an `Implicit`.
+        explicit_iterations: training starts with this many iterations of the explicit path.
+    """
+    head.register_forward_pre_hook(functools.partial(_choose_phase, explicit_iterations))
+    for part in head.modules():
+        if isinstance(part, Implicit):
+            part.observe = functools.partial(_record, part)
+
+
+def _choose_phase(explicit_iterations: int, head: nn.Module, _inputs: Any) -> None:
+    if head.training:
+        set_phase(head, "explicit" if get_event_storage().iter < explicit_iterations else "implicit")
+
+
+def _record(part: Implicit, name: str, solution: Solution) -> None:
+    """Means over the regions of one solve; cvpods smooths them, and reads its own losses as often."""
+    if not part.training or not len(solution.residual):
+        return
+    try:
+        storage = get_event_storage()
+    except AssertionError:  # a backward pass after the storage was closed, which cvpods' runner never does
+        return
+    residual = solution.residual.detach()
+    storage.put_scalar(f"solver_{name}_residual", residual[residual.isfinite()].mean().nan_to_num().item())
+    storage.put_scalar(f"solver_{name}_steps", solution.steps.float().mean().item())
+    converged = solution.status == int(Status.CONVERGED)
+    storage.put_scalar(f"solver_{name}_converged", converged.float().mean().item())

@@ -1,17 +1,17 @@
 """Registers data sets with cvpods: COCO and the digits where IFR looks for them, and sets named by folder and file."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
+from ifr.data.catalog import KNOWN, find_dataset
+from ifr.data.coco import classes_of, read_annotations
+from ifr.data.masks import decode_runs
+from ifr.errors import DatasetError
 from ifr.hosts.cvpods.framework import DATASETS, PATH_ROUTES, COCODataset, folder
-from ifr.hosts.standalone.data.catalog import KNOWN, DatasetSource, find_dataset
-from ifr.hosts.standalone.data.coco import read_annotations
-from ifr.hosts.standalone.data.errors import DatasetError
-from ifr.hosts.standalone.runs import decode_runs
+from ifr.runs.weights import Classes
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ class CocoFormatDataset(COCODataset):  # type: ignore[misc]  # whatever cvpods h
         encoded = [item for item in annotations or () if isinstance(item.get("segmentation"), dict)]
         if not encoded or not isinstance(self.transforms, list):
             return super()._apply_transforms(image, annotations, **settings)
-        masks = [_decode(item.pop("segmentation")) for item in encoded]
+        runs = [item.pop("segmentation") for item in encoded]
+        masks = [decode_runs(each, *each["size"]).astype(np.uint8) for each in runs]
         for generator in self.transforms:
             transform = generator.get_transform(image, annotations)
             masks = [transform.apply_segmentation(mask) for mask in masks]
@@ -80,23 +81,35 @@ def register(entry: str) -> str:
     return name
 
 
-def has_bitmaps(entry: str) -> bool:
-    """Whether a data set that IFR finds has objects whose masks are no polygons; in COCO only crowds have such."""
-    if _is_coco(entry):
-        return False
+@dataclass(frozen=True)
+class Content:
+    """What IFR has to know of a data set before cvpods reads it."""
+
+    classes: Classes | None = None
+    has_bitmaps: bool = False
+    """Whether it has objects whose masks are not polygons."""
+
+
+def inspect(entry: str, *, classes: bool) -> Content:
+    """Read the annotations of a data set, unless IFR does not find it or nothing in them is asked for.
+
+    Args:
+        entry: of DATASETS.TRAIN or DATASETS.TEST.
+        classes: whether its classes are wanted.
+
+    Raises:
+        DatasetError: it is damaged.
+    """
+    if _is_coco(entry) and not classes:
+        return Content()  # COCO has other masks only for crowds
     try:
-        source: DatasetSource = find_dataset(entry)
+        source = find_dataset(entry)
     except DatasetError:
-        return False
-    annotations = read_annotations(source).get("annotations", ())
-    return any(isinstance(item.get("segmentation"), dict) and not item.get("iscrowd") for item in annotations)
-
-
-def _decode(runs: dict[str, Any]) -> NDArray[np.uint8]:
-    """The mask (H, W) of a run-length encoding, compressed or not."""
-    if isinstance(runs["counts"], list):
-        runs = coco_mask.frPyObjects(runs, *runs["size"])
-    return decode_runs(runs).astype(np.uint8)
+        return Content()
+    content = read_annotations(source)
+    annotations = () if _is_coco(entry) else content.get("annotations", ())
+    bitmaps = any(isinstance(item.get("segmentation"), dict) and not item.get("iscrowd") for item in annotations)
+    return Content(Classes(*classes_of(content)) if classes else None, bitmaps)
 
 
 def _is_coco(entry: str) -> bool:

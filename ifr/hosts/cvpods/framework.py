@@ -8,7 +8,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from ifr.hosts.cvpods.errors import CvpodsBrokenError, CvpodsTooOldError
+from ifr.errors import CvpodsBrokenError, CvpodsTooOldError
 from ifr.hosts.cvpods.importing import import_cvpods
 
 OLDEST = "76eb481 (November 2021)"

@@ -8,8 +8,8 @@ import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from ifr.errors import CvpodsBrokenError, CvpodsNotFoundError
 from ifr.hosts.cvpods import extension, old_names
-from ifr.hosts.cvpods.errors import CvpodsBrokenError, CvpodsNotFoundError
 
 VARIABLE = "IFR_CVPODS"
 _PACKAGE = "cvpods"

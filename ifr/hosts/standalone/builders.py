@@ -5,23 +5,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from ifr.hosts.heads import build_mask_head, mask_classes
 from ifr.hosts.standalone.detector.anchors import AnchorGenerator
 from ifr.hosts.standalone.detector.backbone import PyramidBackbone, ResNetStages
-from ifr.hosts.standalone.detector.box_head import BoxPredictor, make_box_head
 from ifr.hosts.standalone.detector.box_stage import BoxStage, DetectionFilter
-from ifr.hosts.standalone.detector.boxes import BoxCoder
-from ifr.hosts.standalone.detector.conv_mask_head import make_conv_mask_head
-from ifr.hosts.standalone.detector.matching import Matcher
-from ifr.hosts.standalone.detector.norms import norm_factory
+from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher
+from ifr.hosts.standalone.detector.heads import BoxPredictor, make_box_head, make_conv_mask_head
+from ifr.hosts.standalone.detector.layers import norm_factory
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.detector.roi_heads import ProposalSampling, ROIHeads
 from ifr.hosts.standalone.detector.rpn import ProposalLimits, RegionProposalNetwork, RPNHead, RPNSettings
 from ifr.hosts.standalone.detector.sampling import Sampler, random_sample
 from ifr.hosts.standalone.supported import check_supported
-from ifr.mask_head import MaskHead
-from ifr.refine import Explicit, Implicit
-from ifr.solvers import make_solver
 
 
 def build_mask_rcnn(config: Any, sampler: Sampler = random_sample) -> RCNN:
@@ -60,42 +56,6 @@ def build_cascade_rcnn(config: Any, sampler: Sampler = random_sample) -> RCNN:
         for iou, weights in zip(cascade.IOUS, cascade.BBOX_REG_WEIGHTS, strict=True)
     ]
     return _rcnn(config, stages, sampler)
-
-
-def build_mask_head(config: Any, in_channels: int) -> nn.Module:
-    """The mask head that MODEL.ROI_MASK_HEAD.REFINEMENT names: implicit, explicit or conv.
-
-    Raises:
-        ValueError: there is no such refinement or solver.
-    """
-    head = config.MODEL.ROI_MASK_HEAD
-    num_classes = 1 if head.CLS_AGNOSTIC_MASK else config.MODEL.ROI_HEADS.NUM_CLASSES
-    if head.REFINEMENT == "conv":
-        return make_conv_mask_head(
-            in_channels=in_channels,
-            num_conv=head.NUM_CONV,
-            channels=head.CONV_DIM,
-            num_classes=num_classes,
-            norm=norm_factory(head.NORM),
-        )
-    if head.REFINEMENT == "explicit":
-        return MaskHead(in_channels, num_classes, Explicit(steps=head.NUM_CONV), deconv_channels=head.CONV_DIM)
-    if head.REFINEMENT == "implicit":
-        return MaskHead(in_channels, num_classes, _implicit(head), deconv_channels=head.CONV_DIM)
-    raise ValueError(
-        f"MODEL.ROI_MASK_HEAD.REFINEMENT must be 'implicit', 'explicit' or 'conv', got {head.REFINEMENT!r}"
-    )
-
-
-def _implicit(head: Any) -> Implicit:
-    """The refinement by equilibrium; the published solver comes with all else that the published code computed."""
-    if head.SOLVER == "broyden-published":
-        return Implicit.published(max_steps=head.F_THRES, warmup_steps=head.NUM_CONV)
-    return Implicit(
-        solver=make_solver(head.SOLVER, max_steps=head.F_THRES, tol=head.F_TOL),
-        adjoint=make_solver(head.ADJOINT_SOLVER, max_steps=head.B_THRES, tol=head.B_TOL),
-        warmup_steps=head.NUM_CONV,
-    )
 
 
 def _rcnn(config: Any, stages: list[BoxStage], sampler: Sampler) -> RCNN:
@@ -163,7 +123,7 @@ def _roi_heads(config: Any, backbone: PyramidBackbone, stages: list[BoxStage], s
     return ROIHeads(
         stages=stages,
         box_pooler=_pooler(config.MODEL.ROI_BOX_HEAD, strides),
-        mask_head=build_mask_head(config, backbone.channels) if config.MODEL.MASK_ON else None,
+        mask_head=_mask_head(config, backbone.channels) if config.MODEL.MASK_ON else None,
         mask_pooler=_pooler(config.MODEL.ROI_MASK_HEAD, strides),
         in_features=list(roi.IN_FEATURES),
         num_classes=roi.NUM_CLASSES,
@@ -179,6 +139,21 @@ def _roi_heads(config: Any, backbone: PyramidBackbone, stages: list[BoxStage], s
             max_detections=config.TEST.DETECTIONS_PER_IMAGE,
         ),
     )
+
+
+def _mask_head(config: Any, in_channels: int) -> nn.Module:
+    settings = config.MODEL.ROI_MASK_HEAD
+
+    def conv_head() -> nn.Module:
+        return make_conv_mask_head(
+            in_channels=in_channels,
+            num_conv=settings.NUM_CONV,
+            channels=settings.CONV_DIM,
+            num_classes=mask_classes(config),
+            norm=norm_factory(settings.NORM),
+        )
+
+    return build_mask_head(config, in_channels, conv_head)
 
 
 def _box_stage(config: Any, weights: Any, matcher: Matcher, *, class_agnostic: bool) -> BoxStage:

@@ -8,14 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ifr.errors import ConfigError
 from ifr.hosts.standalone.defaults import DEFAULTS
 
 # What ast.literal_eval raises for text that is no literal, the last two for thousands of brackets.
 _NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
-
-
-class ConfigError(ValueError):
-    """A setting that does not exist, or a value that does not fit it."""
 
 
 class RCNNFPNConfig:

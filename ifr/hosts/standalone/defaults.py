@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ifr.hosts.settings import ADDED
+
 Settings = dict[str, Any]
 
 _MODEL: Settings = {
@@ -99,15 +101,7 @@ _MODEL: Settings = {
         "CONV_DIM": 256,
         "NORM": "",
         "CLS_AGNOSTIC_MASK": False,
-        # Added by IFR.
-        "REFINEMENT": "conv",  # implicit | explicit | conv
-        "SOLVER": "broyden",  # broyden | anderson | picard; broyden-published reproduces the 2021 code, backward too
-        "ADJOINT_SOLVER": "gmres",  # gmres | broyden | anderson | picard, for the gradient
-        "F_THRES": 15,  # most steps of the forward solver
-        "B_THRES": 15,  # most steps of the adjoint solver
-        "F_TOL": 1e-5,  # root mean square of f(z) - z at which an ROI has converged
-        "B_TOL": 1e-5,  # the same of the adjoint equation, relative to the incoming gradient
-        "PRETRAINED_STEPS": 50000,  # training iterations with the explicit path
+        **ADDED["MODEL"]["ROI_MASK_HEAD"],
     },
 }
 
@@ -179,9 +173,8 @@ _SOLVER: Settings = {
     "IMS_PER_BATCH": 16,  # images of one update, over all workers
     "IMS_PER_DEVICE": 2,
     "BATCH_SUBDIVISIONS": 1,  # a worker's images pass through the model in this many parts, their gradients summed
-    # Added by IFR.
-    "RESCALE": True,  # convert the schedule of config.py to the batch of the run; see engine/rescale.py
-    "EMA": {"ENABLED": False, "DECAY": 0.9998},  # moving average of the weights, for evaluation and checkpoints
+    **ADDED["SOLVER"],
+    # Added by IFR to this host.
     "CHECKPOINTS_KEPT": 0,  # so many of the newest model_iter_*.pth stay; 0: all of them
     "CHECKPOINT_FAILURE": "continue",  # continue | stop, when a checkpoint cannot be written; the last one must be
 }

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ifr.hosts.standalone.data.transforms import build_test_transform
+from ifr.data.transforms import build_test_transform
 
 
 class Predictor:

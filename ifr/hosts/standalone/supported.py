@@ -1,54 +1,60 @@
 """Refuses settings that cvpods has and this host does not compute."""
 
+from collections.abc import Sequence
 from typing import Any
 
-# Settings that have one supported value; another one would otherwise be ignored silently.
-_FIXED: dict[str, Any] = {
-    "MODEL.KEYPOINT_ON": False,
-    "MODEL.LOAD_PROPOSALS": False,
-    "MODEL.NMS_TYPE": "normal",
-    "MODEL.RPN.NMS_TYPE": "normal",
-    "MODEL.PROPOSAL_GENERATOR.NAME": "RPN",
-    "MODEL.RESNETS.NUM_CLASSES": None,
-    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.RESNETS.ACTIVATION.NAME": "ReLU",
-    "MODEL.RESNETS.RES5_DILATION": 1,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
-    "MODEL.RESNETS.DEEP_STEM": False,
-    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.FPN.FUSE_TYPE": "sum",
-    "MODEL.FPN.BLOCK_IN_FEATURES": "p5",
-    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": False,
-    "INPUT.FORMAT": "BGR",
-    "DATASETS.CUSTOM_TYPE": ["ConcatDataset", {}],
-    "DATASETS.PROPOSAL_FILES_TRAIN": [],
-    "DATASETS.PROPOSAL_FILES_TEST": [],
-    "DATALOADER.SAMPLER_TRAIN": "DistributedGroupSampler",
-    "DATALOADER.ENABLE_INF_SAMPLER": True,
-    "DATALOADER.REPEAT_THRESHOLD": 0.0,
-    "TEST.ON_FILES": False,
-}
-# The same for settings of training and testing.
-_FIXED_RUN: dict[str, Any] = {
-    "MODEL.AS_PRETRAIN": False,
-    "MODEL.DDP_BACKEND": "torch",
-    "DATASETS.CUSTOM_TYPE": ["ConcatDataset", {}],
-    "DATASETS.PROPOSAL_FILES_TRAIN": [],
-    "DATASETS.PROPOSAL_FILES_TEST": [],
-    "DATALOADER.SAMPLER_TRAIN": "DistributedGroupSampler",
-    "DATALOADER.ENABLE_INF_SAMPLER": True,
-    "DATALOADER.REPEAT_THRESHOLD": 0.0,
-    "TRAINER.NAME": "DefaultRunner",
-    "SOLVER.LR_SCHEDULER.NAME": "WarmupMultiStepLR",
-    "SOLVER.LR_SCHEDULER.MAX_EPOCH": None,  # MAX_ITER says it
-    "TEST.EXPECTED_RESULTS": [],
-    "TEST.AUG.ENABLED": False,
-    "TEST.PRECISE_BN.ENABLED": False,
-    "TEST.ON_FILES": False,
-    "VIS_PERIOD": 0,
-    "GLOBAL.ANGULAR_UPDATE": False,
-    "GLOBAL.CLEARML.ENABLE": False,
-}
+from ifr.hosts.standalone.defaults import DEFAULTS
+
+# Settings of cvpods that have one supported value here, cvpods' default: any other would be ignored silently.
+_MODEL = (
+    "MODEL.KEYPOINT_ON",
+    "MODEL.LOAD_PROPOSALS",
+    "MODEL.NMS_TYPE",
+    "MODEL.RPN.NMS_TYPE",
+    "MODEL.PROPOSAL_GENERATOR.NAME",
+    "MODEL.ANCHOR_GENERATOR.ANGLES",
+    "MODEL.RESNETS.NUM_CLASSES",
+    "MODEL.RESNETS.OUT_FEATURES",
+    "MODEL.RESNETS.ACTIVATION.NAME",
+    "MODEL.RESNETS.ACTIVATION.INPLACE",
+    "MODEL.RESNETS.RES5_DILATION",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "MODEL.RESNETS.DEEP_STEM",
+    "MODEL.FPN.IN_FEATURES",
+    "MODEL.FPN.FUSE_TYPE",
+    "MODEL.FPN.BLOCK_IN_FEATURES",
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES",
+    "INPUT.FORMAT",
+)
+# The same for the settings of a training or test.
+_RUN = (
+    "MODEL.AS_PRETRAIN",
+    "MODEL.DDP_BACKEND",
+    "DATASETS.CUSTOM_TYPE",
+    "DATASETS.PROPOSAL_FILES_TRAIN",
+    "DATASETS.PROPOSAL_FILES_TEST",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
+    "DATALOADER.SAMPLER_TRAIN",
+    "DATALOADER.ENABLE_INF_SAMPLER",
+    "DATALOADER.REPEAT_THRESHOLD",
+    "TRAINER.NAME",
+    "TRAINER.WINDOW_SIZE",
+    "TRAINER.FP16.OPTS",
+    "SOLVER.LR_SCHEDULER.NAME",
+    "SOLVER.LR_SCHEDULER.MAX_EPOCH",  # MAX_ITER says it
+    "TEST.EXPECTED_RESULTS",
+    "TEST.KEYPOINT_OKS_SIGMAS",
+    "TEST.AUG",
+    "TEST.PRECISE_BN",
+    "TEST.ON_FILES",
+    "VIS_PERIOD",
+    "GLOBAL.HACK",
+    "GLOBAL.DUMP_TRAIN",
+    "GLOBAL.DUMP_TEST",
+    "GLOBAL.ANGULAR_UPDATE",
+    "GLOBAL.CLEARML",
+)
 _POOLERS = ("ROIAlign", "ROIAlignV2")
 
 
@@ -58,7 +64,7 @@ def check_supported(config: Any) -> None:
     Raises:
         ValueError: a setting has a value that this host does not support.
     """
-    _check_fixed(config, _FIXED)
+    _check_defaults(config, _MODEL)
     for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD"):
         pooler = getattr(config.MODEL, head).POOLER_TYPE
         if pooler not in _POOLERS:
@@ -66,13 +72,13 @@ def check_supported(config: Any) -> None:
     _check_backbone(config.MODEL.RESNETS)
 
 
-def check_run_supported(config: Any) -> None:
-    """Compare the settings of training and testing with what this host does.
+def check_run(config: Any) -> None:
+    """Compare the settings of a training or test with what this host does.
 
     Raises:
         ValueError: a setting has a value that this host does not support.
     """
-    _check_fixed(config, _FIXED_RUN)
+    _check_defaults(config, _RUN)
     if int(config.GLOBAL.LOG_INTERVAL) < 1:
         raise ValueError(f"GLOBAL.LOG_INTERVAL must be at least 1, got {config.GLOBAL.LOG_INTERVAL}")
     solver = config.SOLVER
@@ -85,13 +91,20 @@ def check_run_supported(config: Any) -> None:
         raise ValueError(f"TRAINER.CONVERGENCE takes a SHARE from 0 to 1 and a WINDOW from 1, got {share} and {window}")
 
 
-def _check_fixed(config: Any, fixed: dict[str, Any]) -> None:
-    for key, supported in fixed.items():
-        value = config
+def _check_defaults(config: Any, keys: Sequence[str]) -> None:
+    for key in keys:
+        value, default = config, DEFAULTS
         for part in key.split("."):
-            value = getattr(value, part)
-        if value != supported:
-            raise ValueError(f"{key} = {value!r} is not supported by the standalone host, only {supported!r}")
+            value, default = getattr(value, part), default[part]
+        _check_default(key, value, default)
+
+
+def _check_default(key: str, value: Any, default: Any) -> None:
+    if isinstance(default, dict):
+        for name in default:
+            _check_default(f"{key}.{name}", value[name], default[name])
+    elif value != default:
+        raise ValueError(f"{key} = {value!r} is not supported by the standalone host, only {default!r}")
 
 
 def _check_backbone(resnet: Any) -> None:

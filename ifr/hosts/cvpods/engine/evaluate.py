@@ -7,13 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ifr.hosts.cvpods.framework import (
-    build_evaluator,
-    build_test_loader,
-    comm,
-    inference_on_dataset,
-    print_csv_format,
-)
+from ifr.hosts.cvpods.framework import build_evaluator, build_test_loader, comm, inference_on_dataset, print_csv_format
 
 logger = logging.getLogger(__name__)
 

@@ -1,38 +1,23 @@
-"""cvpods' runner with IFR's ways of evaluating, and what must hold for it to run."""
+"""cvpods' runner, made to evaluate, average and distribute as IFR does."""
 
-import importlib.util
+import contextlib
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from ifr.checkpoints.load import unwrapped
 from ifr.hosts.cvpods.engine.evaluate import evaluate_all
-from ifr.hosts.cvpods.engine.processes import data_parallel_on
-from ifr.hosts.cvpods.framework import RUNNERS
-from ifr.hosts.standalone.engine.snapshots import Classes
+from ifr.hosts.cvpods.framework import RUNNERS, HookBase, comm, runner_module
+from ifr.processes.workers import Worker
+from ifr.runs.average import MovingAverage
+from ifr.runs.weights import Classes
 
 logger = logging.getLogger(__name__)
-
-
-def check_supported(config: Any) -> None:
-    """Refuse settings that cvpods' runner does not carry out.
-
-    Raises:
-        ValueError: there is one.
-    """
-    if config.SOLVER.BATCH_SUBDIVISIONS != 1:
-        raise ValueError(
-            f"SOLVER.BATCH_SUBDIVISIONS = {config.SOLVER.BATCH_SUBDIVISIONS}: "
-            "cvpods' runner never updates the weights then; only 1 works"
-        )
-    if config.TRAINER.FP16.ENABLED and importlib.util.find_spec("apex") is None:
-        raise ValueError("TRAINER.FP16.ENABLED = True: cvpods needs apex for mixed precision, which is not installed")
-    if config.TEST.AUG.ENABLED:
-        raise ValueError("TEST.AUG.ENABLED = True is not supported by IFR in cvpods")
-    if config.TRAINER.NAME not in RUNNERS:
-        raise ValueError(f"TRAINER.NAME = {config.TRAINER.NAME!r} is no runner of cvpods")
 
 
 def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: Classes | None) -> Any:
@@ -56,9 +41,7 @@ def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: C
     with data_parallel_on(torch.device(config.MODEL.DEVICE)):
         runner = Runner(config, build_model)
     if classes is not None:
-        runner.checkpointer.checkpointables["classes"] = _State(
-            {"names": list(classes.names), "category_ids": list(classes.category_ids)}
-        )
+        runner.checkpointer.checkpointables["classes"] = _State(classes.as_dict())
     return runner
 
 
@@ -74,3 +57,73 @@ class _State:
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
         """Nothing: the data are of this run, not of the one that is continued."""
+
+
+def keep_average(runner: Any, decay: float) -> MovingAverage:
+    """Let a runner that has not started yet keep a moving average; returns it, for resuming."""
+    average = MovingAverage(unwrapped(runner.model), decay)
+    save, test = runner.checkpointer.save, runner.test
+
+    def save_average(name: str, **extras: Any) -> None:
+        with average.in_model() as own:
+            ema = {"updates": average.updates, "own": {key: value.cpu() for key, value in own.items()}}
+            save(name, ema=ema, **extras)
+
+    def test_average(*arguments: Any, **settings: Any) -> Any:
+        with average.in_model():
+            return test(*arguments, **settings)
+
+    runner.checkpointer.save, runner.test = save_average, test_average
+    runner.register_hooks([_Update(average)])
+    runner._hooks.insert(1, runner._hooks.pop())  # after the optimizer's hook, before those that save and test
+    return average
+
+
+class _Update(HookBase):  # type: ignore[misc]  # whatever cvpods has
+    """Takes in the weights after each iteration."""
+
+    def __init__(self, average: MovingAverage) -> None:
+        self._average = average
+
+    def after_step(self) -> None:
+        """Called by the runner."""
+        self._average.update()
+
+
+def join(worker: Worker) -> None:
+    """Tell cvpods which processes share a machine; all workers must call it together."""
+    if worker.world_size == 1:
+        return
+    firsts = worker.gather(worker.rank - worker.local_rank)
+    for first in sorted(set(firsts)):
+        group = distributed.new_group([rank for rank, other in enumerate(firsts) if other == first])
+        if first == firsts[worker.rank]:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+@contextlib.contextmanager
+def data_parallel_on(device: torch.device) -> Iterator[None]:
+    """Meanwhile a runner that is made wraps its model for this device; cvpods knows GPUs alone."""
+    if device.type == "cuda":
+        yield
+        return
+    with (
+        _replaced(runner_module, "DistributedDataParallel", _without_devices),
+        _replaced(torch.cuda, "set_device", lambda _: None),
+    ):
+        yield
+
+
+@functools.wraps(DistributedDataParallel, updated=())
+def _without_devices(model: torch.nn.Module, *, device_ids: Any, **settings: Any) -> DistributedDataParallel:
+    return DistributedDataParallel(model, **settings)
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    old = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, old)

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from ifr.hosts.standalone.detector.box_head import BoxPredictor
-from ifr.hosts.standalone.detector.boxes import BoxCoder, clip
-from ifr.hosts.standalone.detector.matching import Matcher
-from ifr.hosts.standalone.detector.structures import Detections, ImageSize, LabelledProposals
-from ifr.hosts.standalone.detector.workers import share_of_samples
+from ifr.data.annotations import ImageSize
+from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip
+from ifr.hosts.standalone.detector.heads import BoxPredictor
+from ifr.hosts.standalone.detector.sampling import share_of_samples
+from ifr.hosts.standalone.detector.structures import Detections, LabelledProposals
 
 
 @dataclass(frozen=True)

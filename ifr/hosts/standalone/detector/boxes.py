@@ -1,12 +1,13 @@
 """Box arithmetic: clipping, overlap, and the coding of one box relative to another."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ifr.hosts.standalone.detector.structures import ImageSize
+from ifr.data.annotations import ImageSize
 
 # A 16-pixel anchor grows to at most 1000 pixels.
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
@@ -58,3 +59,46 @@ class BoxCoder:
         new_centre = scaled[..., :2] * size + centre
         new_size = torch.exp(scaled[..., 2:].clamp(max=LARGEST_LOG_SCALE)) * size
         return torch.cat((new_centre - 0.5 * new_size, new_centre + 0.5 * new_size), dim=-1)
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """Labels each column of an overlap matrix by the bin of `thresholds` that its best overlap falls in.
+
+    With `keep_best`, the boxes that overlap an object most are positive however small their overlap is
+    (Faster R-CNN, section 3.1.2, case i).
+    """
+
+    thresholds: Sequence[float]
+    labels: Sequence[int]
+    keep_best: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the bins.
+
+        Raises:
+            ValueError: the thresholds do not rise, or there is not one label per bin.
+        """
+        if list(self.thresholds) != sorted(self.thresholds):
+            raise ValueError(f"thresholds must rise, got {list(self.thresholds)}")
+        if len(self.labels) != len(self.thresholds) + 1:
+            raise ValueError(f"{len(self.thresholds)} thresholds need one label more, got {list(self.labels)}")
+
+    def __call__(self, overlap: Tensor) -> tuple[Tensor, Tensor]:
+        """Match columns of `overlap` (objects, boxes) to rows.
+
+        Returns:
+            (boxes,) int64, the object that overlaps each box most, and (boxes,) int64, the box's label: 1 positive,
+            0 negative, -1 ignored.
+        """
+        objects, boxes = overlap.shape
+        if objects == 0 or boxes == 0:
+            matches = torch.zeros(boxes, dtype=torch.int64, device=overlap.device)
+            return matches, torch.full_like(matches, self.labels[0])
+        best, matches = overlap.max(dim=0)
+        bins = torch.bucketize(best, best.new_tensor(self.thresholds), right=True)
+        labels = torch.tensor(self.labels, device=overlap.device)[bins]
+        if self.keep_best:
+            of_best = overlap == overlap.max(dim=1, keepdim=True).values
+            labels = torch.where(of_best.any(dim=0), torch.ones_like(labels), labels)
+        return matches, labels

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from ifr.data.masks import polygons_to_mask
 from ifr.hosts.standalone.detector.structures import LabelledProposals
-from ifr.hosts.standalone.runs import polygons_to_mask
 
 _SMALLEST_SIDE = 0.1  # pixels; keeps the scale of a degenerate box finite
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifr.hosts.standalone.detector.structures import ImageSize
+from ifr.data.annotations import ImageSize
 
 _CACHE = 2**19  # numbers that the float masks of one product may take on a CPU
 _MEMORY = 2**30  # bytes that one chunk of full-size float masks may take on an accelerator

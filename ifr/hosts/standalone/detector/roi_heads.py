@@ -9,19 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifr.data.annotations import Annotations, ImageSize
 from ifr.hosts.standalone.detector.box_stage import BoxStage, DetectionFilter, StageOutput
 from ifr.hosts.standalone.detector.boxes import nonempty, pairwise_iou
 from ifr.hosts.standalone.detector.mask_targets import mask_targets
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
-from ifr.hosts.standalone.detector.sampling import Sampler
-from ifr.hosts.standalone.detector.structures import (
-    Annotations,
-    Detections,
-    ImageSize,
-    LabelledProposals,
-    Proposals,
-)
-from ifr.hosts.standalone.detector.workers import share_of_samples
+from ifr.hosts.standalone.detector.sampling import Sampler, share_of_samples
+from ifr.hosts.standalone.detector.structures import Detections, LabelledProposals, Proposals
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from ifr.data.annotations import Annotations, ImageSize
 from ifr.hosts.standalone.detector.anchors import AnchorGenerator
-from ifr.hosts.standalone.detector.boxes import BoxCoder, clip, nonempty, pairwise_iou
-from ifr.hosts.standalone.detector.init import init_normal
-from ifr.hosts.standalone.detector.matching import Matcher
+from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty, pairwise_iou
+from ifr.hosts.standalone.detector.layers import init_normal
 from ifr.hosts.standalone.detector.sampling import Sampler
-from ifr.hosts.standalone.detector.structures import Annotations, ImageSize, Proposals
+from ifr.hosts.standalone.detector.structures import Proposals
 
 
 class RPNHead(nn.Module):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 
 class Sampler(Protocol):
@@ -73,3 +73,16 @@ def set_sampler(module: nn.Module, sampler: Sampler) -> None:
     for part in module.modules():
         if hasattr(part, "sampler"):
             part.sampler = sampler  # type: ignore[assignment]
+
+
+def share_of_samples(count: int, device: torch.device) -> torch.Tensor | float:
+    """This worker's number of samples over the workers' mean number; 1.0 without other workers.
+
+    Data parallelism averages the workers' gradients. The mean over one worker's samples, times this share, thus
+    averages to the mean over the samples of all of them. All workers must call it together.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return 1.0
+    total = torch.tensor(float(count), device=device)
+    distributed.all_reduce(total)
+    return count * distributed.get_world_size() / total.clamp(min=1)

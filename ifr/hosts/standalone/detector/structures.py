@@ -1,47 +1,11 @@
 """What goes into a detector and what comes out of its stages."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-ImageSize = tuple[int, int]  # height, width in pixels
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """Ground truth of one image, in the pixels of the network's input."""
-
-    boxes: Tensor
-    """(n, 4) XYXY pixels."""
-    classes: Tensor
-    """(n,) int64, 0-based."""
-    masks: Sequence[Sequence[np.ndarray]] | Tensor | None = None
-    """Polygons of every object, each an array x0, y0, x1, y1, ... in pixels; or bitmasks (n, H, W) bool."""
-
-    def __post_init__(self) -> None:
-        """Check that the parts belong together.
-
-        Raises:
-            ValueError: shapes or lengths disagree.
-        """
-        if self.boxes.dim() != 2 or self.boxes.shape[1] != 4:
-            raise ValueError(f"boxes must be (n, 4), got {tuple(self.boxes.shape)}")
-        if tuple(self.classes.shape) != (len(self.boxes),):
-            raise ValueError(f"classes must be ({len(self.boxes)},), got {tuple(self.classes.shape)}")
-        if self.masks is not None and len(self.masks) != len(self.boxes):
-            raise ValueError(f"{len(self.boxes)} boxes but {len(self.masks)} masks")
-
-    def __len__(self) -> int:
-        """Number of objects."""
-        return len(self.boxes)
-
-    def to(self, device: torch.device) -> "Annotations":
-        """The same on `device`; polygons stay where they are."""
-        masks = self.masks.to(device) if isinstance(self.masks, Tensor) else self.masks
-        return Annotations(self.boxes.to(device, torch.float32), self.classes.to(device, torch.int64), masks)
+from ifr.data.annotations import Annotations, ImageSize
 
 
 @dataclass(frozen=True)

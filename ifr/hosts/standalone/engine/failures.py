@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ifr.checkpoints import CheckpointError, save_checkpoint
-from ifr.hosts.standalone.detector.structures import Annotations
+from ifr.checkpoints import read_checkpoint, save_checkpoint
+from ifr.checkpoints.torch_zip import load_archive
+from ifr.data.annotations import Annotations
+from ifr.errors import CheckpointError, NonFiniteError
 from ifr.hosts.standalone.engine import snapshots
-from ifr.hosts.standalone.engine.errors import NonFiniteError
-from ifr.hosts.standalone.engine.records import json_number, replace_text
-from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer
+from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer, build_trainer
+from ifr.processes.workers import Worker
+from ifr.runs.folder import json_number
+from ifr.runs.weights import Classes
+from ifr.whole_file import whole_file
 
 STATE = "state.pth"
 BATCH = "batch_{}.pth"
 REPORT = "report.json"
 
 
-def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, classes: snapshots.Classes) -> NonFiniteError:
+def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, classes: Classes) -> NonFiniteError:
     """Write what repeats the step, and return the error that ends the run.
 
     OUTPUT_DIR/nonfinite_iter_0000123 gets `state.pth`, a checkpoint from before the step; `batch_0.pth`, the images and
@@ -52,7 +57,8 @@ def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, classe
                 {**part, "losses": {name: json_number(loss) for name, loss in part["losses"].items()}} for part in parts
             ]
             report = {"iteration": iteration, "cause": str(failure), "workers": workers, "config": config.as_dict()}
-            replace_text(folder / REPORT, json.dumps(report, indent=1))
+            with whole_file(folder / REPORT, "w") as file:
+                file.write(json.dumps(report, indent=1))
     except (CheckpointError, OSError):
         saved = None
     if failure.together:
@@ -80,3 +86,61 @@ def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
     if masks is not None and not isinstance(masks, Tensor):
         masks = [[torch.from_numpy(np.asarray(polygon)) for polygon in polygons] for polygons in masks]
     return {**item, "instances": {"boxes": annotations.boxes, "classes": annotations.classes, "masks": masks}}
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """What a step gave when it was repeated."""
+
+    losses: dict[str, float]
+    """Empty where the predictions were not finite."""
+    error: str
+    """What the model raised, or nothing."""
+    gradients: list[str]
+    """Parameters whose gradient was not finite."""
+
+
+def repeat(experiment: Any, saved: str | Path, *, rank: int = 0, device: str = "cpu") -> Repetition:
+    """Compute losses and gradients of a saved step again.
+
+    Args:
+        experiment: of `ifr.experiment.load_experiment`; its config gets the settings of the run.
+        saved: the folder that the error named.
+        rank: the worker whose images are taken.
+        device: where to compute.
+
+    Raises:
+        CheckpointError: the saved state is damaged.
+        OSError: the folder is not complete.
+    """
+    folder, config = Path(saved), experiment.config
+    report = json.loads((folder / REPORT).read_text())
+    for key, value in report["config"].items():
+        config.merge_from_list([key, value])
+    config.merge_from_list(["MODEL.DEVICE", device])
+    trainer = build_trainer(config, experiment.build_model(config), Worker(rank=rank))
+    state = read_checkpoint(folder / STATE)
+    snapshots.check(state)
+    snapshots.resume(state, trainer, batch_size=int(state.extras["batch_size"]))
+    content: Any = load_archive(folder / BATCH.format(rank))
+    batch = [_restored(item) for item in content["batch"]]
+    losses: Mapping[str, Tensor] = {}
+    error = ""
+    try:
+        losses = trainer.differentiate(int(report["iteration"]), batch)
+    except FloatingPointError as failure:
+        error = str(failure)
+    names = [
+        name
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+    ]
+    return Repetition({name: loss.item() for name, loss in losses.items()}, error, names)
+
+
+def _restored(item: Mapping[str, Any]) -> dict[str, Any]:
+    parts = item["instances"]
+    masks = parts["masks"]
+    if isinstance(masks, list):
+        masks = [[polygon.numpy() for polygon in polygons] for polygons in masks]
+    return {**item, "instances": Annotations(parts["boxes"], parts["classes"], masks)}

@@ -4,10 +4,9 @@ import contextlib
 import datetime
 import json
 import logging
-import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +14,10 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ifr.hosts.standalone.engine.errors import Stopped
+from ifr.runs.folder import json_number
+from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
-
-_FORMAT = "%(asctime)s %(levelname)s %(message)s"
-
-
-@contextlib.contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Everything that ifr logs also goes to the end of this file meanwhile."""
-    handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(_FORMAT))
-    root = logging.getLogger("ifr")
-    level = root.level
-    root.setLevel(logging.INFO)
-    root.addHandler(handler)
-    try:
-        yield
-    except Stopped as stopped:
-        logger.info("stopped %s", stopped)
-        raise
-    except Exception as error:
-        where = (logger.name, logging.ERROR, __file__, 0)  # to the file alone: whoever catches it tells the user
-        handler.handle(logger.makeRecord(*where, "stopped: %s", (error,), sys.exc_info()))
-        raise
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
-        handler.close()
-
-
-class _LogFile(logging.FileHandler):
-    """Where the disk is full, says so once on the terminal and goes on."""
-
-    _said = False
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Called where a line could not be written."""
-        if not self._said:
-            self._said = True
-            sys.stderr.write(f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]}); training goes on\n")
 
 
 class MetricsFile:
@@ -73,7 +35,8 @@ class MetricsFile:
         """Iterations after which the kept lines have results of an evaluation."""
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _iteration(line) <= start] if start else []
-            replace_text(path, "".join(f"{line}\n" for line in kept))
+            with whole_file(path, "w") as file:
+                file.writelines(f"{line}\n" for line in kept)
             self.evaluated = {int(_iteration(line)) for line in kept if any("/" in name for name in json.loads(line))}
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -98,19 +61,6 @@ def _iteration(line: str) -> float:
         return int(json.loads(line)["iteration"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that it is either as before or whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Records:
@@ -199,11 +149,6 @@ def _summary(values: Mapping[str, Any]) -> str:
         parts.append(f"{values['phase']} phase")
     parts.append(f"lr {values.get('lr', 0.0):.2e}")
     return "  ".join(parts)
-
-
-def json_number(value: float) -> float | None:
-    """JSON has neither NaN, which COCO's metrics give a class without objects, nor infinity."""
-    return value if math.isfinite(value) else None
 
 
 def _event_writer(folder: Path, start: int) -> Any:

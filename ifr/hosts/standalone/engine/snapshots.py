@@ -1,28 +1,20 @@
 """Checkpoints of a training run: everything that resuming needs, in cvpods' form and names."""
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, save_checkpoint
+from ifr.checkpoints import CheckpointFile, load_weights, save_checkpoint
+from ifr.errors import CheckpointError
 from ifr.hosts.standalone.engine.optimizer import load_state
 from ifr.hosts.standalone.engine.trainer import Trainer
+from ifr.runs.weights import Classes
 
 _OWN = ("iteration", "seed", "batch_size", "optimizer", "random")
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes that a detector tells apart."""
-
-    names: Sequence[str]
-    category_ids: Sequence[int]
-    """In the data set's files, by class."""
 
 
 def save(path: Path, trainer: Trainer, *, iteration: int, batch_size: int, classes: Classes, together: bool) -> None:
@@ -57,7 +49,7 @@ def save(path: Path, trainer: Trainer, *, iteration: int, batch_size: int, class
         "seed": trainer.seed,
         "batch_size": batch_size,
         "random": states,
-        "classes": {"names": list(classes.names), "category_ids": list(classes.category_ids)},
+        "classes": classes.as_dict(),
     }
     if trainer.average is None:
         save_checkpoint(path, trainer.model, **extras)
@@ -67,23 +59,23 @@ def save(path: Path, trainer: Trainer, *, iteration: int, batch_size: int, class
             save_checkpoint(path, trainer.model, **extras)
 
 
-def resume(path: Path, extras: Mapping[str, Any], trainer: Trainer, *, batch_size: int) -> int:
+def resume(file: CheckpointFile, trainer: Trainer, *, batch_size: int) -> int:
     """Bring a trainer to the state of a checkpoint that `save` wrote; returns the iterations done.
 
     Args:
-        path: of the checkpoint.
-        extras: what it holds beside the weights, see `read_extras`.
+        file: the checkpoint.
         trainer: new, of the same model.
         batch_size: images of an iteration over all workers.
 
     Raises:
         CheckpointError: the checkpoint is not of such a run.
     """
+    path, extras = file.path, file.extras
     if extras["batch_size"] != batch_size:
         raise CheckpointError(
             path, f"it was trained with {extras['batch_size']} images an iteration, this run has {batch_size}"
         )
-    load_weights(trainer.model, path, allow_backbone_only=False)
+    load_weights(trainer.model, file, allow_backbone_only=False)
     try:
         load_state(trainer.optimizer, extras["optimizer"])
         if extras.get("scaler"):
@@ -101,17 +93,15 @@ def resume(path: Path, extras: Mapping[str, Any], trainer: Trainer, *, batch_siz
     return int(extras["iteration"])
 
 
-def read_extras(path: Path) -> dict[str, Any]:
-    """What a checkpoint of a run holds beside the weights.
+def check(file: CheckpointFile) -> None:
+    """Check that a checkpoint is one that `save` wrote.
 
     Raises:
-        CheckpointError: it cannot be read, or is not of a run of this host.
+        CheckpointError: it is not.
     """
-    extras = read_checkpoint(path).extras
-    lacking = [name for name in _OWN if name not in extras]
+    lacking = [name for name in _OWN if name not in file.extras]
     if lacking:
-        raise CheckpointError(path, f"training cannot resume from it: it lacks {', '.join(lacking)}")
-    return extras
+        raise CheckpointError(file.path, f"training cannot resume from it: it lacks {', '.join(lacking)}")
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

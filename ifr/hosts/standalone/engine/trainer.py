@@ -11,11 +11,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ifr.hosts.standalone.detector.sampling import SeededSampler, set_sampler
-from ifr.hosts.standalone.engine.ema import MovingAverage
 from ifr.hosts.standalone.engine.flags import Flags, all_finite
-from ifr.hosts.standalone.engine.optimizer import Clip, set_learning_rate
-from ifr.hosts.standalone.engine.schedule import WarmupMultiStep
-from ifr.hosts.standalone.engine.workers import Worker
+from ifr.hosts.standalone.engine.optimizer import (
+    Clip,
+    WarmupMultiStep,
+    build_clip,
+    build_optimizer,
+    build_schedule,
+    set_learning_rate,
+)
+from ifr.processes.workers import Worker
+from ifr.runs.average import MovingAverage
 
 Batch = Sequence[dict[str, Any]]
 
@@ -242,3 +248,23 @@ class Trainer:
 
 def _hash(*values: int) -> int:
     return int(np.random.SeedSequence(values).generate_state(1, np.uint64)[0] >> 1)
+
+
+def build_trainer(config: Any, model: nn.Module, worker: Worker) -> Trainer:
+    """The trainer that SOLVER and TRAINER describe.
+
+    Raises:
+        ValueError: a setting does not fit.
+    """
+    ema = config.SOLVER.EMA
+    return Trainer(
+        model=model,
+        optimizer=build_optimizer(config, model),
+        schedule=build_schedule(config),
+        worker=worker,
+        seed=int(config.SEED),
+        parts=int(config.SOLVER.BATCH_SUBDIVISIONS),
+        clip=build_clip(config),
+        dtype=precision(config),
+        average=MovingAverage(model, float(ema.DECAY)) if ema.ENABLED else None,
+    )

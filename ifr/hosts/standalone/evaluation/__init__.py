@@ -1,10 +1,5 @@
 """Detections to results: formats and metrics."""
 
-from ifr.hosts.standalone.evaluation.coco_evaluation import (
-    EvaluationError,
-    EvaluationStopped,
-    evaluate,
-    format_results,
-)
+from ifr.hosts.standalone.evaluation.coco_evaluation import evaluate, evaluate_all, format_results
 
-__all__ = ["EvaluationError", "EvaluationStopped", "evaluate", "format_results"]
+__all__ = ["evaluate", "evaluate_all", "format_results"]

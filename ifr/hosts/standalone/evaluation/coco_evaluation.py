@@ -3,9 +3,8 @@
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ifr.hosts.standalone.data.catalog import find_dataset
-from ifr.hosts.standalone.data.coco import CocoDataset, read_annotations
-from ifr.hosts.standalone.data.coco_rules import usable_polygons
-from ifr.hosts.standalone.data.loader import evaluation_dataset, evaluation_loader
+from ifr.data.coco import CocoDataset
+from ifr.data.coco_rules import usable_polygons
+from ifr.data.loader import evaluation_loader
+from ifr.errors import EvaluationError, Stopped
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.evaluation.coco_metrics import METRICS, Kind, coco_metrics, default_backend
-from ifr.hosts.standalone.portable_errors import PortableError, shortened
-from ifr.hosts.standalone.signals import kept_from_children
+from ifr.processes.remote_errors import RemoteError
+from ifr.processes.signals import kept_from_children
+from ifr.processes.workers import Worker
+from ifr.runs.folder import Results
+from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,54 +31,68 @@ RESULTS_FILE = "coco_instances_results.json"
 _LOG_SECONDS = 20.0
 
 
-class EvaluationError(RuntimeError):
-    """A detector failed on an image; the message names the image and the cause."""
+def evaluate_all(
+    model: nn.Module,
+    config: Any,
+    sets: Mapping[str, CocoDataset],
+    worker: Worker,
+    output: Path,
+    *,
+    stop: Callable[[], int] = lambda: 0,
+) -> Results:
+    """Score a detector on every data set of DATASETS.TEST; all workers must call it, and each gets the results.
 
+    The detections are written to `inference/coco_instances_results.json` in OUTPUT_DIR; those of several sets go to a
+    folder of the set's name there.
 
-class EvaluationStopped(Exception):
-    """A signal asked to stop; `signal` is its number."""
+    Args:
+        model: the detector, without a wrapper; its mode is restored afterwards.
+        config: settings.
+        sets: from `ifr.data.loader.open_test_sets`.
+        worker: this process.
+        output: OUTPUT_DIR.
+        stop: asked before every image; a signal's number ends the evaluation in all workers.
 
-    def __init__(self, signal: int) -> None:
-        super().__init__(f"evaluation stopped by signal {signal}")
-        self.signal = signal
+    Raises:
+        ValueError: a data set does not fit the model.
+        EvaluationError: the model failed on an image.
+        Stopped: `stop` asked for it in some worker.
+    """
+    results: Results = {}
+    for entry, dataset in sets.items():
+        folder = output / "inference" / _folder(sets, entry)
+        results[entry] = evaluate(model, config, dataset, folder, worker, stop=stop)
+        logger.info("%s\n%s", entry, format_results(results[entry]))
+    return results
 
 
 def evaluate(
     model: nn.Module,
     config: Any,
-    entry: str,
+    dataset: CocoDataset,
+    folder: Path,
+    worker: Worker = Worker(),  # noqa: B008  # it is frozen
     *,
-    rank: int = 0,
-    world_size: int = 1,
-    output_dir: str | Path,
     stop: Callable[[], int] = lambda: 0,
 ) -> Metrics:
-    """Score a detector on a data set; every process of a group must call it, and each gets the result.
-
-    The detections are written to `inference/coco_instances_results.json` in `output_dir`, or with several
-    DATASETS.TEST to a folder of the data set's name there.
+    """Score a detector on one data set; arguments as for `evaluate_all`.
 
     Args:
-        model: of `ifr.experiment.build_model`, without a wrapper; its mode is restored afterwards.
-        config: of the model's experiment.
-        entry: of DATASETS.TEST.
-        rank: of this process; it does every `world_size`-th image.
-        world_size: number of processes in the default group of torch.distributed.
-        output_dir: of the run.
-        stop: asked before every image; a signal's number ends the evaluation in all processes.
+        model: the detector.
+        config: settings.
+        dataset: of the first worker, it has its `truth`.
+        folder: for the detections.
+        worker: this process; it does every `world_size`-th image.
+        stop: see `evaluate_all`.
 
     Returns:
-        `bbox`, and of a model with a mask head `segm`: the 12 numbers of COCO and the AP of every class, in percent.
+        `bbox`, and for a model with a mask head `segm`: the 12 numbers of COCO and the AP of every class, in percent.
         Empty for a data set without annotations.
 
     Raises:
-        ValueError: the data set is absent or damaged.
-        EvaluationError: the detector failed on an image.
-        EvaluationStopped: `stop` asked for it in some process.
-        Exception: whatever else one process meets; all raise what the first of them met, of these errors too.
+        UserError: see `evaluate_all`; if any worker fails, all raise the error of the first that failed.
     """
-    dataset = evaluation_dataset(config, entry)
-    loader = evaluation_loader(config, dataset, rank=rank, world_size=world_size)
+    loader = evaluation_loader(config, dataset, rank=worker.rank, world_size=worker.world_size)
     training = model.training
     results: list[dict[str, Any]] = []
     failure = None
@@ -84,25 +100,23 @@ def evaluate(
         model.eval()
         with kept_from_children():
             batches = iter(loader)
-        total = len(range(rank, len(dataset), world_size))
+        total = len(range(worker.rank, len(dataset), worker.world_size))
         results = detect(model, batches, dataset.category_ids, total=total, stop=stop)
     except Exception as error:
-        if world_size == 1:
+        if worker.world_size == 1:
             raise
-        failure = error  # the other processes wait for this one's results and must hear of it
+        failure = error  # the other workers wait for this one's results and must hear of it
     finally:
         model.train(training)
     metrics: Metrics = {}
-    if world_size > 1:
-        results = _share(results, failure, rank, world_size)
-    if rank == 0:
-        _write(Path(output_dir) / "inference" / _folder(config.DATASETS.TEST, entry) / RESULTS_FILE, results)
+    if worker.world_size > 1:
+        results = _share(results, failure, worker)
+    if worker.is_first:
+        with whole_file(folder / RESULTS_FILE, "w") as file:
+            file.write(json.dumps(results))
         metrics = score(dataset, results, masks=bool(config.MODEL.MASK_ON))
-    if world_size > 1:
-        shared = [metrics]
-        dist.broadcast_object_list(shared, src=0)
-        metrics = shared[0]
-    return metrics
+    shared: Metrics = worker.broadcast(metrics)
+    return shared
 
 
 @torch.inference_mode()
@@ -117,19 +131,19 @@ def detect(
 
     Raises:
         EvaluationError: the model failed on an image.
-        EvaluationStopped: `stop` gave a signal.
+        Stopped: `stop` gave a signal.
     """
     results: list[dict[str, Any]] = []
     started = logged = time.monotonic()
     for done, batch in enumerate(loader, start=1):
         if signal := stop():
-            raise EvaluationStopped(signal)
+            raise Stopped(signal, 0, None)
         try:
             for item, found in zip(batch, model(batch), strict=True):
                 results += coco_results(found, item["image_id"], category_ids)
         except Exception as error:
             names = ", ".join(item["file_name"] for item in batch)
-            raise EvaluationError(shortened(f"{names}: {type(error).__name__}: {error}")) from error
+            raise EvaluationError(f"{names}: {type(error).__name__}: {error}") from error
         now = time.monotonic()
         if now - logged > _LOG_SECONDS:
             remaining = (now - started) / done * (total - done)
@@ -140,8 +154,8 @@ def detect(
 
 def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool) -> Metrics:
     """The metrics of results on a data set; none if it has no annotations."""
-    truth = read_annotations(dataset.source)
-    if "annotations" not in truth:
+    truth = dataset.truth
+    if truth is None or "annotations" not in truth:
         logger.info("%s has no annotations; its results are written, not scored", dataset.source.name)
         return {}
     kinds: list[Kind] = ["bbox"]
@@ -185,35 +199,21 @@ def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _share(
-    results: list[dict[str, Any]], failure: Exception | None, rank: int, world_size: int
-) -> list[dict[str, Any]]:
-    """On rank 0 the results of all processes; on every process the error of the first that failed."""
-    error = None if failure is None else PortableError.of(failure, f"process {rank} of {world_size}")
-    signal = failure.signal if isinstance(failure, EvaluationStopped) else 0
-    shared: list[tuple[PortableError | None, int]] = [(None, 0)] * world_size
-    dist.all_gather_object(shared, (error, signal))
-    if any(number for _, number in shared):
-        raise EvaluationStopped(max(number for _, number in shared)) from failure
-    errors = [error for error, _ in shared if error is not None]
+def _share(results: list[dict[str, Any]], failure: Exception | None, worker: Worker) -> list[dict[str, Any]]:
+    """On the first worker the results of all; on every worker the error of the first that failed."""
+    own = None if failure is None else RemoteError.of(failure, str(worker))
+    errors = [error.restored() for error in worker.gather(own) if error is not None]
     if errors:
-        raise errors[0].restored()
-    gathered: list[list[dict[str, Any]]] | None = [[] for _ in range(world_size)] if rank == 0 else None
+        raise next((error for error in errors if isinstance(error, Stopped)), errors[0])
+    gathered: list[list[dict[str, Any]]] | None = [[] for _ in range(worker.world_size)] if worker.is_first else None
     dist.gather_object(results, gathered, dst=0)
     return [result for part in gathered or () for result in part]
 
 
-def _folder(entries: Sequence[str], entry: str) -> str:
-    """Where the results of one of several data sets go; sets of one name keep apart by their place in the list."""
-    if len(entries) < 2:
+def _folder(sets: Mapping[str, CocoDataset], entry: str) -> str:
+    """Where the results on one of several data sets go; sets of one name keep apart by their place in the list."""
+    if len(sets) < 2:
         return ""
-    name = find_dataset(entry).name
-    alike = [other for other in entries if find_dataset(other).name == name]
-    return name if len(set(alike)) < 2 else f"{name}-{list(entries).index(entry) + 1}"
-
-
-def _write(file: Path, results: list[dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(results))
-    os.replace(part, file)
+    name = sets[entry].source.name
+    alike = [other for other, dataset in sets.items() if dataset.source.name == name]
+    return name if len(alike) < 2 else f"{name}-{list(sets).index(entry) + 1}"

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from torch import Tensor
+
+from ifr.data.masks import encode_runs
 
 
 def coco_results(detections: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -31,10 +30,5 @@ def coco_results(detections: Mapping[str, Tensor], image_id: int, category_ids: 
     ]
     if "masks" in detections:
         for result, mask in zip(results, detections["masks"].cpu().numpy(), strict=True):
-            result["segmentation"] = _encode(mask)
+            result["segmentation"] = encode_runs(mask)
     return results
-
-
-def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}

@@ -1,0 +1,125 @@
+"""Finds all that is wrong with a data set, by the rules and the code that training reads it with."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from ifr.data.catalog import DatasetSource
+from ifr.data.coco import no_objects, read_json
+from ifr.data.coco_rules import find_defects, reason_to_leave_out
+from ifr.data.images import Size, check_header, read_image
+from ifr.errors import DatasetError, ImageError
+from ifr.processes.signals import loading_processes
+
+_MOST_WORKERS = 8
+_SHOWN = 20  # annotations of one kind that are left out
+_PICTURES_FOR_A_WORKER = 100  # starting one takes as long as reading about as many
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about a data set that its owner should know."""
+
+    section: str
+    """file, images, categories, annotations, pictures, or data set as a whole."""
+    text: str
+    """One line that names the file and the ids."""
+    is_problem: bool = True
+    """Whether training or testing would stop at it; otherwise they go on, as the text says."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    path: Path
+    image_id: int
+    size: Size
+
+
+class _Causes(Dataset[str | None]):
+    """Why each picture cannot be used, None where it can."""
+
+    def __init__(self, pictures: Sequence[_Picture], *, decode: bool) -> None:
+        self.pictures = pictures
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> str | None:
+        picture = self.pictures[index]
+        try:
+            if self.decode:
+                read_image(picture.path, picture.size)
+            else:
+                check_header(picture.path, picture.size)
+        except ImageError as error:
+            return f"{error} (image {picture.image_id})"
+        return None
+
+
+def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Finding]:
+    """Everything that is wrong with a data set, in the order of its files, and what training will leave out.
+
+    There is a problem if and only if reading the data set with `CocoDataset`, or some image of it, raises an error.
+    One picture at a time is held in memory by each process.
+
+    Args:
+        source: of `find_dataset`.
+        decode: decode every picture, which finds damaged ones; otherwise read their headers alone.
+    """
+    try:
+        content = read_json(source)
+    except DatasetError as error:
+        yield Finding("file", str(error))
+        return
+    defects = 0
+    for defect in find_defects(content):
+        defects += 1
+        yield Finding(defect.section, f"{source.json}: {defect}")
+    pictures = _sound_pictures(content, source)
+    workers = min(len(pictures) // _PICTURES_FOR_A_WORKER, os.cpu_count() or 1, _MOST_WORKERS)
+    causes = _Causes(pictures, decode=decode)
+    for cause in DataLoader(causes, batch_size=None, **loading_processes(workers)):
+        if cause is not None:
+            yield Finding("pictures", cause)
+    if not defects:
+        yield from _left_out(content, source)
+
+
+def _sound_pictures(content: Any, source: DatasetSource) -> list[_Picture]:
+    """The pictures of images that have no defect of their own."""
+    images = content.get("images") if isinstance(content, dict) else None
+    pictures = []
+    for item in images if isinstance(images, list) else ():
+        alone: dict[str, Any] = {"images": [item], "categories": []}
+        if any(defect.section == "images" for defect in find_defects(alone)):
+            continue
+        size = (item["height"], item["width"])
+        pictures.append(_Picture(source.images / item["file_name"], item["id"], size))
+    return pictures
+
+
+def _left_out(content: Mapping[str, Any], source: DatasetSource) -> Iterator[Finding]:
+    """What training does without, of a file that has no defects."""
+    if "annotations" not in content:
+        yield Finding("data set", f"{source.json}: no annotations; it can be predicted on, not trained on", False)
+        return
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    by_reason: dict[str, list[str]] = {}
+    for position, annotation in enumerate(content["annotations"]):
+        reason = reason_to_leave_out(annotation, sizes[annotation["image_id"]], masks=True)
+        if reason is not None:
+            by_reason.setdefault(reason, []).append(str(annotation.get("id", f"annotations[{position}]")))
+    for reason, names in by_reason.items():
+        some = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        yield Finding("left out", f"{source.json}: {len(names)} annotations are {reason}: {some}", False)
+    if sum(map(len, by_reason.values())) == len(content["annotations"]):
+        yield Finding("data set", f"{source.json}: {no_objects(masks=True)}")
+    names = [category["name"] for category in content["categories"]]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        alike = ", ".join(str(category["id"]) for category in content["categories"] if category["name"] == name)
+        yield Finding("categories", f"{source.json}: categories {alike} are all called {name!r}", False)

@@ -1,0 +1,177 @@
+"""Data sets in COCO's format (cocodataset.org, "Data format"), read once and held compactly."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ifr.data.catalog import DatasetSource
+from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out, usable_polygons
+from ifr.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+Segmentation = list[list[float]] | dict[str, Any]  # polygons x0, y0, x1, y1, ... in pixels, or a run-length encoding
+
+
+@dataclass(frozen=True)
+class CocoObject:
+    """One annotated object that is no crowd."""
+
+    box: tuple[float, float, float, float]
+    """XYXY pixels, not yet clipped."""
+    label: int
+    """The class, 0-based."""
+    segmentation: Segmentation | None
+    area: float
+    """Of the mask in pixels, as annotated; otherwise that of the box."""
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One image and its objects."""
+
+    path: Path
+    image_id: int
+    height: int
+    width: int
+    objects: tuple[CocoObject, ...]
+
+
+class CocoDataset(Dataset[CocoImage]):
+    """The images of an annotation file in the order of their ids, each with its objects.
+
+    Crowds, polygons of fewer than three points, objects without any other polygon and those outside their image are
+    left out.
+
+    Args:
+        source: of `find_dataset`.
+        masks: leave out objects without a mask as well.
+        keep_empty: keep images that have no objects; training cannot use them.
+        keep_truth: keep the content of the file as `truth`, which scoring needs.
+
+    Raises:
+        DatasetError: the file is not in COCO's format, or no image is left.
+    """
+
+    def __init__(
+        self, source: DatasetSource, *, masks: bool = True, keep_empty: bool = False, keep_truth: bool = False
+    ) -> None:
+        self.source = source
+        content = read_annotations(source)
+        self.truth = content if keep_truth else None
+        self.class_names, self.category_ids = classes_of(content)
+        labels = {category: label for label, category in enumerate(self.category_ids)}
+        objects, self.left_out = _objects_by_image(content, source, labels, masks=masks)
+        images = sorted(content["images"], key=lambda image: int(image["id"]))
+        images = [image for image in images if keep_empty or objects[image["id"]]]
+        if not images:
+            raise DatasetError(f"{source.json}: {no_objects(masks=masks)}")
+        self.sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64)
+        self.image_ids = [int(image["id"]) for image in images]
+        self.counts = np.array([len(objects[image["id"]]) for image in images], dtype=np.int64)
+        # One array rather than many objects: worker processes share it, as nothing counts references inside it.
+        records = [_pack(image, objects[image["id"]]) for image in images]
+        self._ends = np.array(list(accumulate(map(len, records), initial=0)))
+        self._bytes = np.frombuffer(b"".join(records), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> CocoImage:
+        """The image at this position.
+
+        Raises:
+            IndexError: there are fewer images.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.source.name} has {len(self)} images, got index {index}")
+        index %= len(self)
+        record = json.loads(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+        height, width = self.sizes[index].tolist()
+        objects = tuple(CocoObject(**{**item, "box": tuple(item["box"])}) for item in record["objects"])
+        return CocoImage(self.source.images / record["file_name"], self.image_ids[index], height, width, objects)
+
+
+def read_json(source: DatasetSource) -> Any:
+    """The annotation file's content, of which nothing is checked.
+
+    Raises:
+        DatasetError: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(source.json.read_bytes())
+    except OSError as error:
+        raise DatasetError(f"{source.json}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{source.json}: not a JSON file ({error})") from error
+
+
+def read_annotations(source: DatasetSource) -> dict[str, Any]:
+    """The annotation file's content, which has no defects; a test set has no `annotations`.
+
+    Raises:
+        DatasetError: the file cannot be read, or has defects; the message has the first one.
+    """
+    content: dict[str, Any] = read_json(source)
+    defects = find_defects(content)
+    first = next(defects, None)
+    if first is not None:
+        more = sum(1 for _ in defects)
+        others = f" (and {more} more; `ifr data check` lists them)" if more else ""
+        raise DatasetError(f"{source.json}: {first}{others}")
+    return content
+
+
+def no_objects(*, masks: bool) -> str:
+    """Why a set that has no defects cannot be trained on."""
+    return f"no image with objects{' that have masks' if masks else ''}"
+
+
+def classes_of(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The names of the classes of an annotation file and their category ids, by class."""
+    categories = sorted(content["categories"], key=lambda category: int(category["id"]))
+    return tuple(item["name"] for item in categories), tuple(item["id"] for item in categories)
+
+
+def _objects_by_image(
+    content: Mapping[str, Any], source: DatasetSource, labels: Mapping[int, int], *, masks: bool
+) -> tuple[dict[int, list[CocoObject]], Counter[str]]:
+    """The objects of every image, by its id, and how many annotations are left out for each reason."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    objects: dict[int, list[CocoObject]] = {image: [] for image in sizes}
+    left_out: Counter[str] = Counter()
+    for annotation in content.get("annotations", ()):
+        image = annotation["image_id"]
+        reason = reason_to_leave_out(annotation, sizes[image], masks=masks)
+        if reason is not None:
+            left_out[reason] += 1
+            continue
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list):
+            segmentation = usable_polygons(segmentation)
+        left, top, width, height = map(float, annotation["bbox"])
+        objects[image].append(
+            CocoObject(
+                box=(left, top, left + width, top + height),
+                label=labels[annotation["category_id"]],
+                segmentation=segmentation or None,
+                area=float(annotation.get("area", width * height)),
+            )
+        )
+    for reason, count in left_out.items():
+        if reason != CROWD:
+            logger.warning("%s: left out are %d %s", source.json, count, reason)
+    return objects, left_out
+
+
+def _pack(image: Mapping[str, Any], objects: Sequence[CocoObject]) -> bytes:
+    return json.dumps({"file_name": image["file_name"], "objects": [vars(item) for item in objects]}).encode()

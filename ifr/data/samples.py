@@ -1,0 +1,208 @@
+"""Images and annotations in the form that a detector takes."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ifr.data.annotations import Annotations
+from ifr.data.augmentation import Augmentation, Geometry, ImageSize
+from ifr.data.coco import CocoImage, CocoObject, Segmentation
+from ifr.data.images import read_image
+from ifr.data.masks import decode_runs, polygons_to_mask
+from ifr.data.transforms import ImageTransform
+from ifr.errors import DatasetError, ImageError
+
+Sample = dict[str, Any]
+
+
+class TrainingSamples(Dataset[Sample]):
+    """Augmented images with their annotations, found by position and random seed.
+
+    Args:
+        images: the annotated images, one data set after the other.
+        augmentations: what is done to every image.
+        masks: give the annotations masks.
+        bitmasks: masks are always bitmaps; otherwise polygons stay polygons where a whole image has no other masks.
+    """
+
+    def __init__(
+        self, images: Dataset[CocoImage], *, augmentations: Sequence[Augmentation], masks: bool, bitmasks: bool
+    ) -> None:
+        self.images = images
+        self.augmentations = augmentations
+        self.masks = masks
+        self.bitmasks = bitmasks
+
+    def __getitem__(self, position_and_seed: tuple[int, int]) -> Sample:
+        """`image` (3, H, W) BGR 0-255 uint8, `instances`, and what `describe` gives.
+
+        Raises:
+            ImageError: the file is absent, damaged, or of another size than the annotations say.
+            DatasetError: anything else fails; the message names the image.
+        """
+        position, seed = position_and_seed
+        record = self.images[position]
+        with named(record):
+            pixels = read_picture(record)
+            generator = torch.Generator().manual_seed(seed)
+            geometries: list[tuple[Geometry, ImageSize]] = []
+            size = (record.height, record.width)
+            for augmentation in self.augmentations:
+                geometry = augmentation.draw(size, generator)
+                geometries.append((geometry, size))
+                pixels, size = geometry.image(pixels), geometry.size(size)
+            annotations = annotate(record, geometries, size, masks=self.masks, bitmasks=self.bitmasks)
+            return {"image": _to_tensor(pixels), "instances": annotations, **describe(record)}
+
+
+class EvaluationSamples(Dataset[Sample]):
+    """Images for a detector in evaluation mode, resized as INPUT.AUG.TEST_PIPELINES says.
+
+    Args:
+        images: the annotated images.
+        transform: of `build_test_transform`.
+    """
+
+    def __init__(self, images: Dataset[CocoImage], transform: ImageTransform) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __getitem__(self, position: int) -> Sample:
+        """`image` (3, H, W) BGR 0-255 uint8, and what `describe` gives.
+
+        Raises:
+            ImageError: the file is absent, damaged, or of another size than the annotations say.
+            DatasetError: anything else fails; the message names the image.
+        """
+        record = self.images[position]
+        with named(record):
+            return {"image": _to_tensor(self.transform(read_picture(record))), **describe(record)}
+
+
+def describe(record: CocoImage) -> Sample:
+    """`height` and `width` in pixels before any change, `file_name` and `image_id`."""
+    return {
+        "height": record.height,
+        "width": record.width,
+        "file_name": str(record.path),
+        "image_id": record.image_id,
+    }
+
+
+def annotate(
+    record: CocoImage,
+    geometries: Sequence[tuple[Geometry, ImageSize]],
+    size: ImageSize,
+    *,
+    masks: bool,
+    bitmasks: bool = False,
+) -> Annotations:
+    """The annotations after these changes, boxes clipped to the image; objects that vanish are left out.
+
+    Args:
+        record: an image before any change.
+        geometries: every change with the size (height, width) that the image has before it.
+        size: height and width after the changes.
+        masks: give the annotations masks.
+        bitmasks: make them bitmaps even where all are polygons.
+
+    Raises:
+        DatasetError: a run-length encoding is of another size than the image.
+    """
+    corners = np.array([item.box for item in record.objects], dtype=np.float64).reshape(-1, 2)
+    pairs = _move(corners, geometries).reshape(-1, 2, 2)
+    boxes = np.concatenate((pairs.min(axis=1), pairs.max(axis=1)), axis=1)
+    boxes = np.clip(boxes, 0, [size[1], size[0], size[1], size[0]])
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    moved: list[list[NDArray[np.float64]]] | Tensor | None = None
+    if masks and not bitmasks and all(isinstance(item.segmentation, list) for item in record.objects):
+        kept = [item for item, kept in zip(record.objects, keep, strict=True) if kept]
+        moved = [_polygons(item.segmentation, geometries) for item in kept]
+    elif masks:
+        bitmaps = [_bitmap(item, record, geometries, size) for item in record.objects]
+        stacked = np.array(bitmaps, dtype=bool).reshape(-1, *size)
+        keep &= stacked.any(axis=(1, 2))
+        moved = torch.from_numpy(stacked[keep])
+    return Annotations(
+        torch.from_numpy(boxes[keep]).float(),
+        torch.tensor([item.label for item in record.objects], dtype=torch.int64)[torch.from_numpy(keep)],
+        moved,
+    )
+
+
+@contextlib.contextmanager
+def named(record: CocoImage) -> Iterator[None]:
+    """Add the image to the errors of working on it.
+
+    Raises:
+        ImageError: one was raised.
+        MemoryError: one was raised, which says little of the image.
+        DatasetError: something else was raised.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except ImageError as error:
+        raise ImageError(f"{error} (image {record.image_id})") from error
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"{record.path} (image {record.image_id}): {cause}") from error
+
+
+def read_picture(record: CocoImage) -> NDArray[np.uint8]:
+    """The picture (H, W, 3), BGR 0-255, of an image of a data set.
+
+    Raises:
+        ImageError: the file is absent, damaged, or of another size than the annotations say.
+    """
+    return read_image(record.path, (record.height, record.width))
+
+
+def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _move(points: NDArray[np.float64], geometries: Sequence[tuple[Geometry, ImageSize]]) -> NDArray[np.float64]:
+    for geometry, size in geometries:
+        points = geometry.points(points, size)
+    return points
+
+
+def _polygons(
+    segmentation: Segmentation | None, geometries: Sequence[tuple[Geometry, ImageSize]]
+) -> list[NDArray[np.float64]]:
+    polygons = segmentation if isinstance(segmentation, list) else []
+    return [_move(np.array(polygon, dtype=np.float64).reshape(-1, 2), geometries).reshape(-1) for polygon in polygons]
+
+
+def _bitmap(
+    item: CocoObject, record: CocoImage, geometries: Sequence[tuple[Geometry, ImageSize]], size: ImageSize
+) -> NDArray[np.bool_]:
+    """The mask after the changes; polygons are changed first and filled then."""
+    if not isinstance(item.segmentation, dict):
+        polygons = _polygons(item.segmentation, geometries)
+        return polygons_to_mask(polygons, *size) if polygons else np.zeros(size, dtype=bool)
+    mask = runs_to_mask(item.segmentation, record)
+    for geometry, _ in geometries:
+        mask = geometry.mask(mask)
+    return mask
+
+
+def runs_to_mask(runs: dict[str, Any], record: CocoImage) -> NDArray[np.bool_]:
+    """The mask (H, W) of a run-length encoding, compressed or not.
+
+    Raises:
+        DatasetError: it is of another size than the image, or damaged.
+    """
+    height, width = record.height, record.width
+    try:
+        return decode_runs(runs, height, width)
+    except ValueError as error:
+        raise DatasetError(f"{record.path}: {error}") from error

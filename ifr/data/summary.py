@@ -1,0 +1,79 @@
+"""Says what is in a data set."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ifr.data.catalog import DatasetSource
+from ifr.data.coco import CocoDataset
+from ifr.data.coco_rules import CROWD
+from ifr.errors import DatasetError
+
+_SMALL, _LARGE = 32**2, 96**2  # pixels, COCO's limits of small and large objects
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts of a data set."""
+
+    source: DatasetSource
+    images: int
+    absent: tuple[str, ...]
+    """Files that are listed and not there."""
+    empty: int
+    """Images without an object that can be trained on."""
+    objects: int
+    crowds: int
+    unusable: int
+    """Objects without a mask or a box that can be used, crowds not counted."""
+    sizes: tuple[int, int, int]
+    """Small, medium and large objects as COCO understands it."""
+    shapes: tuple[tuple[int, int], tuple[int, int]]
+    """Least and greatest (height, width) of the images in pixels, each for itself."""
+    by_class: dict[str, int]
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        (low_height, low_width), (high_height, high_width) = self.shapes
+        small, medium, large = self.sizes
+        width = max(map(len, self.by_class))
+        lines = [
+            f"{self.source.name}: {self.source.json}, images in {self.source.images}",
+            f"{self.images} images, {low_width} to {high_width} pixels wide, {low_height} to {high_height} high; "
+            f"{self.empty} without objects",
+            f"{self.objects} objects, {self.objects / self.images:.2f} an image: {small} small, {medium} medium, "
+            f"{large} large; {self.crowds} crowds and {self.unusable} objects without a usable mask or box left out",
+            *(f"  {name:<{width}} {count:>8}" for name, count in self.by_class.items()),
+        ]
+        if self.absent:
+            lines.append(f"{len(self.absent)} images are absent, first {self.absent[0]}")
+        return "\n".join(lines)
+
+
+def summarize(source: DatasetSource) -> Summary:
+    """Count what training would see of a data set.
+
+    Raises:
+        DatasetError: it is damaged or has no annotations.
+    """
+    dataset = CocoDataset(source, masks=True, keep_empty=True, keep_truth=True)
+    if dataset.truth is None or "annotations" not in dataset.truth:
+        raise DatasetError(f"{source.json}: there are no annotations")
+    records = [dataset[index] for index in range(len(dataset))]
+    objects = [item for record in records for item in record.objects]
+    areas = np.array([item.area for item in objects])
+    labels = np.bincount([item.label for item in objects], minlength=len(dataset.class_names))
+    small, large = int((areas < _SMALL).sum()), int((areas >= _LARGE).sum())
+    low, high = dataset.sizes.min(axis=0).tolist(), dataset.sizes.max(axis=0).tolist()
+    return Summary(
+        source=source,
+        images=len(dataset),
+        absent=tuple(str(record.path) for record in records if not record.path.is_file()),
+        empty=int((dataset.counts == 0).sum()),
+        objects=len(objects),
+        crowds=dataset.left_out[CROWD],
+        unusable=dataset.left_out.total() - dataset.left_out[CROWD],
+        sizes=(small, len(objects) - small - large, large),
+        shapes=((low[0], low[1]), (high[0], high[1])),
+        by_class=dict(zip(dataset.class_names, labels.tolist(), strict=True)),
+    )

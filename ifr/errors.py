@@ -1,0 +1,193 @@
+"""Errors meant for a user: each says what went wrong and what to do about it."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+_LONGEST_TEXT = 3000  # characters; four such texts fit in a pipe, whatever the characters
+_WRITABLE = "choose an OUTPUT_DIR that can be written, with space left"
+_LESS_MEMORY = (
+    "lower SOLVER.IMS_PER_BATCH or the sizes in INPUT.AUG.TRAIN_PIPELINES, raise SOLVER.BATCH_SUBDIVISIONS, or set "
+    "TRAINER.FP16.ENABLED True"
+)
+_LOWER_RATE = "lower SOLVER.OPTIMIZER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True"
+_REPORT = "run it again with --debug and report the traceback"
+
+
+class UserError(Exception):
+    """What went wrong, in one line, and what the user can do about it.
+
+    Args:
+        cause: names the file, setting or argument at fault.
+        remedy: that of the class unless given.
+    """
+
+    remedy = "correct the argument or setting that it names"
+    exit_code = 1
+
+    def __init__(self, cause: str, remedy: str | None = None) -> None:
+        self.cause = shortened(cause)
+        super().__init__(self.cause)
+        if remedy is not None:
+            self.remedy = shortened(remedy)
+
+
+class ConfigError(UserError, ValueError):
+    """A setting does not exist, or its value does not fit."""
+
+    remedy = "settings are in the experiment's config.py and its host's defaults"
+
+
+class RunError(UserError, ValueError):
+    """A run cannot start or continue."""
+
+
+class DatasetError(UserError, ValueError):
+    """A data set cannot be found or used; the cause names the file."""
+
+    remedy = "set DATASETS.TRAIN, DATASETS.TEST or IFR_DATASETS; `ifr data inspect` shows a data set"
+
+
+class ImageError(UserError, ValueError):
+    """A file cannot be read as a picture; the cause names the file."""
+
+    remedy = "replace the picture, or remove it from the annotations"
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint file cannot be used; the cause names the file.
+
+    Args:
+        path: of the file.
+        cause: what is wrong with it; it may quote the file.
+    """
+
+    remedy = "give another MODEL.WEIGHTS"
+
+    def __init__(self, path: str | Path, cause: str) -> None:
+        super().__init__(f"{path}: {' '.join(shortened(cause).split())}")
+        self.path = str(path)
+
+
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint file cannot be written."""
+
+    remedy = _WRITABLE
+
+
+class EvaluationError(UserError, RuntimeError):
+    """A detector failed on an image; the cause names the image."""
+
+    def __init__(self, cause: str) -> None:
+        out_of_memory = "lower the sizes in INPUT.AUG.TEST_PIPELINES, or use MODEL.DEVICE cpu"
+        super().__init__(cause, out_of_memory if "OutOfMemoryError" in cause else _REPORT)
+
+
+class WorkerError(UserError, RuntimeError):
+    """A worker process ended without saying why; the cause names it."""
+
+    def __init__(self, cause: str) -> None:
+        remedy = "run it again with --debug and report what it prints"
+        if "was killed by SIGKILL" in cause:
+            remedy = (
+                "if nobody killed it, the machine ran out of memory: lower DATALOADER.NUM_WORKERS or "
+                "SOLVER.IMS_PER_BATCH"
+            )
+        super().__init__(cause, f"{remedy}; --resume goes on from the last checkpoint")
+
+
+class Stopped(UserError):
+    """A signal asked the run to stop, and it stopped at the end of a step.
+
+    Args:
+        number: the signal's.
+        iteration: iterations done.
+        saved: the checkpoint written then; None if there was nothing to save yet.
+    """
+
+    def __init__(self, number: int, iteration: int, saved: str | None) -> None:
+        where = f"after {iteration} iterations, saved in {saved}" if saved else "before there was anything to save"
+        remedy = "the same command with --resume goes on from there" if saved else "start it again"
+        super().__init__(f"by {signal.Signals(number).name} {where}", remedy)
+        self.number, self.iteration, self.saved = number, iteration, saved
+        self.exit_code = 128 + number  # as shells report it: 143 for SIGTERM, 130 for Ctrl-C
+
+
+class NonFiniteError(UserError, FloatingPointError):
+    """A loss or gradient is not finite. The update was not applied; the step is saved so that it can be repeated.
+
+    Args:
+        cause: names what is not finite, every loss and the images of the batch.
+        saved: the folder to pass to `ifr.hosts.standalone.engine.failures.repeat`; None if it could not be written.
+    """
+
+    remedy = f"{_LOWER_RATE}, then --resume: the checkpoints are sound; docs/trust.md says how to repeat the step"
+
+    def __init__(self, cause: str, saved: str | None) -> None:
+        super().__init__(f"{cause}; {f'saved in {saved}' if saved else 'it could not be saved'}")
+        self.saved = saved
+
+
+class CvpodsError(UserError, ImportError):
+    """cvpods cannot be used."""
+
+    remedy = "set IFR_HOST=standalone to do without cvpods"
+
+
+class CvpodsNotFoundError(CvpodsError):
+    """There is no cvpods at the place searched."""
+
+
+class CvpodsBrokenError(CvpodsError):
+    """cvpods is there but cannot be imported; `__cause__` is the original error."""
+
+
+class CvpodsTooOldError(CvpodsError):
+    """cvpods lacks something that IFR uses."""
+
+
+def shortened(text: str) -> str:
+    """The text without the middle of what is too long to read."""
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    half = _LONGEST_TEXT // 2
+    return f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
+
+
+@contextlib.contextmanager
+def advise(remedy: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds into a `UserError` with this remedy."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(str(error), remedy) from error
+
+
+def explained(error: Exception) -> UserError:
+    """The error as a user should read it: cause and remedy where they are known, else how to report it."""
+    if isinstance(error, UserError):
+        return error
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # the first one is torch.cuda's
+        return UserError(text.partition(". ")[0] or "out of memory of this machine", _LESS_MEMORY)
+    if isinstance(error, FloatingPointError):
+        return UserError(text, f"{_LOWER_RATE}; older checkpoints are sound")
+    if isinstance(error, ValueError):
+        return UserError(text)
+    if isinstance(error, OSError):
+        return UserError(text, _WRITABLE)
+    # torch has no classes of their own for these two.
+    if "DefaultCPUAllocator" in text or "can't allocate memory" in text:
+        return UserError("out of memory of this machine", _LESS_MEMORY)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        remedy = (
+            "if nobody killed it, memory ran out: lower DATALOADER.NUM_WORKERS; with 'bus error', /dev/shm is too small"
+        )
+        return UserError(text, remedy)
+    return unexpected(error)
+
+
+def unexpected(error: Exception) -> UserError:
+    """The error that is shown for one that nobody foresaw."""
+    return UserError(f"{type(error).__name__}: {error}", _REPORT)

@@ -1,0 +1,52 @@
+"""The mask head that IFR adds to a host, built from its settings."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ifr.mask_head import MaskHead
+from ifr.refine import Explicit, Implicit
+from ifr.solvers import make_solver
+
+
+def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Module]) -> nn.Module:
+    """The mask head that MODEL.ROI_MASK_HEAD.REFINEMENT names: implicit, explicit or conv.
+
+    Args:
+        config: settings.
+        in_channels: of the region features.
+        conv_head: builds the host's own head of plain convolutions, for "conv".
+
+    Raises:
+        ValueError: there is no such refinement or solver.
+    """
+    head = config.MODEL.ROI_MASK_HEAD
+    if head.REFINEMENT == "conv":
+        return conv_head()
+    refinement: Explicit | Implicit
+    if head.REFINEMENT == "explicit":
+        refinement = Explicit(steps=head.NUM_CONV)
+    elif head.REFINEMENT == "implicit":
+        refinement = _implicit(head)
+    else:
+        raise ValueError(
+            f"MODEL.ROI_MASK_HEAD.REFINEMENT must be 'implicit', 'explicit' or 'conv', got {head.REFINEMENT!r}"
+        )
+    return MaskHead(in_channels, mask_classes(config), refinement, deconv_channels=head.CONV_DIM)
+
+
+def mask_classes(config: Any) -> int:
+    """The number of masks that a head predicts for a region."""
+    return 1 if config.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else int(config.MODEL.ROI_HEADS.NUM_CLASSES)
+
+
+def _implicit(head: Any) -> Implicit:
+    """The refinement by equilibrium; the published solver comes with everything else that the published code did."""
+    if head.SOLVER == "broyden-published":
+        return Implicit.published(max_steps=head.F_THRES, warmup_steps=head.NUM_CONV)
+    return Implicit(
+        solver=make_solver(head.SOLVER, max_steps=head.F_THRES, tol=head.F_TOL),
+        adjoint=make_solver(head.ADJOINT_SOLVER, max_steps=head.B_THRES, tol=head.B_TOL),
+        warmup_steps=head.NUM_CONV,
+    )

@@ -1,0 +1,77 @@
+"""Classifies cropped features and refines their boxes."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from ifr.hosts.standalone.detector.layers import NormFactory, init_he, init_normal, init_xavier
+
+
+def conv_layers(
+    name: str, *, count: int, in_channels: int, channels: int, norm: NormFactory | None
+) -> OrderedDict[str, nn.Module]:
+    """`count` 3x3 convolutions, each with a normalisation and a ReLU, named `name` and a number from 1."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for k in range(count):
+        layer = Conv2dNormActivation(in_channels if k == 0 else channels, channels, norm_layer=norm)
+        init_he(layer[0])
+        layers[f"{name}{k + 1}"] = layer
+    return layers
+
+
+def make_box_head(
+    *,
+    in_channels: int,
+    in_size: int,
+    num_conv: int,
+    conv_channels: int,
+    num_fc: int,
+    fc_channels: int,
+    norm: NormFactory | None,
+) -> tuple[nn.Sequential, int]:
+    """Convolutions `conv1`, ... and fully connected layers `fc1`, ..., each with a ReLU, and their number of outputs.
+
+    Raises:
+        ValueError: there would be no layer at all.
+    """
+    if num_conv + num_fc == 0:
+        raise ValueError("a box head needs a layer, got num_conv = num_fc = 0")
+    layers = conv_layers("conv", count=num_conv, in_channels=in_channels, channels=conv_channels, norm=norm)
+    layers["flatten"] = nn.Flatten()
+    width = (conv_channels if num_conv else in_channels) * in_size**2
+    for k in range(num_fc):
+        linear = nn.Linear(width, fc_channels)
+        init_xavier(linear)
+        layers[f"fc{k + 1}"] = linear
+        layers[f"relu{k + 1}"] = nn.ReLU()
+        width = fc_channels
+    return nn.Sequential(layers), width
+
+
+class BoxPredictor(nn.Module):
+    """Class scores, the background last, and box deltas from the features of a box head."""
+
+    def __init__(self, *, in_channels: int, num_classes: int, class_agnostic: bool) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(in_channels, num_classes + 1)
+        self.bbox_pred = nn.Linear(in_channels, 4 if class_agnostic else 4 * num_classes)
+        init_normal(self.cls_score, std=0.01)
+        init_normal(self.bbox_pred, std=0.001)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """For features (R, in_channels): logits (R, num_classes + 1) and deltas (R, num_classes or 1, 4)."""
+        return self.cls_score(features), self.bbox_pred(features).unflatten(1, (-1, 4))
+
+
+def make_conv_mask_head(
+    *, in_channels: int, num_conv: int, channels: int, num_classes: int, norm: NormFactory | None
+) -> nn.Sequential:
+    """Maps crops (N, in_channels, H, W) to mask logits (N, num_classes, 2H, 2W) (He et al. 2017, figure 4, right)."""
+    layers = conv_layers("mask_fcn", count=num_conv, in_channels=in_channels, channels=channels, norm=norm)
+    deconv = nn.ConvTranspose2d(channels if num_conv else in_channels, channels, kernel_size=2, stride=2)
+    init_he(deconv)
+    predictor = nn.Conv2d(channels, num_classes, kernel_size=1)
+    init_normal(predictor, std=0.001)
+    layers.update(deconv=deconv, relu=nn.ReLU(), predictor=predictor)
+    return nn.Sequential(layers)

@@ -1,0 +1,200 @@
+"""The iterations of a training and what happens between them."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ifr.data.coco import CocoDataset
+from ifr.data.loader import build_train_loader, open_test_sets
+from ifr.errors import CheckpointWriteError, Stopped
+from ifr.hosts.standalone.engine import failures, snapshots
+from ifr.hosts.standalone.engine.metrics import ConvergenceWatch, Losses, SolverFigures
+from ifr.hosts.standalone.engine.records import Records, memory_in_use
+from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer
+from ifr.hosts.standalone.evaluation import evaluate_all
+from ifr.processes.remote_errors import RemoteError
+from ifr.processes.signals import StopSignals, kept_from_children
+from ifr.runs import folder
+from ifr.runs.weights import Classes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingLoop:
+    """Trains from iteration `start` to MAX_ITER, and writes checkpoints, figures and results.
+
+    Args:
+        config: settings.
+        trainer: in the state of `start`.
+        sets: to train on.
+        classes: that the model tells apart.
+        output: OUTPUT_DIR.
+        start: iterations that were done before.
+        signals: that ask this worker to stop.
+    """
+
+    config: Any
+    trainer: Trainer
+    sets: Sequence[CocoDataset]
+    classes: Classes
+    output: Path
+    start: int
+    signals: StopSignals
+
+    def __post_init__(self) -> None:
+        """Prepare to keep records."""
+        self.stop = int(self.config.SOLVER.LR_SCHEDULER.MAX_ITER)
+        self.worker = self.trainer.worker
+        self.records = Records(self.output, self.start, self.stop) if self.worker.is_first else None
+        self.losses, self.solver = Losses(), SolverFigures(self.trainer.model)
+        self.convergence = ConvergenceWatch(self.config, self.start)
+        self._test_sets: dict[str, CocoDataset] | None = None  # opened by the first evaluation
+
+    def go(self) -> None:
+        """Iterate from the start to MAX_ITER.
+
+        Raises:
+            Stopped: a signal asked for it; there is a checkpoint of that moment.
+            NonFiniteError: a loss or gradient is not finite; there is what repeats the step.
+            CheckpointWriteError: a checkpoint cannot be written, and SOLVER.CHECKPOINT_FAILURE is "stop" or it is the
+                last.
+        """
+        try:
+            self._catch_up()
+            self._iterate()
+        except NotFinite as failure:
+            raise failures.save(self.output, self.trainer, failure, self.config, self.classes) from failure
+        finally:
+            if self.records is not None:
+                self.records.close()
+
+    def _catch_up(self) -> None:
+        """What a run that was killed did not come to after its last checkpoint."""
+        missed = self.records is not None and not self.records.has_results(self.start)
+        if self.start > 0 and self._evaluates(self.start) and self.worker.broadcast(missed):
+            self._evaluate(self.start)
+        if self.start >= self.stop:
+            logger.info("nothing to do: %d of %d iterations are done", self.start, self.stop)
+            unfinished = self.worker.is_first and not (self.output / folder.FINAL).exists()
+            if self.worker.broadcast(unfinished):
+                self._save(folder.FINAL, self.start)
+
+    def _iterate(self) -> None:
+        config = self.config
+        batches = self._batches() if self.start < self.stop else iter(())
+        interval, period = int(config.GLOBAL.LOG_INTERVAL), int(config.SOLVER.CHECKPOINT_PERIOD)
+        begun, waited, counted = time.perf_counter(), 0.0, 0
+        for iteration in range(self.start, self.stop):
+            before = time.perf_counter()
+            batch = next(batches)
+            waited, counted = waited + time.perf_counter() - before, counted + 1
+            self.losses.add(self.trainer.step(iteration, batch, stop=lambda: self.signals.requested))
+            done = iteration + 1
+            if self.records is not None:
+                self.records.advance()
+            saves, evaluates = period > 0 and done % period == 0, self._evaluates(done)
+            if done % interval == 0 or done == self.stop or saves or evaluates or self._stop_signal():
+                self.trainer.settle()
+                self._record(done, (time.perf_counter() - begun) / counted, waited / counted)
+                if saves:
+                    self._save(folder.periodic(done), done)
+                if done == self.stop:
+                    self._save(folder.FINAL, done)
+                self._stop_if_asked(done)
+                if evaluates:
+                    self._evaluate(done)
+                begun, waited, counted = time.perf_counter(), 0.0, 0
+
+    def _evaluates(self, done: int) -> bool:
+        period = int(self.config.TEST.EVAL_PERIOD)
+        return period > 0 and (done % period == 0 or done == self.stop)
+
+    def _stop_signal(self) -> int:
+        """The signal that asks all workers to stop, the same on all of them."""
+        return self.trainer.stop_signal if self.worker.world_size > 1 else self.signals.requested
+
+    def _stop_if_asked(self, done: int) -> None:
+        """End the run after a signal, unless nothing is left to do."""
+        signal = self._stop_signal()
+        if signal and (done < self.stop or self._evaluates(done)):
+            self._leave(signal, done)
+
+    def _leave(self, signal: int, done: int) -> None:
+        name = folder.FINAL if done >= self.stop else folder.periodic(done)
+        if self.worker.broadcast(self.worker.is_first and not folder.is_last(self.output, name)):
+            self._save(name, done, must=True)
+        self.worker.wait()  # those that are done first would otherwise end the others
+        raise Stopped(signal, done, str(self.output / name))
+
+    def _batches(self) -> Iterator[list[dict[str, Any]]]:
+        worker = self.worker
+        loader = build_train_loader(
+            self.config, self.sets, rank=worker.rank, world_size=worker.world_size, start_iteration=self.start
+        )
+        with kept_from_children():
+            return iter(loader)
+
+    def _record(self, done: int, seconds: float, waited: float) -> None:
+        """Read the figures and write them."""
+        figures: dict[str, Any] = self.losses.read(self.worker)
+        solver = self.solver.read(self.worker)
+        figures |= {
+            "lr": self.trainer.schedule(done - 1),
+            "time": seconds,
+            "data_time": waited,
+            "eta_seconds": seconds * (self.stop - done),
+            "memory": memory_in_use(self.trainer.device),
+            **solver,
+        }
+        if self.solver.phase is not None:
+            figures["phase"] = self.solver.phase
+        if self.trainer.scaler.is_enabled():
+            figures["gradient_scale"] = self.trainer.scaler.get_scale()
+        if self.records is not None:
+            self.records.write(done, figures)
+            self.convergence.add(done, solver)
+
+    def _save(self, name: str, done: int, *, must: bool = False) -> None:
+        """Write a checkpoint; where that fails, say so and go on if SOLVER.CHECKPOINT_FAILURE and `must` allow it."""
+        settings = self.config.SOLVER
+        failure = None
+        try:
+            size = int(settings.IMS_PER_BATCH)
+            snapshots.save(
+                self.output / name, self.trainer, iteration=done, batch_size=size, classes=self.classes, together=True
+            )
+            if self.worker.is_first:
+                folder.note(self.output, name, done, int(settings.CHECKPOINTS_KEPT))
+                logger.info("saved %s", self.output / name)
+        except CheckpointWriteError as error:
+            failure = error
+        except OSError as error:
+            failure = CheckpointWriteError(self.output / name, f"cannot be written ({error})")
+        reported = self.worker.broadcast(None if failure is None else RemoteError.of(failure, str(self.worker)))
+        if reported is None:
+            return
+        failure = failure or reported.restored()
+        if must or name == folder.FINAL or settings.CHECKPOINT_FAILURE == "stop":
+            raise failure
+        logger.error("%s; training goes on, and the checkpoints before it stay", failure)
+
+    def _evaluate(self, done: int) -> None:
+        """Evaluate; training goes on as if that had not been, since a resumed run may not do it again."""
+        average, before = self.trainer.average, snapshots.random_state(self.trainer.device)
+        try:
+            with average.in_model() if average is not None else contextlib.nullcontext():
+                if self._test_sets is None:
+                    self._test_sets = open_test_sets(self.config, keep_truth=self.worker.is_first)
+                model, sets, stop = self.trainer.model, self._test_sets, lambda: self.signals.requested
+                results = evaluate_all(model, self.config, sets, self.worker, self.output, stop=stop)
+        except Stopped as stopped:
+            snapshots.restore_random_state(before, self.trainer.device)
+            self._leave(stopped.number, done)
+        snapshots.restore_random_state(before, self.trainer.device)
+        if self.records is not None:
+            self.records.write_results(done, results)

@@ -1,0 +1,1 @@
+"""Start worker processes, stop them, and hear what they have to say."""

@@ -1,0 +1,159 @@
+"""Starts the worker processes of a job, waits for them, and raises what they report."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from typing import Any
+
+import torch
+from torch import multiprocessing
+from torch.multiprocessing.spawn import start_processes
+
+from ifr.errors import Stopped, WorkerError
+from ifr.processes.layout import Layout
+from ifr.processes.remote_errors import RemoteError
+from ifr.processes.signals import StopSignals, die_with_parent
+from ifr.processes.workers import Worker, from_torchrun, joined
+
+Job = Callable[..., Any]
+
+_POLL = 0.5  # seconds
+_PATIENCE = 5.0  # seconds; once a worker has failed, the others may still save or report something
+
+
+def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
+    """Run `job(worker, *arguments)` in every worker and return the result of the worker in this process.
+
+    Under torchrun, this process is one worker. Otherwise it starts the workers of this machine and waits for them; a
+    single worker runs in this very process.
+
+    Args:
+        job: a module-level function, so that other processes can import it.
+        layout: the number of workers.
+        device: MODEL.DEVICE.
+        arguments: picklable.
+
+    Raises:
+        RunError: the layout does not fit this machine, or the workers cannot meet.
+        Stopped: a signal asked the workers to stop, and they did.
+        WorkerError: a worker was killed, or ended without reporting why.
+        UserError: a worker's error, as its text.
+    """
+    own = from_torchrun(device)
+    if own is not None:
+        with joined(own, "env://", device):
+            return job(own, *arguments)
+    count = layout.workers_here(device)
+    if count * layout.num_machines == 1:
+        return job(Worker(), *arguments)
+    first, world_size = layout.machine_rank * count, count * layout.num_machines
+    workers = [Worker(first + index, world_size, index) for index in range(count)]
+    _run(job, workers, layout.meeting_point(), device, arguments)
+    return None
+
+
+def _run(job: Job, workers: Sequence[Worker], url: str, device: str, arguments: tuple[Any, ...]) -> None:
+    """Run the job in new processes, one for each worker, and raise the first error among them."""
+    pipes = [multiprocessing.Pipe(duplex=False) for _ in workers]
+    with StopSignals() as signals:
+        processes = start_processes(  # type: ignore[no-untyped-call]
+            _work,
+            (job, workers, url, device, arguments, [writer for _, writer in pipes]),
+            nprocs=len(workers),
+            start_method="spawn",
+            join=False,
+        ).processes
+        try:
+            failed = _wait(processes, signals)
+        finally:
+            _end(processes)
+    reports = [_read(*pipe) for pipe in pipes]
+    said = sorted((report for report in reports if report is not None), key=lambda report: report.moment)
+    errors = [report.restored() for report in said]
+    for stop in errors:
+        if isinstance(stop, Stopped):
+            raise Stopped(signals.requested or stop.number, stop.iteration, stop.saved)
+    if failed and signals.requested:
+        raise Stopped(signals.requested, 0, None)
+    for index in failed:
+        code = processes[index].exitcode
+        if code < 0 and reports[index] is None:
+            # Most real-time signals have no name.
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            raise WorkerError(f"{workers[index]} was killed by {name}; the others were ended")
+    if errors:
+        raise errors[0]
+    if failed:
+        raise WorkerError(f"{workers[failed[0]]} ended with code {processes[failed[0]].exitcode}")
+
+
+def _work(
+    index: int,
+    job: Job,
+    workers: Sequence[Worker],
+    url: str,
+    device: str,
+    arguments: tuple[Any, ...],
+    writers: Sequence[connection.Connection],
+) -> None:
+    """In a started process: run the job, and report an error to the process that waits."""
+    die_with_parent()
+    worker = workers[index]
+    logging.basicConfig(level=logging.INFO if worker.is_first else logging.WARNING, format="%(message)s")
+    if not device.startswith("cuda") and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(torch.get_num_threads() // len(workers), 1))
+    try:
+        with joined(worker, url, device):
+            job(worker, *arguments)
+    except Exception as error:
+        report = RemoteError.of(error, str(worker))
+        writers[index].send(report)
+        if not isinstance(error, Stopped):
+            sys.exit(1)  # torch would write an error that is raised further to a file that it leaves in /tmp
+
+
+def _read(reader: connection.Connection, writer: connection.Connection) -> RemoteError | None:
+    """What a worker reported before it ended; None if it was killed before the end of its message."""
+    writer.close()
+    with reader, contextlib.suppress(EOFError, OSError):
+        report: RemoteError = reader.recv()
+        return report
+    return None
+
+
+def _wait(processes: Sequence[Any], signals: StopSignals) -> list[int]:
+    """Wait until all workers end or one fails; return the indices that failed on their own, killed ones first.
+
+    A signal to this process is passed on once.
+    """
+    passed_on = False
+    while True:
+        if signals.requested and not passed_on:
+            passed_on = True
+            for process in processes:
+                process.terminate()
+        failed = [index for index, process in enumerate(processes) if process.exitcode]
+        if failed:
+            deadline = time.monotonic() + _PATIENCE
+            for process in processes:
+                process.join(max(deadline - time.monotonic(), 0))
+            codes = [process.exitcode for process in processes]
+            # A killed worker makes the others fail, even if its end is noticed a little later than theirs.
+            return sorted((i for i, code in enumerate(codes) if code), key=lambda i: (codes[i] > 0, i not in failed))
+        running = [process.sentinel for process in processes if process.exitcode is None]
+        if not running:
+            return []
+        connection.wait(running, timeout=_POLL)
+
+
+def _end(processes: Sequence[Any]) -> None:
+    """Kill the workers that still run: one that waits for another may not react to a milder signal."""
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+        process.join()

@@ -1,0 +1,154 @@
+"""The processes of a run and what they say to each other."""
+
+import contextlib
+import gc
+import os
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+from ifr.errors import RunError, Stopped
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among all of a run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Among the workers of this machine."""
+
+    def __str__(self) -> str:
+        """How messages name it."""
+        return f"worker {self.rank} of {self.world_size}"
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes the files."""
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """Where this worker computes, for MODEL.DEVICE `name`: with "cuda", a GPU of its own."""
+        return torch.device("cuda", self.local_rank) if name == "cuda" else torch.device(name)
+
+    def broadcast(self, value: Any) -> Any:
+        """The value of the first worker, on all."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all workers by rank, on all."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the workers, on all."""
+        if self.world_size == 1:
+            return values
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total / self.world_size
+
+    def wait(self) -> None:
+        """Until all workers are here."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+
+def from_torchrun(device: str) -> Worker | None:
+    """The worker that torchrun's environment describes, if torchrun started this process.
+
+    Args:
+        device: MODEL.DEVICE.
+
+    Raises:
+        ValueError: the environment is incomplete.
+        RunError: torchrun started more processes than there are GPUs for.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return None
+    try:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        worker = Worker(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"WORLD_SIZE is set, but not all that torchrun sets with it: {error}") from error
+    count, visible = int(os.environ.get("LOCAL_WORLD_SIZE", worker.local_rank + 1)), torch.cuda.device_count()
+    if device.startswith("cuda:") and count > 1:
+        raise RunError(
+            f"MODEL.DEVICE = {device!r} names one GPU, but torchrun started {count} processes here",
+            "leave MODEL.DEVICE out, or give torchrun --nproc-per-node 1",
+        )
+    if device == "cuda" and worker.local_rank >= visible:
+        raise RunError(
+            f"torchrun started more than {worker.local_rank} processes here, but this machine has {visible} GPUs",
+            f"give torchrun --nproc-per-node {max(visible, 1)}",
+        )
+    return worker
+
+
+@contextlib.contextmanager
+def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
+    """The worker is connected to the others meanwhile.
+
+    Args:
+        worker: this process.
+        url: where the workers meet, as `init_method` of `torch.distributed.init_process_group`.
+        device: MODEL.DEVICE; GPUs talk by NCCL, CPUs by gloo.
+
+    Raises:
+        RunError: the workers cannot meet.
+    """
+    if worker.world_size == 1:
+        yield
+        return
+    gpu = worker.device(device) if device.startswith("cuda") else None
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    try:
+        store, _, _ = next(rendezvous(url, worker.rank, worker.world_size))
+        # torchrun 2.14 keeps its store when it restarts the workers: they would find the addresses of the dead ones.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        distributed.init_process_group(
+            "gloo" if gpu is None else "nccl",
+            store=PrefixStore(f"attempt_{attempt}", store),
+            rank=worker.rank,
+            world_size=worker.world_size,
+            device_id=gpu,
+        )
+    except distributed.DistNetworkError as error:
+        if "EADDRINUSE" in str(error) or "in use" in str(error):
+            raise RunError(f"the port of {url} is in use", "give another port, or leave --dist-url out") from error
+        remedy = "check --dist-url, --num-machines and that every machine runs the command"
+        raise RunError(f"the workers cannot meet at {url}: {error}", remedy) from error
+    except distributed.DistStoreError as error:
+        remedy = "check --num-machines and --machine-rank, and that every machine runs the command"
+        raise RunError(f"the workers did not all come to {url}: {error}", remedy) from error
+    try:
+        yield
+    except Stopped as stopped:
+        traceback.clear_frames(stopped.__traceback__)  # they hold the trainer
+        _leave()
+        raise
+    _leave()  # after an error the process ends; leaving the group could wait for workers that wait for this one
+
+
+def _leave() -> None:
+    """Leave the group together, so that none closes its connections while another still uses them."""
+    # What still refers to the group, such as DistributedDataParallel in its reference cycles, keeps gloo's threads
+    # alive; one that lets go of its last work while Python shuts down aborts the process (seen with torch 2.14).
+    gc.collect()
+    distributed.barrier()
+    distributed.destroy_process_group()

@@ -1,0 +1,188 @@
+"""OUTPUT_DIR of a run: its checkpoints, of which old ones may go, and its results."""
+
+import itertools
+import json
+import logging
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ifr.errors import CheckpointError
+from ifr.runs.settings import given_keys
+from ifr.runs.start import Run
+from ifr.whole_file import whole_file
+
+logger = logging.getLogger(__name__)
+
+LAST = "last_checkpoint"
+FINAL = "model_final.pth"
+_HISTORY = "checkpoints.json"
+_PERIODIC = re.compile(r"^model_iter_(\d+)\.pth$")
+
+Results = dict[str, dict[str, dict[str, float]]]
+"""By data set, task and metric."""
+Content = TypeVar("Content")
+
+
+def periodic(iteration: int) -> str:
+    """The name of the checkpoint written after this many iterations."""
+    return f"model_iter_{iteration:07d}.pth"
+
+
+def note(folder: Path, name: str, iteration: int, keep: int) -> None:
+    """Make a file that was just written the last checkpoint, and delete the oldest periodic ones of this run.
+
+    Args:
+        folder: OUTPUT_DIR.
+        name: of the file.
+        iteration: iterations done.
+        keep: how many periodic checkpoints stay; 0 means all.
+    """
+    # Checkpoints of later iterations are from before the run was resumed from an earlier, undamaged one.
+    history = {**{old: done for old, done in _history(folder).items() if done <= iteration}, name: iteration}
+    numbered = sorted((history[name], name) for name in history if _PERIODIC.match(name))
+    surplus = {name for _, name in numbered[:-keep]} if keep else set()
+    kept = {name: done for name, done in history.items() if name not in surplus}
+    for file, text in ((folder / _HISTORY, json.dumps(kept)), (folder / LAST, name)):
+        with whole_file(file, "w") as stream:
+            stream.write(text)
+    for name in surplus:
+        (folder / name).unlink(missing_ok=True)
+
+
+def is_last(folder: Path, name: str) -> bool:
+    """Whether a checkpoint is the one written last."""
+    return (folder / LAST).exists() and (folder / LAST).read_text().strip() == name
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint written last, if there is one.
+
+    Raises:
+        CheckpointError: it is named but not there.
+    """
+    pointer = folder / LAST
+    if not pointer.exists():
+        return None
+    path = folder / pointer.read_text().strip()
+    if not path.is_file():
+        raise CheckpointError(path, f"{pointer} names it, but it is not there")
+    return path
+
+
+def newest_sound(folder: Path, read: Callable[[Path], Content]) -> Content | None:
+    """The content of the checkpoint written last, or if that is damaged of the newest sound one of the same run.
+
+    Args:
+        folder: OUTPUT_DIR.
+        read: raises a `CheckpointError` at a damaged file.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is sound.
+    """
+    if not (folder / LAST).exists():
+        return None
+    history = _history(folder)
+    newest = (folder / LAST).read_text().strip()
+    done = history.get(newest, float("inf"))
+    before = [name for name in history if history[name] <= done and name != newest]
+    candidates = [newest, *sorted(before, key=lambda name: history[name], reverse=True)]
+    failures = []
+    for name, older in itertools.zip_longest(candidates, candidates[1:]):
+        try:
+            if not (folder / name).is_file():
+                raise CheckpointError(folder / name, f"{folder / LAST} names it, but it is not there")
+            return read(folder / name)
+        except CheckpointError as error:
+            failures.append(error)
+            if older is not None:
+                logger.warning("%s; falling back to the checkpoint before it, %s", error, older)
+    if len(failures) == 1:
+        raise failures[0]
+    raise CheckpointError(folder, f"no checkpoint is sound: {'; '.join(map(str, failures))}")
+
+
+def forget(folder: Path) -> None:
+    """Keep a later --resume from continuing an earlier run of the same folder, whose checkpoints stay."""
+    if (folder / LAST).exists():
+        logger.warning("%s has checkpoints of an earlier run; this run starts anew and may overwrite them", folder)
+    for name in (LAST, _HISTORY):
+        (folder / name).unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the unfinished files that a killed run left."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            logger.info("deleting %s, which a killed run left", path)
+            path.unlink(missing_ok=True)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to test: the one written last, otherwise the model_*.pth with the latest time."""
+    last = last_checkpoint(folder)
+    if last is not None:
+        return last
+    found = sorted(folder.glob("model_*.pth"), key=lambda path: (path.stat().st_mtime, path.name))
+    return found[-1] if found else None
+
+
+def checkpoints_to_test(run: Run) -> list[str]:
+    """The checkpoints that a test is for, as paths or addresses.
+
+    Raises:
+        ValueError: there is none.
+    """
+    options, output = run.options, run.output
+    if options.start_iter is not None or options.end_iter is not None:
+        first, last = options.start_iter or 0, math.inf if options.end_iter is None else options.end_iter
+        found = periodic_checkpoints(output, first, last)
+        if not found:
+            raise ValueError(f"{output} has no model_iter_*.pth from {first} to {last}")
+        return [str(path) for path in found]
+    if "MODEL.WEIGHTS" in given_keys(options.overrides):
+        return [str(run.config.MODEL.WEIGHTS)]
+    newest = newest_checkpoint(output)
+    if newest is None:
+        raise ValueError(f"{output} has no model_*.pth; train first, or give MODEL.WEIGHTS or OUTPUT_DIR")
+    return [str(newest)]
+
+
+def periodic_checkpoints(folder: Path, first: int, last: float) -> list[Path]:
+    """Every model_iter_*.pth from `first` to `last`, in order; an unbounded range includes the final one."""
+    numbered = [
+        (int(match[1]), path) for path in folder.glob("model_iter_*.pth") if (match := _PERIODIC.match(path.name))
+    ]
+    found = [path for number, path in sorted(numbered) if first <= number <= last]
+    return found + ([folder / FINAL] if last == float("inf") and (folder / FINAL).is_file() else [])
+
+
+def write_results(output: Path, results: dict[str, Results]) -> None:
+    """Write the metrics of every checkpoint to inference/results.json; null stands for a class without objects."""
+    plain: Any = {
+        checkpoint: {
+            entry: {
+                task: {name: json_number(value) for name, value in metrics.items()} for task, metrics in tasks.items()
+            }
+            for entry, tasks in entries.items()
+        }
+        for checkpoint, entries in results.items()
+    }
+    with whole_file(output / "inference" / "results.json", "w") as file:
+        json.dump(plain, file, indent=1)
+
+
+def json_number(value: float) -> float | None:
+    """The number, or None in place of NaN and infinity, which JSON does not have."""
+    return value if math.isfinite(value) else None
+
+
+def _history(folder: Path) -> dict[str, int]:
+    """Iterations done, by the names of this run's checkpoints; empty if the file is damaged."""
+    try:
+        content = json.loads((folder / _HISTORY).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {str(name): int(done) for name, done in content.items()} if isinstance(content, dict) else {}

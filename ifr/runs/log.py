@@ -1,0 +1,49 @@
+"""log.txt: everything that IFR says during a run."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ifr.errors import Stopped
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append to this file everything that IFR logs while the context is open, and how it ends."""
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    root = logging.getLogger("ifr")
+    level = root.level
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield
+    except Stopped as stopped:
+        logger.info("stopped %s", stopped)
+        raise
+    except Exception as error:
+        where = (logger.name, logging.ERROR, __file__, 0)  # only to the file: whoever catches the error tells the user
+        handler.handle(logger.makeRecord(*where, "stopped: %s", (error,), sys.exc_info()))
+        raise
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that reports a full disk once, on the terminal, and goes on."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called when a line cannot be written."""
+        if not self._said:
+            self._said = True
+            sys.stderr.write(f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]}); training goes on\n")

@@ -1,0 +1,172 @@
+"""From the settings of config.py to those of a run: overrides, device, folder, seed, and the schedule for its batch.
+
+The schedule of config.py is meant for its own SOLVER.IMS_PER_BATCH. A run with W workers trains on W *
+SOLVER.IMS_PER_DEVICE images an iteration, or on the IMS_PER_BATCH of the command line. Where that differs, the learning
+rate is multiplied by the ratio of the batches, and everything counted in iterations is divided by it (P. Goyal et al.,
+Accurate, Large Minibatch SGD, 2017), so that the network sees each image as often, and changes phase at the same image.
+
+What the command line sets is never converted: it means this run. SOLVER.RESCALE = False converts nothing and shares the
+IMS_PER_BATCH of config.py among the workers.
+"""
+
+import ast
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from ifr.errors import RunError
+from ifr.processes.workers import Worker
+
+logger = logging.getLogger(__name__)
+
+_ITERATIONS = (
+    "SOLVER.LR_SCHEDULER.MAX_ITER",
+    "SOLVER.LR_SCHEDULER.STEPS",
+    "SOLVER.LR_SCHEDULER.WARMUP_ITERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS",
+)
+_LEARNING_RATE = "SOLVER.OPTIMIZER.BASE_LR"
+_OUTPUT = "OUTPUT_DIR"
+_DEVICE = "MODEL.DEVICE"
+_NO_GPU = "add MODEL.DEVICE cpu to use the CPU, or look at the driver with nvidia-smi"
+
+
+def requested_device(config: Any, overrides: Sequence[Any], num_gpus: int | None = None) -> str:
+    """MODEL.DEVICE of the run; without a GPU, that of config.py gives way to the CPU.
+
+    Args:
+        config: of the experiment.
+        overrides: of the command line.
+        num_gpus: of the command line.
+
+    Raises:
+        RunError: the command line asks for a GPU and there is none, or for one that is not there.
+        ValueError: a setting does not exist or fit.
+    """
+    config = copy.deepcopy(config)
+    config.merge_from_list(list(overrides))
+    device = str(config.MODEL.DEVICE)
+    if not device.startswith("cuda"):
+        return device
+    if not torch.cuda.is_available():
+        if _DEVICE in given_keys(overrides):
+            raise RunError(f"MODEL.DEVICE is {device!r}, but torch finds no GPU", _NO_GPU)
+        if num_gpus is not None:
+            raise RunError(f"--num-gpus {num_gpus}, but torch finds no GPU", _NO_GPU)
+        return "cpu"
+    number = device.removeprefix("cuda").removeprefix(":")
+    if number and not (number.isdigit() and int(number) < torch.cuda.device_count()):
+        last = torch.cuda.device_count() - 1
+        raise RunError(f"MODEL.DEVICE is {device!r}, but the GPUs here are cuda:0 to cuda:{last}", "name one of them")
+    return device
+
+
+def settle(config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, device: str, *, training: bool) -> Path:
+    """Bring the settings of an experiment's config.py to those of the run; returns OUTPUT_DIR as an absolute path.
+
+    OUTPUT_DIR of config.py is relative to the experiment's folder, that of the command line to the working directory.
+
+    Args:
+        config: of the experiment, changed in place.
+        folder: of the experiment.
+        overrides: of the command line.
+        worker: this process among those of the run.
+        device: of `requested_device`.
+        training: whether the batch has to fit the workers; testing takes image by image.
+
+    Raises:
+        ValueError: a setting does not exist, or its value does not fit.
+    """
+    if training:
+        merge_and_rescale(config, overrides, worker.world_size)
+    else:
+        config.merge_from_list(list(overrides))
+    config.merge_from_list([_DEVICE, str(worker.device(device))])
+    base = Path.cwd() if _OUTPUT in given_keys(overrides) else folder
+    output = (base / Path(str(config.OUTPUT_DIR)).expanduser()).resolve()
+    config.merge_from_list([_OUTPUT, str(output)])
+    if int(config.SEED) < 0:
+        config.merge_from_list(["SEED", worker.broadcast(torch.seed() % 2**31)])
+    torch.backends.cudnn.benchmark = bool(config.CUDNN_BENCHMARK)
+    return output
+
+
+def merge_and_rescale(config: Any, overrides: Sequence[Any], world_size: int) -> None:
+    """Apply the command line's settings to those of config.py, and convert the schedule to the batch of the run.
+
+    Afterwards SOLVER.IMS_PER_BATCH and IMS_PER_DEVICE say what each iteration and each worker get.
+
+    Raises:
+        ValueError: a setting does not exist or fit, or the batch cannot be shared evenly.
+    """
+    reference = int(config.SOLVER.IMS_PER_BATCH)
+    config.merge_from_list(list(overrides))
+    given = set(given_keys(overrides))
+    solver = config.SOLVER
+    batch = int(solver.IMS_PER_BATCH)
+    if solver.RESCALE and "SOLVER.IMS_PER_BATCH" not in given:
+        batch = int(solver.IMS_PER_DEVICE) * world_size
+    _check_batch(batch, world_size, int(solver.BATCH_SUBDIVISIONS))
+    config.merge_from_list(["SOLVER.IMS_PER_BATCH", batch, "SOLVER.IMS_PER_DEVICE", batch // world_size])
+    if solver.RESCALE and batch != reference:
+        _rescale(config, reference, batch, given)
+
+
+def given_keys(overrides: Sequence[Any]) -> Iterator[str]:
+    """The full names of all settings that `["KEY.SUBKEY", value, ...]` sets, those inside sections included."""
+    for key, value in zip(overrides[0::2], overrides[1::2], strict=False):
+        yield from _leaves(str(key), value)
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = None  # text that only looks like a section
+    if not isinstance(value, Mapping | DictConfig):
+        yield key
+        return
+    for name, entry in value.items():
+        yield from _leaves(f"{key}.{name}", entry)
+
+
+def _check_batch(batch: int, world_size: int, parts: int) -> None:
+    if parts < 1:
+        raise ValueError(f"SOLVER.BATCH_SUBDIVISIONS must be at least 1, got {parts}")
+    if batch < 1 or batch % (world_size * parts):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH must be a positive multiple of workers x BATCH_SUBDIVISIONS = {world_size} x {parts}"
+            f", got {batch}"
+        )
+
+
+def _rescale(config: Any, reference: int, batch: int, given: set[str]) -> None:
+    changes = []
+    for key in (*_ITERATIONS, _LEARNING_RATE):
+        old = config
+        for part in key.split("."):
+            old = getattr(old, part)
+        if key in given or not old:
+            continue
+        new: Any
+        if key == _LEARNING_RATE:
+            new = float(old) * batch / reference
+        elif isinstance(old, int):
+            new = _iterations(old, reference, batch)
+        else:
+            new = [_iterations(int(step), reference, batch) for step in old]
+        config.merge_from_list([key, new])
+        changes.append(f"{key.rpartition('.')[2]} {old} -> {new}")
+    logger.info("%d images an iteration instead of %d: %s", batch, reference, ", ".join(changes))
+
+
+def _iterations(count: int, reference: int, batch: int) -> int:
+    return max(count * reference // batch, 1) if count > 0 else count

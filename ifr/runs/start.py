@@ -1,0 +1,95 @@
+"""Starts a run: what training and testing have in common in every host."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ifr.experiment import Experiment
+from ifr.processes.launch import launch
+from ifr.processes.layout import Layout
+from ifr.processes.workers import Worker
+from ifr.runs.log import log_file
+from ifr.runs.settings import requested_device, settle
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train."""
+
+    layout: Layout = field(default_factory=Layout)
+    resume: bool = False
+    """Continue from the last checkpoint of OUTPUT_DIR if there is one."""
+    overrides: Sequence[Any] = ()
+    """Settings in place of those of config.py, as `["KEY.SUBKEY", value, ...]`."""
+
+
+@dataclass(frozen=True)
+class TestOptions:
+    """How to test."""
+
+    __test__ = False  # not one of pytest's tests
+
+    layout: Layout = field(default_factory=Layout)
+    start_iter: int | None = None
+    """With `end_iter`: test every checkpoint of OUTPUT_DIR from this iteration on, the final one included."""
+    end_iter: int | None = None
+    overrides: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training or test, as each of its workers sees it."""
+
+    experiment: Experiment
+    """Its config has the settings of the run."""
+    options: Any
+    """`TrainOptions` or `TestOptions`."""
+    worker: Worker
+    device: str
+    """MODEL.DEVICE as asked for: "cuda" stands for a GPU for each worker."""
+    output: Path
+    """OUTPUT_DIR, absolute; the first worker writes there."""
+
+    @property
+    def config(self) -> Any:
+        """The settings."""
+        return self.experiment.config
+
+
+Work = Callable[[Run], Any]
+"""What each worker does: a module-level function."""
+Check = Callable[[Any], None]
+"""Raises a ValueError at settings that a host does not carry out: a module-level function."""
+
+
+def start(work: Work, check: Check, experiment: Experiment, options: TrainOptions | TestOptions) -> Any:
+    """Run `work` in every worker that the options ask for.
+
+    Args:
+        work: the host's training or test.
+        check: the host's, for the settings of the run.
+        experiment: its config is changed to the settings of the run if a single worker runs in this process.
+        options: of the command line.
+
+    Returns:
+        What the worker in this process returns; None if the workers are other processes.
+
+    Raises:
+        UserError: the run cannot start or continue.
+        ValueError: a setting does not fit.
+    """
+    device = requested_device(experiment.config, options.overrides, options.layout.num_gpus)
+    return launch(_work, options.layout, device, work, check, experiment, options, device)
+
+
+def _work(worker: Worker, work: Work, check: Check, experiment: Experiment, options: Any, device: str) -> Any:
+    """In each worker: settle the settings, make OUTPUT_DIR, open the log, and go to work."""
+    training = isinstance(options, TrainOptions)
+    config = experiment.config
+    output = settle(config, experiment.folder, options.overrides, worker, device, training=training)
+    check(config)
+    output.mkdir(parents=True, exist_ok=True)
+    with log_file(output / "log.txt") if worker.is_first else contextlib.nullcontext():
+        return work(Run(experiment, options, worker, device, output))

@@ -1,0 +1,32 @@
+"""A small data set in COCO's format, and the digits."""
+
+from pathlib import Path
+
+import pytest
+from small_sets import contents, write_set
+
+from ifr.data.catalog import ROOT_VARIABLE
+from ifr.data.digits import make_digits
+
+
+@pytest.fixture
+def content():
+    return contents()
+
+
+@pytest.fixture
+def entry(tmp_path, content) -> str:
+    return write_set(tmp_path / "my set", content)
+
+
+@pytest.fixture(scope="session")
+def digits_root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("digits")
+    assert make_digits(root, seed=3, train=13, val=4)
+    return root
+
+
+@pytest.fixture
+def digits(digits_root, monkeypatch) -> Path:
+    monkeypatch.setenv(ROOT_VARIABLE, str(digits_root))
+    return digits_root

@@ -1,0 +1,94 @@
+"""Annotation files are read by COCO's rules, and a defect is named with its place."""
+
+import json
+
+import pytest
+from small_sets import write_set
+
+from ifr.data.catalog import find_dataset
+from ifr.data.coco import CocoDataset, classes_of, read_annotations
+from ifr.errors import DatasetError
+
+
+def test_what_is_trained_on(entry, caplog):
+    dataset = CocoDataset(find_dataset(entry))
+    assert (dataset.class_names, dataset.category_ids) == (("three", "eight"), (3, 8))
+    assert dataset.image_ids == [4, 9]  # 5 has a crowd alone, 7 nothing
+    four, nine = dataset[0], dataset[1]
+    assert (nine.image_id, nine.height, nine.width, nine.path.name) == (9, 40, 60, "9.png")
+    assert [item.label for item in nine.objects] == [1, 0]
+    assert nine.objects[0].box == (10, 5, 30, 25)
+    assert nine.objects[0].segmentation == [[10, 5, 30, 5, 30, 25, 10, 25]]  # the polygon of two points is dropped
+    assert nine.objects[0].area == 400
+    assert four.objects[0].segmentation["size"] == [40, 60]
+    assert four.objects[0].area == 300
+    assert "left out are 1 objects without a mask" in caplog.text
+    assert "left out are 1 objects without a polygon of three points" in caplog.text
+    assert dataset[-1] == nine
+    with pytest.raises(IndexError, match="2 images"):
+        dataset[2]
+
+
+def test_boxes_alone_need_no_masks(entry):
+    dataset = CocoDataset(find_dataset(entry), masks=False)
+    assert len(dataset[1].objects) == 3  # the one without segmentation counts, the one with a broken one does not
+
+
+def test_images_without_objects_are_kept_on_request(entry):
+    dataset = CocoDataset(find_dataset(entry), keep_empty=True)
+    assert dataset.image_ids == [4, 5, 7, 9]
+    assert dataset.counts.tolist() == [2, 0, 0, 2]
+    assert dataset[2].objects == ()
+
+
+def test_a_test_set_has_no_annotations(tmp_path, content):
+    del content["annotations"]
+    source = find_dataset(write_set(tmp_path, content))
+    assert len(CocoDataset(source, keep_empty=True)) == 4
+    assert classes_of(read_annotations(source)) == (("three", "eight"), (3, 8))
+    with pytest.raises(DatasetError, match="no image with objects"):
+        CocoDataset(source)
+
+
+def _change(path, value):
+    def change(content):
+        node = content
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (_change(["images"], 3), "needs a list 'images'"),
+        (_change(["images", 0, "height"], "40"), r"image 9 \('9.png'\): needs 'height' of int, above 0, got '40'"),
+        (_change(["images", 1], "a"), r"images\[1\]: needs to be an object, got 'a'"),
+        (_change(["images", 1, "id"], 9), "the id 9 is that of another one; ids must be unique"),
+        (_change(["categories", 0, "id"], 3), "category 3: the id 3 is that of another one"),
+        (_change(["categories"], []), "no categories"),
+        (_change(["annotations", 1, "bbox"], [1, 2, 3]), r"x, y, width, height in pixels, got \[1, 2, 3\]"),
+        (_change(["annotations", 0, "bbox"], None), r"annotation 100 \(image 9\): needs 'bbox' of list, got None"),
+        (_change(["annotations", 0, "bbox"], [1, 2, 3, "4"]), r"annotation 100 \(image 9\): bbox"),
+        (_change(["annotations", 0, "image_id"], 1), "of the image 1"),
+        (_change(["annotations", 0, "category_id"], 1), "of the category 1"),
+        (_change(["annotations", 0, "segmentation"], {"counts": []}), "needs 'size' and 'counts'"),
+        (_change(["annotations", 0, "segmentation"], [1, 2]), "list of polygons"),
+    ],
+)
+def test_defects_are_named(tmp_path, content, change, cause):
+    change(content)
+    entry = f"{tmp_path}:{tmp_path / 'a.json'}"
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=cause) as caught:
+        CocoDataset(find_dataset(entry), masks=False)
+    assert "a.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "cause"), [("{", "not a JSON file"), ("[]", "are an object, got list")])
+def test_files_that_are_none(tmp_path, text, cause):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DatasetError, match=cause):
+        CocoDataset(find_dataset(f"{tmp_path}:{tmp_path / 'a.json'}"))

@@ -1,0 +1,96 @@
+"""Pictures come upright, BGR and 8 bits, or as one clear error."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ifr.data.images import read_image
+from ifr.errors import ImageError
+
+_PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
+
+
+def test_channels_are_bgr(tmp_path):
+    Image.fromarray(_PIXELS).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), _PIXELS[:, :, ::-1])
+
+
+# What a viewer does to the stored rows and columns (EXIF 2.3, tag 274).
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda x: x),
+        (2, lambda x: x[:, ::-1]),
+        (3, lambda x: x[::-1, ::-1]),
+        (4, lambda x: x[::-1]),
+        (5, lambda x: x.transpose(1, 0, 2)),
+        (6, lambda x: x.transpose(1, 0, 2)[:, ::-1]),
+        (7, lambda x: x[::-1, ::-1].transpose(1, 0, 2)),
+        (8, lambda x: x.transpose(1, 0, 2)[::-1]),
+    ],
+)
+def test_exif_orientation_is_applied(tmp_path, orientation, upright):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(_PIXELS).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), upright(_PIXELS)[:, :, ::-1])
+
+
+def test_damaged_exif_is_no_reason_to_fail(tmp_path, caplog):
+    Image.fromarray(_PIXELS).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), _PIXELS[:, :, ::-1])
+    assert "EXIF" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "RGBA", "P", "CMYK", "YCbCr"])
+def test_other_modes_become_three_channels(tmp_path, mode):
+    Image.fromarray(_PIXELS).convert(mode).save(tmp_path / "a.tiff")
+    image = read_image(tmp_path / "a.tiff")
+    assert (image.shape, image.dtype) == ((2, 3, 3), np.uint8)
+
+
+def test_palettes_with_transparency(tmp_path):
+    image = Image.fromarray(_PIXELS).convert("P")
+    image.save(tmp_path / "a.png", transparency=b"\0\x80\xff")
+    assert read_image(tmp_path / "a.png").shape == (2, 3, 3)
+
+
+def _cut(path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:900])
+
+
+@pytest.mark.parametrize(
+    ("write", "cause"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_text("text"), "not a picture"),
+        (lambda path: path.mkdir(), "a folder"),
+        (_cut, "damaged"),
+        (lambda path: Image.fromarray(np.zeros((2, 2), np.uint16)).save(path, "PNG"), "8 bits"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, write, cause):
+    path = tmp_path / "a.jpg"
+    write(path)
+    with pytest.raises(ImageError, match=cause) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_want_of_memory_is_no_damage(tmp_path, monkeypatch):
+    def convert(*_):
+        raise MemoryError
+
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    monkeypatch.setattr("ifr.data.images._rgb", convert)
+    with pytest.raises(MemoryError, match=r"a\.png: no memory is left"):
+        read_image(tmp_path / "a.png")
+
+
+def test_bombs_are_refused(tmp_path, monkeypatch):
+    Image.fromarray(_PIXELS).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    with pytest.raises(ImageError, match="too large"):
+        read_image(tmp_path / "a.png")

@@ -1,0 +1,53 @@
+"""The official models' files and outputs, which the tests of every host compare with."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT.parent / "shared" / "reference"
+EXPERIMENTS = (
+    "mask_rcnn.ifr.res50.fpn.coco.multiscale.1x",
+    "mask_rcnn.res50.fpn.coco.multiscale.weight_sharing.1x",
+    "cascade_rcnn.ifr.res50.fpn.coco.800size.1x",
+)
+BOX = 1e-2  # pixels
+SCORE = 1e-4
+MATCHED = 0.995  # ties in NMS may flip
+
+
+def write_official_checkpoint(name: str, path: Path) -> None:
+    """Write the official checkpoint of an experiment, 175 to 300 MB; skips where the reference data are absent."""
+    if not REFERENCE.is_dir():
+        pytest.skip("the reference data is not beside the repository, at ../shared/reference")
+    subprocess.run([sys.executable, REFERENCE / "checkpoint.py", name, path], check=True, stdout=subprocess.DEVNULL)
+
+
+def resized(image: np.ndarray, short_edge: int) -> Tensor:
+    height, width = image.shape[:2]
+    scale = short_edge / min(height, width)
+    size = int(width * scale + 0.5), int(height * scale + 0.5)
+    return torch.from_numpy(np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))).permute(2, 0, 1)
+
+
+def matched(
+    boxes: Tensor, scores: Tensor, labels: Tensor, want: tuple[Tensor, Tensor, Tensor]
+) -> list[tuple[int, int]]:
+    """Pairs (own, wanted), one to one: same label, box and score within the tolerances."""
+    want_boxes, want_scores, want_labels = want
+    near = (boxes[:, None] - want_boxes[None]).abs().amax(dim=2) < BOX
+    near &= (scores[:, None] - want_scores[None]).abs() < SCORE
+    near &= labels[:, None] == want_labels[None]
+    pairs, taken = [], set()
+    for own, row in enumerate(near):
+        free = [j for j in torch.nonzero(row).flatten().tolist() if j not in taken]
+        if free:
+            taken.add(free[0])
+            pairs.append((own, free[0]))
+    return pairs

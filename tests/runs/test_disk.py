@@ -1,0 +1,245 @@
+"""Full disks, failed writes and damaged checkpoints: what was there before stays, and is what a run resumes from."""
+
+import contextlib
+import json
+import logging
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faults import before_call, both, faulty
+from tiny_experiment import metrics
+
+from ifr.cli.experiments import helpful
+from ifr.errors import CheckpointError, CheckpointWriteError, UserError
+from ifr.experiment import load_experiment
+from ifr.hosts.standalone.engine.records import MetricsFile
+from ifr.hosts.standalone.engine.train import train
+from ifr.hosts.standalone.supported import check_run
+from ifr.runs import folder as history
+from ifr.runs.log import log_file
+from ifr.runs.start import TrainOptions, start
+
+pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
+
+
+@pytest.fixture(autouse=True)
+def _limit_given_back() -> Iterator[None]:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six iterations, with a checkpoint after every second."""
+    return run(tiny, tmp_path_factory.mktemp("whole"), "SOLVER.CHECKPOINT_PERIOD", 2)
+
+
+def run(
+    folder: Path, output: Path, *overrides: Any, load: Callable[[str], Any] = load_experiment, resume: bool = False
+) -> Path:
+    settings = ("OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", *overrides)
+    start(train, check_run, load(str(folder)), TrainOptions(resume=resume, overrides=settings))
+    return output
+
+
+def limit_files(size: int) -> Callable[[], None]:
+    """From now on no file of this process may grow beyond so many bytes, as if the disk were full."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def files(output: Path) -> set[str]:
+    return {path.name for path in output.iterdir() if path.suffix in (".pth", ".tmp")}
+
+
+def test_a_failed_write_is_said_and_training_goes_on(
+    tiny: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails_once = both(before_call(4, limit_files(10_000_000)), before_call(5, limit_files(resource.RLIM_INFINITY)))
+    run(tiny, tmp_path, "SOLVER.CHECKPOINT_PERIOD", 2, load=faulty(fails_once))
+    assert files(tmp_path) == {"model_iter_0000002.pth", "model_iter_0000006.pth", "model_final.pth"}
+    (said,) = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "model_iter_0000004.pth: cannot be written" in said
+    assert "training goes on" in said
+    assert said in (tmp_path / "log.txt").read_text()
+    assert_same_weights(tmp_path, whole)
+
+
+def test_a_failed_write_stops_the_run_where_that_is_asked_for(tiny: Path, whole: Path, tmp_path: Path) -> None:
+    settings = ("SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_FAILURE", "stop")
+    with pytest.raises(CheckpointWriteError, match=r"model_iter_0000004\.pth: cannot be written"):
+        run(tiny, tmp_path, *settings, load=faulty(before_call(4, limit_files(10_000_000))))
+    limit_files(resource.RLIM_INFINITY)()
+    assert files(tmp_path) == {"model_iter_0000002.pth"}
+    run(tiny, tmp_path, *settings, resume=True)
+    assert_same_weights(tmp_path, whole)
+
+
+def test_a_failed_write_asks_for_another_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught, helpful(tmp_path, resumes=True):
+        raise CheckpointWriteError(tmp_path / "model_final.pth", "cannot be written (no space)")
+    assert caught.value.remedy == "choose an OUTPUT_DIR that can be written, with space left"
+
+
+def test_the_last_checkpoint_must_be_written(tiny: Path, tmp_path: Path) -> None:
+    settings = ("SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.LR_SCHEDULER.MAX_ITER", 3)
+    with pytest.raises(CheckpointWriteError, match=r"model_final\.pth: cannot be written"):
+        run(tiny, tmp_path, *settings, load=faulty(before_call(3, limit_files(10_000_000))))
+    limit_files(resource.RLIM_INFINITY)()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_iter_0000002.pth"
+    run(tiny, tmp_path, *settings, resume=True)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 MB, enough for two checkpoints and the third in the making."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("mounting a small file system takes more rights than this process has")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_a_checkpoint_but_not_the_run(
+    tiny: Path, whole: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    filler = small_disk / "filler"
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    output = small_disk / "output"
+    fault = faulty(both(before_call(3, fill), before_call(6, filler.unlink)))
+    run(tiny, output, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINTS_KEPT", 1, load=fault)
+    assert files(output) == {"model_iter_0000006.pth", "model_final.pth"}
+    said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert sum("model_iter_0000004.pth: cannot be written" in line for line in said) == 1
+    assert {line["iteration"] for line in metrics(output)} >= {1, 2, 6}  # each of them whole
+    assert_same_weights(output, whole)
+
+
+def test_lines_that_cannot_be_written_are_lost_whole_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("ifr.test")
+    figures = MetricsFile(tmp_path / "metrics.json", start=0)
+    with log_file(tmp_path / "log.txt"):
+        figures.write({"iteration": 1})
+        limit_files(25)()
+        for iteration in (2, 3, 4):
+            figures.write({"iteration": iteration})
+            logger.info("a line of more than twenty-five bytes")
+        limit_files(resource.RLIM_INFINITY)()
+        figures.write({"iteration": 5})
+        logger.info("the end")
+    assert [line["iteration"] for line in metrics(tmp_path)] == [1, 5]
+    assert caplog.text.count("metrics.json: cannot be written") == 1
+    assert capsys.readouterr().err.count("log.txt: cannot be written") == 1
+    assert (tmp_path / "log.txt").read_text().endswith("the end\n")
+
+
+def flip(path: Path) -> None:
+    """Flip one bit in the middle of a file."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        (byte,) = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 4]))
+
+
+def truncate(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 100)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink], ids=["flipped", "truncated", "lost"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(
+    tiny: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(whole, output)
+    for name in ("model_final.pth", "model_iter_0000006.pth"):
+        damage(output / name)
+    run(tiny, output, "SOLVER.CHECKPOINT_PERIOD", 2, resume=True)
+    said = [record.message for record in caplog.records if "falling back" in record.message]
+    assert [Path(line.partition(":")[0]).name for line in said] == ["model_final.pth", "model_iter_0000006.pth"]
+    assert "model_iter_0000004.pth, after 4 iterations" in caplog.text
+    assert_same_weights(output, whole)
+
+
+def test_without_a_sound_checkpoint_nothing_is_resumed(
+    tiny: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(whole, output)
+    for path in output.glob("*.pth"):
+        truncate(path)
+    with pytest.raises(CheckpointError, match=r"no checkpoint is sound: .*model_final.*0000006.*0000004.*0000002"):
+        run(tiny, output, resume=True)
+    assert caplog.text.count("falling back") == 3  # not from the last of the four
+
+
+def test_an_earlier_run_of_the_same_folder_is_nothing_to_fall_back_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for iteration in (10, 20):
+        (tmp_path / history.periodic(iteration)).touch()
+        history.note(tmp_path, history.periodic(iteration), iteration, keep=0)
+    history.forget(tmp_path)
+    assert history.newest_sound(tmp_path, lambda path: None) is None
+    (tmp_path / history.periodic(5)).touch()
+    history.note(tmp_path, history.periodic(5), 5, keep=0)
+
+    def damaged(path: Path) -> None:
+        raise CheckpointError(path, "damaged")
+
+    with pytest.raises(CheckpointError, match=r"0000005\.pth: damaged"):
+        history.newest_sound(tmp_path, damaged)
+    assert "falling back" not in caplog.text
+
+
+def test_so_many_checkpoints_are_kept_as_are_asked_for(tiny: Path, tmp_path: Path) -> None:
+    output = run(tiny, tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 2)
+    assert files(output) == {"model_iter_0000005.pth", "model_iter_0000006.pth", "model_final.pth"}
+    assert set(json.loads((output / "checkpoints.json").read_text())) == files(output)
+
+
+def test_what_lay_ahead_of_a_resumed_run_does_not_count(tmp_path: Path) -> None:
+    """After falling back from iteration 300 to 200, the checkpoint at 250 is the newest, and is kept."""
+    for iteration in (200, 300):
+        (tmp_path / history.periodic(iteration)).touch()
+        history.note(tmp_path, history.periodic(iteration), iteration, keep=2)
+    (tmp_path / history.periodic(250)).touch()
+    history.note(tmp_path, history.periodic(250), 250, keep=1)
+    assert history.last_checkpoint(tmp_path) == tmp_path / history.periodic(250)
+    assert not (tmp_path / history.periodic(200)).exists()
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    left = [tmp_path / ".model_iter_0000003.pth.123.tmp", tmp_path / ".metrics.json.9.tmp"]
+    others = [tmp_path / "notes.tmp", tmp_path / ".mine.tmp"]
+    for path in (*left, *others):
+        path.touch()
+    history.sweep(tmp_path)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)

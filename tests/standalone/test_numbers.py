@@ -1,0 +1,231 @@
+"""Losses and gradients that are not finite, and solves that do not converge."""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faults import Prepare, before_call, changed_losses, faulty, write_experiment
+from tiny_experiment import metrics, values
+from torch import Tensor, nn
+
+from ifr.errors import NonFiniteError
+from ifr.experiment import load_experiment
+from ifr.hosts.standalone.config import RCNNFPNConfig
+from ifr.hosts.standalone.engine import trainer as trainer_module
+from ifr.hosts.standalone.engine.failures import repeat
+from ifr.hosts.standalone.engine.metrics import ConvergenceWatch
+from ifr.hosts.standalone.engine.train import train
+from ifr.hosts.standalone.supported import check_run
+from ifr.processes.layout import Layout
+from ifr.runs.start import TrainOptions, start
+
+pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
+
+LOSSES = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
+
+
+def run(
+    folder: Path, output: Path, *overrides: Any, load: Callable[[str], Any] = load_experiment, workers: int = 1
+) -> Path:
+    settings = ("OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", "GLOBAL.LOG_INTERVAL", 100, *overrides)
+    start(train, check_run, load(str(folder)), TrainOptions(Layout(num_gpus=workers), overrides=settings))
+    return output
+
+
+def fails(folder: Path, output: Path, prepare: Prepare, *overrides: Any) -> NonFiniteError:
+    with pytest.raises(NonFiniteError) as error:
+        run(folder, output, *overrides, load=faulty(prepare))
+    assert error.value.saved is not None
+    return error.value
+
+
+def spoil(name: str, value: float) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda losses: {**losses, name: losses[name] * value}
+
+
+def spoil_gradient(number: int, value: float) -> Prepare:
+    """The gradient of one parameter is multiplied in the `number`-th step and those after it."""
+
+    def prepare(model: nn.Module) -> None:
+        parameter = model.get_parameter("roi_heads.mask_head.predictor.weight")
+        hook = lambda: parameter.register_hook(lambda gradient: gradient * value) and None  # noqa: E731
+        before_call(number, hook)(model)
+
+    return prepare
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for left, right in zip(one, other, strict=True):
+            assert_equal(left, right)
+    else:
+        assert one == other
+
+
+# The statistics of batch normalisation change before a step is known to have failed.
+BATCH_NORM = ("MODEL.RESNETS.NORM", "BN", "SOLVER.EMA.ENABLED", True)
+
+
+@pytest.fixture(scope="module")
+def two_steps(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two iterations, with their losses."""
+    settings = ("SOLVER.LR_SCHEDULER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 0)
+    return run(tiny, tmp_path_factory.mktemp("two steps"), *settings, *BATCH_NORM)
+
+
+def test_a_loss_that_is_not_finite_stops_with_all_that_repeats_the_step(
+    tiny: Path, two_steps: Path, tmp_path: Path
+) -> None:
+    """Nobody reads the losses for many steps yet: it is noticed all the same, and nothing of it remains."""
+    settings = ("SOLVER.CHECKPOINT_PERIOD", 4, *BATCH_NORM)
+    error = fails(tiny, tmp_path, changed_losses(3, spoil("loss_mask", math.nan)), *settings)
+    assert error.saved == str(tmp_path / "nonfinite_iter_0000002")
+    assert error.cause.startswith("loss_mask is nan, at iteration 2; worker 0: losses loss_")
+    for name in LOSSES:
+        assert f"{name} " in error.cause
+    assert error.cause.count(".png") == 4
+    assert not list(tmp_path.glob("*.pth"))
+    assert "NonFiniteError" in (tmp_path / "log.txt").read_text()
+
+    saved = Path(error.saved)
+    report = json.loads((saved / "report.json").read_text())
+    assert report["iteration"] == 2
+    (worker,) = report["workers"]
+    assert all(name in error.cause for name in worker["images"])
+    state, before = load(saved / "state.pth"), load(two_steps / "model_final.pth")
+    for part in ("model", "ema", "iteration", "seed", "random"):
+        assert_equal(state[part], before[part])
+    assert_equal(state["optimizer"]["state"], before["optimizer"]["state"])  # its rate is that of the step
+
+    without_fault = repeat(load_experiment(str(tiny)), saved)
+    assert without_fault.gradients == []
+    for name, value in worker["losses"].items():
+        assert without_fault.losses[name] == value or name == "loss_mask"
+    with_fault = repeat(faulty(changed_losses(1, spoil("loss_mask", math.nan)))(str(tiny)), saved)
+    assert math.isnan(with_fault.losses["loss_mask"])
+    assert "roi_heads.mask_head.predictor.weight" in with_fault.gradients
+
+
+@pytest.mark.parametrize("step", [3, 4, 6], ids=["between", "before a checkpoint", "last"])
+def test_a_gradient_that_is_not_finite_stops_before_it_is_applied(tiny: Path, tmp_path: Path, step: int) -> None:
+    settings = ("SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.CLIP_GRADIENTS", {"ENABLED": True})
+    error = fails(tiny, tmp_path, spoil_gradient(step, math.inf), *settings)
+    assert error.cause.startswith(f"a gradient is not finite, at iteration {step - 1}; ")
+    state = load(Path(str(error.saved)) / "state.pth")
+    assert state["iteration"] == step - 1
+    assert all(bool(value.isfinite().all()) for value in state["model"].values())
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    assert names == ({"model_iter_0000004.pth"} if step > 4 else set())
+
+
+def test_predictions_that_are_not_finite_are_reported_with_their_images(tiny: Path, tmp_path: Path) -> None:
+    def spoil_weights(model: nn.Module) -> None:
+        with torch.no_grad():
+            next(model.proposal_generator.parameters()).fill_(math.nan)  # type: ignore[operator]
+
+    def prepare(model: nn.Module) -> None:
+        before_call(2, lambda: spoil_weights(model))(model)
+
+    error = fails(tiny, tmp_path, prepare)
+    assert "proposals are not finite, at iteration 1; worker 0: losses not computed; images /" in error.cause
+    repeated = repeat(load_experiment(str(tiny)), str(error.saved))
+    assert "proposals are not finite" in repeated.error
+
+
+def test_float16_skips_gradients_that_its_scale_makes_too_large_but_not_for_ever(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "_MOST_SKIPPED", 4)
+    half = ("TRAINER.FP16", {"ENABLED": True, "TYPE": "float16"}, "SOLVER.IMS_PER_BATCH", 2)
+    half += ("SOLVER.LR_SCHEDULER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 0)
+    error = fails(tiny, tmp_path / "always", spoil_gradient(3, math.inf), *half)
+    assert "a gradient is not finite" in error.cause
+    assert int(error.cause.partition("at iteration ")[2].partition(";")[0]) >= 3
+    error = fails(tiny, tmp_path / "loss", changed_losses(2, spoil("loss_cls", math.inf)), *half)
+    assert error.cause.startswith("loss_cls is inf, at iteration 1")
+
+
+def test_one_worker_of_two_fails_and_both_save_their_images(tiny: Path, tmp_path: Path) -> None:
+    fault = """if rank == 1 and step == 3:
+    model.register_forward_hook(lambda module, inputs, losses: {**losses, "loss_cls": losses["loss_cls"] / 0})"""
+    folder = write_experiment(tiny, tmp_path / "faulty", fault)
+    settings = ("SOLVER.IMS_PER_BATCH", 4, "SOLVER.LR_SCHEDULER.MAX_ITER", 9)
+    with pytest.raises(NonFiniteError, match="loss_cls is inf, at iteration 2; worker 1: losses") as error:
+        run(folder, tmp_path / "output", *settings, workers=2)
+    saved = Path(str(error.value.saved))
+    assert {path.name for path in saved.iterdir()} == {"state.pth", "batch_0.pth", "batch_1.pth", "report.json"}
+    workers = json.loads((saved / "report.json").read_text())["workers"]
+    again = repeat(load_experiment(str(tiny)), saved, rank=1)
+    assert again.losses["loss_mask"] == workers[1]["losses"]["loss_mask"]
+
+
+def test_a_worker_that_fails_alone_saves_what_repeats_its_step(tiny: Path, tmp_path: Path) -> None:
+    fault = """if rank == 1 and step == 2:
+    for parameter in model.proposal_generator.parameters():
+        parameter.data.fill_(float("nan"))"""
+    folder = write_experiment(tiny, tmp_path / "faulty", fault)
+    with pytest.raises(NonFiniteError, match="proposals are not finite, at iteration 1; worker 1") as error:
+        run(folder, tmp_path / "output", "SOLVER.IMS_PER_BATCH", 4, workers=2)
+    saved = Path(str(error.value.saved))
+    assert {path.name for path in saved.iterdir()} == {"state.pth", "batch_1.pth", "report.json"}
+    assert "proposals are not finite" in repeat(load_experiment(str(tiny)), saved, rank=1).error
+
+
+def test_an_update_that_was_left_out_first_leaves_the_momentum_at_zero(tiny: Path, tmp_path: Path) -> None:
+    error = fails(tiny, tmp_path, changed_losses(1, spoil("loss_cls", math.nan)))
+    momentum = load(Path(str(error.saved)) / "state.pth")["optimizer"]["state"]
+    assert all(not state["momentum_buffer"].any() for state in momentum.values())
+
+
+def test_solves_that_do_not_converge_are_a_figure_and_one_warning(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ("GLOBAL.LOG_INTERVAL", 1, "TRAINER.CONVERGENCE", {"SHARE": 0.5, "WINDOW": 2})
+    run(tiny, tmp_path, *settings, "SOLVER.CHECKPOINT_PERIOD", 0)
+    assert values(tmp_path, "solver_forward_converged") == [0.0] * 4
+    (warning,) = [record.message for record in caplog.records if "did not converge" in record.message]
+    assert warning.startswith("100% of the forward solves of the last 2 iterations did not converge (mean residual ")
+    assert "MODEL.ROI_MASK_HEAD.F_TOL 1e-05 in 3 steps" in warning
+    assert len(metrics(tmp_path)) == 6
+
+
+def test_the_share_is_that_of_the_window(caplog: pytest.LogCaptureFixture) -> None:
+    config = RCNNFPNConfig()
+    config.merge_from_list(["TRAINER.CONVERGENCE", {"SHARE": 0.5, "WINDOW": 100}])
+    watch = ConvergenceWatch(config, start=40)
+    done = 40
+
+    def add(share: float, way: str = "forward") -> None:
+        nonlocal done
+        done += 20
+        watch.add(done, {f"solver_{way}_converged": 1 - share, f"solver_{way}_residual": 1e-3})
+
+    with caplog.at_level(logging.WARNING):
+        for share in (0.9, 0.9, 0.9, 0.9):
+            add(share)
+        assert not caplog.records  # not a whole window yet
+        add(0.0)
+        assert len(caplog.records) == 1  # 72 %
+        add(1.0)
+        assert len(caplog.records) == 1  # once
+        watch = ConvergenceWatch(config, start=done)
+        for share in (0.5, 0.5, 0.5, 0.5, 0.5):
+            add(share)
+        assert len(caplog.records) == 1  # not more than half
+        add(1.0, "backward")
+        assert "backward" in caplog.records[-1].message

@@ -1,0 +1,135 @@
+"""Parameter groups, clipping, the moving average, and figures of the losses."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ifr.hosts.standalone.config import RCNNFPNConfig
+from ifr.hosts.standalone.engine.metrics import Losses, SolverFigures
+from ifr.hosts.standalone.engine.optimizer import build_clip, build_optimizer, load_state, set_learning_rate
+from ifr.mask_head import MaskHead
+from ifr.processes.workers import Worker
+from ifr.refine import Implicit
+from ifr.runs.average import MovingAverage
+from ifr.solvers import Picard, Solution, Status
+
+pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
+
+
+@pytest.fixture
+def head() -> MaskHead:
+    return MaskHead(8, 2, Implicit(Picard(3, 1e-5), Picard(3, 1e-5)))
+
+
+def test_norms_do_not_decay_but_both_parts_of_a_normalised_weight_do(head: MaskHead) -> None:
+    frozen = next(head.deconv.parameters())
+    frozen.requires_grad_(False)
+    names = {parameter: name for name, parameter in head.named_parameters()}
+    config = RCNNFPNConfig()
+    config.merge_from_list(["SOLVER.OPTIMIZER.BIAS_LR_FACTOR", 2.0])
+    optimizer = build_optimizer(config, head)
+    set_learning_rate(optimizer, 0.5)
+    decay = {names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    rate = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(decay) == set(names.values()) - {names[frozen]}
+    assert {value for name, value in decay.items() if ".gn" in name} == {0.0}
+    assert {value for name, value in decay.items() if ".gn" not in name} == {1e-4}
+    assert decay["repeat_block.conv1.weight_g"] == decay["repeat_block.conv2.weight_v"] == 1e-4
+    assert rate["predictor.bias"] == 1.0
+    assert rate["predictor.weight"] == rate["repeat_block.gn1.bias"] == 0.5
+    assert optimizer.defaults["momentum"] == 0.9
+
+
+def test_an_unknown_optimizer_or_nothing_to_train_is_refused(head: MaskHead) -> None:
+    config = RCNNFPNConfig()
+    with pytest.raises(ValueError, match="no parameter"):
+        build_optimizer(config, nn.ReLU())
+    config.merge_from_list(["SOLVER.OPTIMIZER.NAME", "Adam"])
+    with pytest.raises(ValueError, match="'Adam'"):
+        build_optimizer(config, head)
+
+
+def test_a_resumed_optimizer_keeps_the_settings_of_this_run(head: MaskHead) -> None:
+    config = RCNNFPNConfig()
+    saved = build_optimizer(config, head)
+    for parameter in head.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    saved.step()
+    config.merge_from_list(["SOLVER.OPTIMIZER.WEIGHT_DECAY", 5e-4, "SOLVER.OPTIMIZER.MOMENTUM", 0.8])
+    optimizer = build_optimizer(config, head)
+    load_state(optimizer, saved.state_dict())
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 5e-4}
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.8}
+    momentum = optimizer.state[head.predictor.bias]["momentum_buffer"]
+    assert torch.equal(momentum, saved.state[head.predictor.bias]["momentum_buffer"])
+    assert momentum.any()
+
+
+def test_clipping() -> None:
+    config = RCNNFPNConfig()
+    assert build_clip(config) is None
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    settings = {"ENABLED": True, "CLIP_VALUE": 2.5}
+    for kind, expected in {"value": ([2.5, 0.0], [2.5]), "norm": ([1.5, 0.0], [2.0])}.items():
+        parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+        config.merge_from_list(["SOLVER.CLIP_GRADIENTS", {**settings, "CLIP_TYPE": kind}])
+        clip = build_clip(config)
+        assert clip is not None
+        clip(parameters)
+        for parameter, values in zip(parameters, expected, strict=True):
+            # clip_grad_norm_ adds 1e-6 to the norm that it divides by.
+            torch.testing.assert_close(parameter.grad, torch.tensor(values), rtol=1e-6, atol=0)
+    config.merge_from_list(["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "length"])
+    with pytest.raises(ValueError, match="'length'"):
+        build_clip(config)
+
+
+def test_the_moving_average_follows_and_gives_the_model_its_own_weights_back() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        average = MovingAverage(model, 0.5)
+        expected = 1.0
+        for update in range(1, 6):
+            model.weight.fill_(float(update))
+            average.update()
+            decay = min(0.5, (1 + update) / (10 + update))
+            expected = decay * expected + (1 - decay) * update
+    with average.in_model() as own:
+        assert model.weight.item() == pytest.approx(expected, rel=1e-6)  # float32
+        assert own["weight"].item() == 5.0
+    assert model.weight.item() == 5.0
+    with pytest.raises(ValueError, match=r"1\.5"):
+        MovingAverage(model, 1.5)
+
+
+def test_losses_are_means() -> None:
+    losses = Losses()
+    losses.add({"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(2.0)})
+    losses.add({"loss_a": torch.tensor(3.0), "loss_b": torch.tensor(2.0)})
+    assert losses.read(Worker()) == {"total_loss": 4.0, "loss_a": 2.0, "loss_b": 2.0}
+    assert losses.read(Worker()) == {}
+
+
+def test_solver_figures_are_means_over_the_samples_of_training_alone(head: MaskHead) -> None:
+    figures = SolverFigures(head)
+    x = torch.randn(3, 8, 6, 6)
+    assert figures.phase == "implicit"
+    assert SolverFigures(nn.ReLU()).phase is None
+    with torch.no_grad():
+        head.eval()(x)
+        assert figures.read(Worker()) == {}
+    head.train()(x).sum().backward()
+    assert set(figures.read(Worker())) == {
+        f"solver_{way}_{what}" for way in ("forward", "backward") for what in ("residual", "steps", "converged")
+    }
+    statuses = torch.tensor([Status.CONVERGED, Status.MAX_STEPS, Status.NONFINITE, Status.CONVERGED])
+    residuals = torch.tensor([1.0, 3.0, math.inf, 2.0])
+    figures.add("forward", Solution(x, residuals, torch.tensor([2, 15, 0, 3]), statuses))
+    assert figures.read(Worker()) == {
+        "solver_forward_residual": 2.0,
+        "solver_forward_steps": 5.0,
+        "solver_forward_converged": 0.5,
+    }

@@ -1,0 +1,115 @@
+"""The learning rate, and the conversion of the schedule to another batch."""
+
+from typing import Any
+
+import pytest
+
+from ifr.hosts.standalone.config import RCNNFPNConfig
+from ifr.hosts.standalone.engine.optimizer import WarmupMultiStep, build_schedule
+from ifr.runs.settings import given_keys, merge_and_rescale
+
+pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
+
+
+@pytest.fixture
+def config() -> RCNNFPNConfig:
+    """COCO's 1x schedule for 16 images, 2 a worker."""
+    config = RCNNFPNConfig()
+    config.merge_from_list(
+        ["SOLVER.LR_SCHEDULER", {"STEPS": [60000, 80000], "MAX_ITER": 90000}, "SOLVER.OPTIMIZER.BASE_LR", 0.02]
+    )
+    return config
+
+
+def schedule_of(config: Any) -> tuple[Any, ...]:
+    solver = config.SOLVER
+    return (
+        solver.IMS_PER_BATCH,
+        solver.IMS_PER_DEVICE,
+        solver.LR_SCHEDULER.MAX_ITER,
+        list(solver.LR_SCHEDULER.STEPS),
+        solver.LR_SCHEDULER.WARMUP_ITERS,
+        solver.CHECKPOINT_PERIOD,
+        config.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS,
+        solver.OPTIMIZER.BASE_LR,
+    )
+
+
+def test_the_rate_rises_evenly_and_falls_at_the_steps() -> None:
+    rate = WarmupMultiStep(base=0.02, steps=(60000, 80000), warmup_iterations=1000, warmup_factor=0.001)
+    assert rate(0) == pytest.approx(0.02 * 0.001)
+    assert rate(500) == pytest.approx(0.02 * (0.001 + 1) / 2)
+    assert [rate(i) for i in (1000, 59999, 60000, 80000)] == pytest.approx([0.02, 0.02, 0.002, 0.0002])
+
+
+def test_a_constant_warmup_stays_at_its_factor() -> None:
+    rate = WarmupMultiStep(base=1.0, steps=(), warmup_iterations=10, warmup_factor=0.25, warmup_method="constant")
+    assert [rate(0), rate(9), rate(10)] == [0.25, 0.25, 1.0]
+
+
+def test_schedules_without_sense_are_refused(config: RCNNFPNConfig) -> None:
+    with pytest.raises(ValueError, match=r"ascend.*\[5, 3\]"):
+        WarmupMultiStep(base=1.0, steps=[5, 3])
+    config.merge_from_list(["SOLVER.LR_SCHEDULER.WARMUP_METHOD", "burnin"])
+    with pytest.raises(ValueError, match="'burnin'"):
+        build_schedule(config)
+
+
+def test_eight_workers_change_nothing(config: RCNNFPNConfig) -> None:
+    before = schedule_of(config)
+    merge_and_rescale(config, [], world_size=8)
+    assert schedule_of(config) == before == (16, 2, 90000, [60000, 80000], 1000, 5000, 50000, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides", "expected"),
+    [
+        (4, [], (8, 2, 180000, [120000, 160000], 2000, 10000, 100000, 0.01)),
+        (16, [], (32, 2, 45000, [30000, 40000], 500, 2500, 25000, 0.04)),
+        (1, ["SOLVER.IMS_PER_BATCH", "8"], (8, 8, 180000, [120000, 160000], 2000, 10000, 100000, 0.01)),
+        (8, ["SOLVER.IMS_PER_DEVICE", "4"], (32, 4, 45000, [30000, 40000], 500, 2500, 25000, 0.04)),
+        # The command line means this run, whatever its batch.
+        (
+            1,
+            ["SOLVER.IMS_PER_BATCH", "8", "SOLVER.LR_SCHEDULER.MAX_ITER", "10", "SOLVER.OPTIMIZER.BASE_LR", "0.5"],
+            (8, 8, 10, [120000, 160000], 2000, 10000, 100000, 0.5),
+        ),
+        (
+            4,
+            ["SOLVER.LR_SCHEDULER", "{'WARMUP_ITERS': 7}"],
+            (8, 2, 180000, [120000, 160000], 7, 10000, 100000, 0.01),
+        ),
+        (4, ["SOLVER.RESCALE", "False"], (16, 4, 90000, [60000, 80000], 1000, 5000, 50000, 0.02)),
+    ],
+)
+def test_the_whole_schedule_is_converted_together(
+    config: RCNNFPNConfig, world_size: int, overrides: list[str], expected: tuple[Any, ...]
+) -> None:
+    merge_and_rescale(config, overrides, world_size)
+    assert schedule_of(config) == expected
+
+
+def test_nothing_becomes_zero_that_was_not(config: RCNNFPNConfig) -> None:
+    merge_and_rescale(config, ["SOLVER.IMS_PER_BATCH", "160000"], world_size=1)
+    assert config.SOLVER.LR_SCHEDULER.WARMUP_ITERS == 1  # 0.1, which would be none at all
+    assert config.TEST.EVAL_PERIOD == 0  # never stays never
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides"),
+    [
+        (3, ["SOLVER.IMS_PER_BATCH", "16"]),
+        (3, ["SOLVER.RESCALE", "False"]),
+        (8, ["SOLVER.BATCH_SUBDIVISIONS", "3"]),
+        (8, ["SOLVER.BATCH_SUBDIVISIONS", "0"]),
+        (1, ["SOLVER.IMS_PER_BATCH", "0"]),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(config: RCNNFPNConfig, world_size: int, overrides: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"SOLVER\.(IMS_PER_BATCH|BATCH_SUBDIVISIONS) must be .* got"):
+        merge_and_rescale(config, overrides, world_size)
+
+
+def test_settings_in_sections_count_as_given() -> None:
+    overrides = ["A.B", "1", "SOLVER", {"EMA": {"DECAY": 0.5}}, "C", "{'d': {'e': 1}, 'f': 2}"]
+    assert list(given_keys(overrides)) == ["A.B", "SOLVER.EMA.DECAY", "C.d.e", "C.f"]
