@@ -1,4 +1,4 @@
-"""Loads an experiment folder and builds its model."""
+"""Loads an experiment's folder and builds its model."""
 
 import importlib.util
 import itertools
@@ -19,11 +19,11 @@ _counter = itertools.count()
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the two files of an experiment folder define."""
+    """What the two files of an experiment's folder define."""
 
     folder: Path
     config: Any
-    """The settings of config.py, its own copy for every load."""
+    """The settings from config.py; every load has its own copy."""
     build_model: Callable[[Any], nn.Module]
     """From net.py: builds the model from settings."""
 
@@ -33,14 +33,14 @@ class Experiment:
 
 
 def load_experiment(folder_or_name: str | Path) -> Experiment:
-    """Run config.py and net.py of an experiment folder.
+    """Run config.py and net.py of an experiment's folder.
 
     Args:
-        folder_or_name: a folder, or the name of one in the working directory or beside the installed package.
+        folder_or_name: a folder, or the name of a folder in the working directory or next to the package.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it lacks one of the two files.
-        AttributeError: a file does not define `config` or `build_model`.
+        FileNotFoundError: the folder does not exist, or lacks one of the two files.
+        AttributeError: config.py does not define `config`, or net.py does not define `build_model`.
     """
     folder = _find(folder_or_name)
     config, net = _run(folder / "config.py"), _run(folder / "net.py")
@@ -53,17 +53,17 @@ def build_model(
     device: str | torch.device | None = None,
     overrides: Sequence[Any] = (),
 ) -> nn.Module:
-    """The model of an experiment, in evaluation mode.
+    """Build the model of an experiment, in evaluation mode.
 
     Args:
         folder_or_name: see `load_experiment`.
-        weights: a checkpoint to load; None leaves the model as it is initialised. If it says which classes it was
-            trained on, the model has as many.
-        device: where the model lives; by default a GPU if there is one.
-        overrides: settings in place of those of config.py, as `["KEY.SUBKEY", value, ...]`.
+        weights: a checkpoint to load; without it the model keeps its initial weights. The model gets as many classes
+            as the checkpoint says it was trained on.
+        device: the model's device; by default a GPU if there is one.
+        overrides: settings that replace those of config.py, as `["KEY.SUBKEY", value, ...]`.
 
     Raises:
-        FileNotFoundError: there is no such experiment.
+        FileNotFoundError: the experiment does not exist.
         ValueError: a setting or the checkpoint does not fit.
     """
     experiment = load_experiment(folder_or_name)
@@ -82,15 +82,15 @@ def build_model(
 
 
 def take_classes(config: Any, file: CheckpointFile, overrides: Sequence[Any]) -> dict[str, Any] | None:
-    """Give a model as many classes as a checkpoint was trained on, unless the overrides say how many.
+    """Set NUM_CLASSES to the number of classes that a checkpoint was trained on, unless the overrides set it.
 
     Args:
-        config: of the model, changed in place.
+        config: the model's settings, changed in place.
         file: the checkpoint.
-        overrides: settings that are already in the config, and hold against the file.
+        overrides: settings that are already in the config and take precedence over the file.
 
     Returns:
-        The classes' "names" and "category_ids"; None if the file does not tell.
+        The "names" and "category_ids" of the classes; None if the file does not hold them.
     """
     trained: dict[str, Any] | None = file.extras.get("classes")
     if trained:
@@ -111,7 +111,7 @@ def _find(folder_or_name: str | Path) -> Path:
 
 
 def _run(path: Path) -> ModuleType:
-    """Execute a file as a module with a name of its own, so that experiments never see each other's files."""
+    """Execute a file as a module with a unique name, so that experiments never see each other's files."""
     name = f"ifr_experiment_{next(_counter)}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

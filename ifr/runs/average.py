@@ -1,4 +1,4 @@
-"""A moving average of the weights."""
+"""A moving average of a model's weights."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """Follows the parameters of a model: average = decay * average + (1 - decay) * parameter after every update.
+    """Averages the trainable parameters of a model: average = decay * average + (1 - decay) * parameter.
 
     The decay starts small, min(decay, (1 + n) / (10 + n)) at the n-th update, so that the initial weights fade.
-    Buffers are those of the model itself.
+    Buffers are not averaged.
 
     Args:
-        model: whose parameters are followed; frozen ones are left out.
+        model: the model.
         decay: between 0 and 1.
 
     Raises:
@@ -31,7 +31,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the present parameters."""
+        """Update the average with the current parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages = [self._average[name] for name, _ in self._followed()]
@@ -39,7 +39,7 @@ class MovingAverage:
 
     @contextlib.contextmanager
     def in_model(self) -> Iterator[dict[str, Tensor]]:
-        """The model has the averages for parameters meanwhile; yields its own ones."""
+        """Put the average into the model while the context is open; yields the model's own parameters."""
         own = {name: parameter.detach().clone() for name, parameter in self._followed()}
         self._set(self._average)
         try:
@@ -48,13 +48,13 @@ class MovingAverage:
             self._set(own)
 
     def resume(self, updates: int, own: Mapping[str, Tensor]) -> None:
-        """Continue with the averages that are in the model now, and give the model its own parameters back.
+        """Continue from a checkpoint: the model holds the average, and gets its own parameters back.
 
         Raises:
-            ValueError: the parameters are not those of the model.
+            ValueError: the parameters do not belong to the model.
         """
         if set(own) != set(self._average):
-            raise ValueError("the checkpoint's moving average is of another model")
+            raise ValueError("the checkpoint's moving average belongs to another model")
         self.updates = updates
         self._average = {name: parameter.detach().clone() for name, parameter in self._followed()}
         self._set(own)

@@ -1,12 +1,12 @@
 """From the settings of config.py to those of a run: overrides, device, folder, seed, and the schedule for its batch.
 
-The schedule of config.py is meant for its own SOLVER.IMS_PER_BATCH. A run with W workers trains on W *
-SOLVER.IMS_PER_DEVICE images an iteration, or on the IMS_PER_BATCH of the command line. Where that differs, the learning
-rate is multiplied by the ratio of the batches, and everything counted in iterations is divided by it (P. Goyal et al.,
-Accurate, Large Minibatch SGD, 2017), so that the network sees each image as often, and changes phase at the same image.
+The schedule of config.py is written for the SOLVER.IMS_PER_BATCH of config.py. A run with W workers trains on W *
+SOLVER.IMS_PER_DEVICE images an iteration, or on the IMS_PER_BATCH given on the command line. If the two differ, the
+learning rate is multiplied by the ratio of the batches, and everything counted in iterations is divided by it (P. Goyal
+et al., Accurate, Large Minibatch SGD, 2017). The network then sees each image as often and changes phase at the same one.
 
-What the command line sets is never converted: it means this run. SOLVER.RESCALE = False converts nothing and shares the
-IMS_PER_BATCH of config.py among the workers.
+Settings given on the command line are never converted. SOLVER.RESCALE = False converts nothing; the workers then share
+the IMS_PER_BATCH of config.py.
 """
 
 import ast
@@ -39,16 +39,16 @@ _NO_GPU = "add MODEL.DEVICE cpu to use the CPU, or look at the driver with nvidi
 
 
 def requested_device(config: Any, overrides: Sequence[Any], num_gpus: int | None = None) -> str:
-    """MODEL.DEVICE of the run; without a GPU, that of config.py gives way to the CPU.
+    """Return MODEL.DEVICE for the run: the CPU if only config.py asks for a GPU and there is none.
 
     Args:
-        config: of the experiment.
-        overrides: of the command line.
-        num_gpus: of the command line.
+        config: the experiment's settings; they are not changed.
+        overrides: settings on the command line.
+        num_gpus: --num-gpus.
 
     Raises:
-        RunError: the command line asks for a GPU and there is none, or for one that is not there.
-        ValueError: a setting does not exist or fit.
+        RunError: the command line asks for a GPU that does not exist.
+        ValueError: a setting does not exist, or its value does not fit.
     """
     config = copy.deepcopy(config)
     config.merge_from_list(list(overrides))
@@ -69,17 +69,17 @@ def requested_device(config: Any, overrides: Sequence[Any], num_gpus: int | None
 
 
 def settle(config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, device: str, *, training: bool) -> Path:
-    """Bring the settings of an experiment's config.py to those of the run; returns OUTPUT_DIR as an absolute path.
+    """Change the settings of config.py to those of the run; return OUTPUT_DIR as an absolute path.
 
-    OUTPUT_DIR of config.py is relative to the experiment's folder, that of the command line to the working directory.
+    In config.py, OUTPUT_DIR is relative to the experiment's folder; on the command line, to the working directory.
 
     Args:
-        config: of the experiment, changed in place.
-        folder: of the experiment.
-        overrides: of the command line.
-        worker: this process among those of the run.
-        device: of `requested_device`.
-        training: whether the batch has to fit the workers; testing takes image by image.
+        config: the experiment's settings, changed in place.
+        folder: the experiment's folder.
+        overrides: settings on the command line.
+        worker: this process.
+        device: from `requested_device`.
+        training: whether to convert the schedule to the batch of the run.
 
     Raises:
         ValueError: a setting does not exist, or its value does not fit.
@@ -99,12 +99,12 @@ def settle(config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, 
 
 
 def merge_and_rescale(config: Any, overrides: Sequence[Any], world_size: int) -> None:
-    """Apply the command line's settings to those of config.py, and convert the schedule to the batch of the run.
+    """Apply the settings of the command line, and convert the schedule to the batch of the run.
 
-    Afterwards SOLVER.IMS_PER_BATCH and IMS_PER_DEVICE say what each iteration and each worker get.
+    Afterwards SOLVER.IMS_PER_BATCH is the number of images of an iteration, and IMS_PER_DEVICE that of each worker.
 
     Raises:
-        ValueError: a setting does not exist or fit, or the batch cannot be shared evenly.
+        ValueError: a setting does not exist, its value does not fit, or the workers cannot share the batch evenly.
     """
     reference = int(config.SOLVER.IMS_PER_BATCH)
     config.merge_from_list(list(overrides))
@@ -120,7 +120,7 @@ def merge_and_rescale(config: Any, overrides: Sequence[Any], world_size: int) ->
 
 
 def given_keys(overrides: Sequence[Any]) -> Iterator[str]:
-    """The full names of all settings that `["KEY.SUBKEY", value, ...]` sets, those inside sections included."""
+    """Yield the full name of every setting that `["KEY.SUBKEY", value, ...]` sets, also inside sections."""
     for key, value in zip(overrides[0::2], overrides[1::2], strict=False):
         yield from _leaves(str(key), value)
 
@@ -130,7 +130,7 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            value = None  # text that only looks like a section
+            value = None  # it only looks like a section
     if not isinstance(value, Mapping | DictConfig):
         yield key
         return

@@ -61,10 +61,9 @@ def read_once(path: str | Path, worker: Worker) -> CheckpointFile:
     Raises:
         CheckpointError: it cannot be fetched or read.
     """
-    if worker.local_rank == 0:
-        resolve(path)
+    fetched = resolve(path) if worker.local_rank == 0 else None
     worker.wait()
-    return read_checkpoint(resolve(path))
+    return read_checkpoint(fetched or resolve(path))
 
 
 def start_from(model: nn.Module, config: Any, worker: Worker) -> None:

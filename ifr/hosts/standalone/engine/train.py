@@ -41,7 +41,7 @@ def train(run: Run) -> None:
         _check_classes(last, classes)
         _take_seed(last, run)
     elif run.options.resume:
-        logger.info("there is no checkpoint in %s; training starts anew", output)
+        logger.info("there is no checkpoint in %s; training starts from scratch", output)
     snapshots.set_random_seed(int(config.SEED) + worker.rank)
     model = run.experiment.build_model(config)
     if last is None and config.MODEL.WEIGHTS:
