@@ -1,6 +1,7 @@
 """The documentation names settings, files and headings that exist."""
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,3 +93,25 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_python_examples_parse(page: Path) -> None:
     for example in code(page):
         ast.parse(example)
+
+
+def test_paths_exist() -> None:
+    """Those of the present code; CHANGELOG also names old ones."""
+    missing = set()
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":
+            continue
+        for name in re.findall(r"`((?:ifr|tests|benchmarks|scripts|docs)/[\w./-]+)", page.read_text()):
+            if name.isascii() and not re.search(r"[A-Z]{4}", name) and not (ROOT / name.rstrip(".")).exists():
+                missing.add(f"{page.name}: {name}")
+    assert not missing
+
+
+def test_modules_of_examples_exist() -> None:
+    for page in PAGES:
+        for example in code(page):
+            for node in ast.walk(ast.parse(example)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ifr"):
+                    module = importlib.import_module(node.module or "")
+                    for alias in node.names:
+                        assert hasattr(module, alias.name), f"{page.name}: {node.module}.{alias.name}"
