@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor
 
+from ifr.equilibrium import fixed_point
+from ifr.solvers import GMRES, Broyden, Solver
+
+EXACT, ADJOINT = Broyden(100, 1e-12), GMRES(100, 1e-12)
+
 
 class Contraction:
     """z to tanh(W_n z + x_n), a contraction of rate `rates[n]` for sample n; counts its evaluations."""
@@ -45,3 +50,14 @@ class Affine(Contraction):
     def solution(self) -> Tensor:
         eye = torch.eye(self.x.shape[1], dtype=torch.float64)
         return torch.linalg.solve(eye - self.weight, self.x)
+
+
+def weights(samples: int = 3, dimension: int = 6, rate: float = 0.8) -> tuple[Tensor, Tensor]:
+    """A (D, D) matrix of norm `rate` and (N, D) inputs, both with gradients, in float64."""
+    weight = torch.randn(dimension, dimension, dtype=torch.float64)
+    weight = rate * weight / torch.linalg.matrix_norm(weight, 2)
+    return weight.requires_grad_(), torch.randn(samples, dimension, dtype=torch.float64, requires_grad=True)
+
+
+def equilibrium(weight: Tensor, x: Tensor, solver: Solver = EXACT, adjoint: Solver = ADJOINT) -> Tensor:
+    return fixed_point(lambda z: torch.tanh(z @ weight + x), torch.zeros_like(x), solver=solver, adjoint=adjoint)
