@@ -47,7 +47,7 @@ def test_solvers_by_name() -> None:
     assert make_solver("broyden-published", max_steps=7) == Broyden.published(7)
     with pytest.raises(ValueError, match="unknown solver 'broiden'; did you mean 'broyden'"):
         make_solver("broiden")
-    with pytest.raises(ValueError, match="unknown solver None; known are anderson"):
+    with pytest.raises(ValueError, match="unknown solver None; known solvers: anderson"):
         make_solver(None)
     with pytest.raises(TypeError, match="damping"):
         make_solver("broyden", damping=0.5)
