@@ -18,7 +18,7 @@ from ifr.refine import RefinementBlock
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors, made while it is on, that live at once: all, and those in tensors over a size."""
+    """Peak bytes of the tensors created while the mode is on: all tensors, and tensors larger than `large` bytes."""
 
     def __init__(self, large: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def memory(solve: Callable[[], Any], state_bytes: int) -> tuple[int, int]:
-    """Bytes of history and peak bytes of one solve."""
+    """Measure the history bytes and the peak bytes of one solve; tensors of more than two states are history."""
     with LiveBytes(2 * state_bytes) as live:
         solve()
     return live.peak_large, live.peak
@@ -58,7 +58,7 @@ def memory(solve: Callable[[], Any], state_bytes: int) -> tuple[int, int]:
 
 @dataclass
 class Counts:
-    """How often f was evaluated and its Jacobian applied, and the least residual (root mean square) by evaluation."""
+    """Numbers of evaluations of f and of Jacobian products, and the best residual (RMS) after each evaluation."""
 
     evaluations: int = 0
     products: int = 0
@@ -66,7 +66,7 @@ class Counts:
 
 
 class Counted(torch.autograd.Function):
-    """The identity, counting the products that pass back through it."""
+    """The identity; its backward pass counts Jacobian products."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, counts: Counts) -> Tensor:
@@ -92,7 +92,7 @@ def counted(f: Callable[[Tensor], Tensor], counts: Counts) -> Callable[[Tensor],
 
 @contextmanager
 def counting(block: RefinementBlock, counts: Counts) -> Iterator[None]:
-    """Count the evaluations of the block and the products through it."""
+    """Count evaluations of the block and its Jacobian products."""
 
     def count(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         counts.evaluations += 1

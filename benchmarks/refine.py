@@ -1,11 +1,10 @@
-"""What a refinement costs: solvers against the published algorithm, torchdeq, and the four convolutions they replace.
+"""Compare the cost of the solvers with the published algorithm, torchdeq and the four convolutions they replace.
 
     python benchmarks/refine.py [--device cuda] [--regions 32] [--rounds 5]
 
-Everything is measured in one run, method after method in every round, and the medians are printed. `overhead` is the
-time of a solve over that of its bare evaluations (and, in training, vector-Jacobian products), timed in the same round.
-`peak` counts every byte that lives at once during a solve besides its inputs, `history` those in tensors of more than
-two states.
+Every round runs all methods in turn; medians over the rounds are printed. `overhead` is the time of a solve divided by
+the time of its evaluations of f (and, in training, vector-Jacobian products) without a solver, measured in the same
+round. `peak` is the peak memory of a solve without its inputs; `history` counts only tensors of more than two states.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Row:
 
 
 class TorchDEQ:
-    """A solver of the torchdeq package, as a peer; its history and stopping are its own."""
+    """Adapter for a solver of the torchdeq package."""
 
     def __init__(self, name: str, evaluations: int) -> None:
         from torchdeq.solver import get_solver
@@ -52,7 +51,7 @@ class TorchDEQ:
 
 
 def torchdeq_solvers() -> dict[str, Any]:
-    """Its Anderson and Broyden with as many evaluations as ours, if it is installed."""
+    """Build torchdeq's Anderson and Broyden, with as many evaluations as ours, if torchdeq is installed."""
     try:
         return {
             "torchdeq anderson": TorchDEQ("anderson", STEPS + 1),
@@ -86,7 +85,7 @@ def adjoints() -> dict[str, tuple[Solver, Solver]]:
 
 
 class Setting:
-    """The block, its features, and what else is timed beside the solvers."""
+    """The block, its input features and the four convolutions that it replaces."""
 
     def __init__(self, regions: int, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -141,7 +140,7 @@ def evaluation(setting: Setting, rounds: int) -> None:
 
 
 def bare_training_seconds(setting: Setting, counts: Counts, repeats: int) -> float:
-    """Time of the evaluations and products of a training step without any solver."""
+    """Time the evaluations and products of a training step without a solver."""
     bare = (counts.evaluations - 1) * setting.seconds_of_f(repeats)
     x = setting.x.clone().requires_grad_()
     z = setting.zero.clone().requires_grad_()
@@ -188,7 +187,7 @@ def training(setting: Setting, rounds: int) -> None:
 
 @torch.no_grad()
 def half_precision(setting: Setting, rounds: int) -> None:
-    """f in bfloat16, channels last, under a float32 state; and the residual of what it returns, measured in float32."""
+    """Time f in bfloat16, channels last, with a float32 solver state; the residual is measured with f in float32."""
     f = setting.block.at(setting.x)
     low_block = RefinementBlock(CHANNELS).to(setting.device, torch.bfloat16, memory_format=torch.channels_last)
     low_block.load_state_dict(setting.block.state_dict())
@@ -218,7 +217,7 @@ def half_precision(setting: Setting, rounds: int) -> None:
 
 @torch.no_grad()
 def graph(setting: Setting, rounds: int) -> None:
-    """The whole evaluation solve as one CUDA graph."""
+    """Time a whole evaluation solve captured as one CUDA graph."""
     f, solver = setting.block.at(setting.x), Broyden(STEPS, 0.0)
     solver.solve(f, setting.zero)
     captured = torch.cuda.CUDAGraph()
@@ -233,8 +232,8 @@ def graph(setting: Setting, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", type=torch.device)
-    parser.add_argument("--regions", default=32, type=int, help="N")
-    parser.add_argument("--rounds", default=5, type=int, help="repetitions, of which the medians are printed")
+    parser.add_argument("--regions", default=32, type=int, help="batch size N")
+    parser.add_argument("--rounds", default=5, type=int, help="number of repetitions; medians are printed")
     parser.add_argument("--threads", default=2, type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -53,7 +53,7 @@ def draw_detections(
     boxes = detections["boxes"].tolist()
     for index in order:
         canvas.rectangle(boxes[index], outline=_color(index), width=line)
-    for index in order:  # no line crosses a label
+    for index in order:  # labels last, so that no line crosses them
         _write(canvas, labels[index], boxes[index], font, _color(index))
     return picture
 
