@@ -1,4 +1,4 @@
-"""`fixed_point` in the host program: which graph it builds and frees, no-gradient modes, copies, GPUs."""
+"""`fixed_point` and autograd: graphs, gradient modes, copies, GPUs."""
 
 import copy
 import io
@@ -16,7 +16,7 @@ from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solver
 
 @pytest.mark.parametrize("weight_needs", [True, False])
 @pytest.mark.parametrize("x_needs", [True, False])
-def test_inputs_and_parameters_that_need_no_gradient(weight_needs: bool, x_needs: bool) -> None:
+def test_inputs_and_parameters_without_gradient(weight_needs: bool, x_needs: bool) -> None:
     weight, x = weights()
     expected = torch.autograd.grad(equilibrium(weight, x).sum(), (weight, x))
     weight, x = weight.detach().requires_grad_(weight_needs), x.detach().requires_grad_(x_needs)
@@ -28,8 +28,8 @@ def test_inputs_and_parameters_that_need_no_gradient(weight_needs: bool, x_needs
         assert tensor.grad is None if not needed else torch.allclose(tensor.grad, gradient, rtol=0, atol=1e-12)
 
 
-def test_a_frozen_block_costs_no_graph_and_no_products() -> None:
-    """With nothing to differentiate but what comes after the block, backward must not solve the adjoint equation."""
+def test_a_frozen_block_builds_no_graph_and_needs_no_products() -> None:
+    """If only later layers need gradients, backward must not solve the adjoint equation."""
     seen: list[str] = []
     weight, x = (tensor.detach() for tensor in weights())
     z = fixed_point(
@@ -43,7 +43,7 @@ def test_a_frozen_block_costs_no_graph_and_no_products() -> None:
     assert seen == ["forward"]
 
 
-def test_the_map_may_be_anything() -> None:
+def test_constant_map_and_identity() -> None:
     weight, _ = weights(samples=6)
     z0 = torch.zeros(6, 6, dtype=torch.float64)
     constant = fixed_point(lambda _: weight, z0, solver=EXACT, adjoint=ADJOINT)
@@ -54,7 +54,7 @@ def test_the_map_may_be_anything() -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_the_equilibrium_itself_comes_back(mode: type[torch.no_grad]) -> None:
+def test_the_equilibrium_is_returned_without_gradients(mode: type[torch.no_grad]) -> None:
     weight, x = weights()
     with mode():
         z = equilibrium(weight, x)
@@ -84,7 +84,7 @@ def test_backward_frees_the_graph() -> None:
 
 
 class Layer(nn.Module):
-    """A fixed point of a linear map with bias, as a user's module."""
+    """A user's module that contains a fixed point."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,13 +110,13 @@ def test_deepcopy_and_pickle() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 class TestOnGPU:
-    """The same on a GPU, its queue never drained and its kernels capturable."""
+    """On a GPU a solve never synchronises and can be captured in a graph."""
 
     def problem(self) -> tuple[RefinementBlock, Tensor]:
         return RefinementBlock(16).cuda().eval(), torch.randn(4, 16, 14, 14, device="cuda")
 
     @pytest.mark.parametrize("device", range(torch.cuda.device_count()))
-    def test_every_device_gives_the_result_of_the_cpu(self, device: int) -> None:
+    def test_every_device_agrees_with_the_cpu(self, device: int) -> None:
         weight, x = weights()
         expected = torch.autograd.grad(equilibrium(weight, x).sum(), (weight, x))
         weight, x = weight.detach().to(device).requires_grad_(), x.detach().to(device).requires_grad_()

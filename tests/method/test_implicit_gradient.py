@@ -1,4 +1,4 @@
-"""Values of the implicit gradient, and what they cost."""
+"""The implicit gradient: its values, its cost and bad samples."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solution, Solver, Stat
 
 
 class CountedProduct(torch.autograd.Function):
-    """The identity, counting the vector-Jacobian products that pass."""
+    """The identity; its backward pass counts vector-Jacobian products."""
 
     count = 0
 
@@ -40,7 +40,7 @@ def test_gradcheck_of_the_refinement_block() -> None:
 
 
 @pytest.mark.parametrize("adjoint", [Picard(300, 1e-13), Anderson(80, 1e-13), Broyden(80, 1e-13), ADJOINT], ids=repr)
-def test_the_implicit_gradient_is_the_unrolled_one(adjoint: Solver) -> None:
+def test_the_implicit_gradient_equals_the_unrolled_gradient(adjoint: Solver) -> None:
     weight, x = weights()
     unrolled = torch.zeros_like(x)
     for _ in range(300):
@@ -67,7 +67,7 @@ def test_an_affine_map_has_the_gradient_of_a_dense_solve() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
-def test_forward_and_adjoint_each_honour_their_steps() -> None:
+def test_forward_and_adjoint_respect_their_own_max_steps() -> None:
     weight, x = weights(rate=0.99)
     solutions: dict[str, Solution] = {}
     z = fixed_point(
@@ -86,7 +86,7 @@ def test_forward_and_adjoint_each_honour_their_steps() -> None:
 
 @pytest.mark.parametrize("adjoint", [Picard, Anderson, Broyden, GMRES, Broyden.published])
 def test_products_are_counted(adjoint: type[Picard]) -> None:
-    """`max_steps` products for the adjoint equation and one for the parameters; none at its start, where u = 0."""
+    """`max_steps` products for the adjoint equation and one for the parameters; the start u = 0 needs none."""
     weight, x = weights(rate=0.99)
     evaluations = 0
 
@@ -96,14 +96,14 @@ def test_products_are_counted(adjoint: type[Picard]) -> None:
         return CountedProduct.apply(torch.tanh(z @ weight + x))  # type: ignore[no-any-return]
 
     z = fixed_point(f, torch.zeros_like(x), solver=Broyden(5, 0.0), adjoint=adjoint(max_steps=4, tol=0.0))
-    assert evaluations == 5 + 1 + 1  # the solve's, and the one that carries the graph
+    assert evaluations == 5 + 1 + 1  # the solve, then one evaluation with a graph
     CountedProduct.count = 0
     z.sum().backward()
     assert CountedProduct.count == 4 + 1
 
 
-def test_a_tiny_gradient_is_solved_as_well_as_a_large_one() -> None:
-    """The adjoint's tolerance is relative: scaling the loss scales the gradient, whatever the tolerance."""
+def test_a_tiny_gradient_is_as_accurate_as_a_large_one() -> None:
+    """The adjoint's tolerance is relative: scaling the loss scales the gradient for any tolerance."""
     weight, x = weights()
     adjoint = GMRES(100, 1e-3)
     for scale in (1e-12, 1e12):
@@ -119,7 +119,7 @@ def test_a_zero_gradient_gives_zero(adjoint: Solver) -> None:
     assert torch.equal(gradient, torch.zeros_like(x))
 
 
-def test_a_non_finite_gradient_is_passed_on_for_its_sample_alone() -> None:
+def test_a_non_finite_gradient_affects_only_its_sample() -> None:
     weight, x = weights()
     clean, poisoned = torch.ones_like(x), torch.ones_like(x)
     poisoned[1, 2] = torch.inf
@@ -129,7 +129,7 @@ def test_a_non_finite_gradient_is_passed_on_for_its_sample_alone() -> None:
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
 
 
-def test_a_poisoned_input_leaves_the_gradient_of_the_others() -> None:
+def test_a_poisoned_input_keeps_the_gradient_of_the_other_samples() -> None:
     weight, x = weights()
     poison = torch.zeros_like(x)
     poison[0, 0] = torch.nan
@@ -149,15 +149,15 @@ def test_a_poisoned_input_leaves_the_gradient_of_the_others() -> None:
 
 
 @pytest.mark.parametrize("adjoint", [Picard(15), Broyden(1)], ids=repr)
-def test_an_adjoint_that_improves_nothing_keeps_the_direct_gradient(adjoint: Solver) -> None:
-    """For f(z) = -3 z + x no move from u = 0 lowers the residual; u = dL/dz is better than nothing."""
+def test_an_adjoint_without_progress_returns_the_incoming_gradient(adjoint: Solver) -> None:
+    """For f(z) = -3 z + x no step from u = 0 lowers the residual; u = dL/dz is better than u = 0."""
     x = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
     z = fixed_point(lambda z: -3 * z + x, torch.zeros_like(x), solver=Broyden(20), adjoint=adjoint)
     (gradient,) = torch.autograd.grad(z.sum(), x)
     torch.testing.assert_close(gradient, torch.ones_like(x), rtol=0, atol=0)
 
 
-def test_samples_with_gradients_of_very_different_size_are_each_solved() -> None:
+def test_samples_with_gradients_of_very_different_magnitude_are_all_solved() -> None:
     weight, x = weights()
     size = torch.tensor([[1.0], [1e-9], [1e9]], dtype=torch.float64)
     adjoint = Broyden(40, 1e-6)
@@ -166,8 +166,8 @@ def test_samples_with_gradients_of_very_different_size_are_each_solved() -> None
     torch.testing.assert_close(found / size, alike, rtol=1e-4, atol=1e-6)
 
 
-def test_the_published_adjoint_weighs_samples_as_they_come() -> None:
-    """Its choice of an iterate is the batch's, so that samples must not be rescaled one by one."""
+def test_the_published_adjoint_does_not_rescale_samples() -> None:
+    """It chooses its iterate by the norm of the batch, so samples must not be rescaled individually."""
     seen: dict[str, Solution] = {}
     x = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
     adjoint = Broyden.published(1)

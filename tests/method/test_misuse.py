@@ -1,4 +1,4 @@
-"""Misuse of the solvers is an exception that names the value."""
+"""Misuse of the solvers raises an exception that names the value."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_misuse_names_the_value(solver: Solver) -> None:
 
 
 @pytest.mark.parametrize("method", [Picard, Anderson, Broyden, GMRES, Broyden.published])
-def test_impossible_settings(method: type[Picard]) -> None:
+def test_invalid_settings(method: type[Picard]) -> None:
     with pytest.raises(ValueError, match="max_steps must be at least 1; got 0"):
         method(max_steps=0)
     with pytest.raises(TypeError, match=r"max_steps must be an integer; got 2\.5"):
@@ -33,7 +33,7 @@ def test_impossible_settings(method: type[Picard]) -> None:
         method(tol=float("nan"))
 
 
-def test_impossible_settings_of_one_method() -> None:
+def test_invalid_settings_of_one_method() -> None:
     with pytest.raises(ValueError, match="memory must be at least 1; got 0"):
         Anderson(memory=0)
     with pytest.raises(ValueError, match="memory must be at least 1; got 0"):
