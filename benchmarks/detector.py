@@ -1,6 +1,6 @@
-"""Seconds per stage of the standalone detector beside torchvision's Mask R-CNN, on a CPU.
+"""Compare the time per stage of the standalone detector with torchvision's Mask R-CNN on a CPU.
 
-Both get the same architecture (ResNet-50-FPN, stride in the 3x3 convolution, FrozenBN, four mask convolutions), random
+Both have the same architecture (ResNet-50-FPN, stride in the 3x3 convolution, FrozenBN, four mask convolutions), random
 weights, the same image and the same number of proposals and detections. They run alternately; medians are printed.
 
     python benchmarks/detector.py [--repeats 5] [--threads 2]
@@ -26,13 +26,13 @@ from ifr.hosts.standalone import RCNNFPNConfig, build_mask_rcnn
 from ifr.hosts.standalone.detector.rcnn import RCNN
 
 DETECTIONS = 100
-CANDIDATES = 3000  # scored boxes that enter the last NMS
+CANDIDATES = 3000  # scored boxes that enter the final NMS
 STAGES = ("preprocess", "backbone", "rpn", "box", "mask", "paste")
 COMPARED = ("preprocess", "backbone", "rpn", "box", "paste")
 
 
 class Clock:
-    """Appends the seconds since the last call to a stage's list."""
+    """Records seconds per stage; each call appends the time since the previous call."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
@@ -51,7 +51,7 @@ class Clock:
 
 
 def tame(model: nn.Module) -> None:
-    """Shrink the residual branches, so that random weights keep activations of ordinary size."""
+    """Scale down the residual branches, so that activations stay in a normal range with random weights."""
     for name, module in model.named_modules():
         if name.endswith("bn3") and isinstance(module, FrozenBatchNorm2d):
             module.weight.fill_(0.2)
@@ -82,7 +82,7 @@ def torchvision_model(short_edge: int) -> MaskRCNN:
 
 
 def calibrate_own(model: RCNN, batch: list[dict[str, Any]]) -> None:
-    """Choose the score threshold that lets the wanted number of candidates into NMS."""
+    """Set the score threshold that lets `CANDIDATES` boxes into NMS."""
     images = model.preprocess(batch)
     features = model.backbone(images.tensor)
     proposals, _ = model.proposal_generator(features, images.sizes)
@@ -139,7 +139,7 @@ def run_torchvision(model: MaskRCNN, image: torch.Tensor, clock: Callable[[str],
     return len(proposals[0]), len(binary)
 
 
-def heads_alone(threads: int) -> None:
+def time_mask_heads(threads: int) -> None:
     crops = torch.randn(DETECTIONS, 256, 14, 14)
     for refinement in ("conv", "explicit", "implicit"):
         _, config = own_model(refinement)
@@ -182,7 +182,7 @@ def main() -> None:
     with torch.inference_mode():
         compare(256, 341, args.repeats)
         compare(800, 1066, args.repeats)
-        heads_alone(args.threads)
+        time_mask_heads(args.threads)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""What a refinement costs: solvers against the published algorithm, torchdeq, and the four convolutions they replace.
+"""Compare the cost of the solvers with the published algorithm, torchdeq and the four convolutions they replace.
 
     python benchmarks/refine.py [--device cuda] [--regions 32] [--rounds 5]
 
-Everything is measured in one run, method after method in every round, and the medians are printed. `overhead` is the
-time of a solve over that of its bare evaluations (and, in training, vector-Jacobian products), timed in the same round.
-`peak` counts every byte that lives at once during a solve besides its inputs, `history` those in tensors of more than
-two states.
+Every round runs all methods in turn; medians over the rounds are printed. `overhead` is the time of a solve divided by
+the time of its evaluations of f (and, in training, vector-Jacobian products) without a solver, measured in the same
+round. `peak` is the peak memory of a solve without its inputs; `history` counts only tensors of more than two states.
 """
 
 from __future__ import annotations
@@ -13,77 +12,18 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import time
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from measure import Counts, counted, counting, memory, timed
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ifr.refine import Implicit, RefinementBlock
 from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solver
 
 CHANNELS, SIDE, STEPS = 256, 14, 15
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors, made while it is on, that live at once: all, and those in tensors over a size."""
-
-    def __init__(self, large: int) -> None:
-        super().__init__()
-        self.large, self.live, self.live_large, self.peak, self.peak_large = large, 0, 0, 0, 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        size = storage.nbytes()
-        self._change(key, size)
-        weakref.finalize(storage, self._change, key, -size)
-        self.peak, self.peak_large = max(self.peak, self.live), max(self.peak_large, self.live_large)
-
-    def _change(self, key: int, size: int) -> None:
-        self.live += size
-        self.live_large += size if abs(size) > self.large else 0
-        if size < 0:
-            self._known.discard(key)
-
-
-@dataclass
-class Counts:
-    """How often f was evaluated and its Jacobian applied, and the least residual (root mean square) by evaluation."""
-
-    evaluations: int = 0
-    products: int = 0
-    best: list[float] = field(default_factory=list)
-
-
-class Counted(torch.autograd.Function):
-    """The identity, counting the products that pass back through it."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, counts: Counts) -> Tensor:
-        ctx.counts = counts
-        return z.view_as(z)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        ctx.counts.products += 1
-        return gradient, None
 
 
 @dataclass
@@ -99,7 +39,7 @@ class Row:
 
 
 class TorchDEQ:
-    """A solver of the torchdeq package, as a peer; its history and stopping are its own."""
+    """Adapter for a solver of the torchdeq package."""
 
     def __init__(self, name: str, evaluations: int) -> None:
         from torchdeq.solver import get_solver
@@ -111,7 +51,7 @@ class TorchDEQ:
 
 
 def torchdeq_solvers() -> dict[str, Any]:
-    """Its Anderson and Broyden with as many evaluations as ours, if it is installed."""
+    """Build torchdeq's Anderson and Broyden, with as many evaluations as ours, if torchdeq is installed."""
     try:
         return {
             "torchdeq anderson": TorchDEQ("anderson", STEPS + 1),
@@ -144,39 +84,8 @@ def adjoints() -> dict[str, tuple[Solver, Solver]]:
     }
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def timed(run: Callable[[], Any], device: torch.device) -> float:
-    synchronise(device)
-    start = time.perf_counter()
-    run()
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-def counted(f: Callable[[Tensor], Tensor], counts: Counts) -> Callable[[Tensor], Tensor]:
-    def count(z: Tensor) -> Tensor:
-        fz = f(z)
-        counts.evaluations += 1
-        residual = float((fz - z).square().mean().sqrt())
-        counts.best.append(min([residual, *counts.best[-1:]]))
-        return fz
-
-    return count
-
-
-def memory(solve: Callable[[], Any], state_bytes: int) -> tuple[int, int]:
-    """Bytes of history and peak bytes of one solve."""
-    with LiveBytes(2 * state_bytes) as live:
-        solve()
-    return live.peak_large, live.peak
-
-
 class Setting:
-    """The block, its features, and what else is timed beside the solvers."""
+    """The block, its input features and the four convolutions that it replaces."""
 
     def __init__(self, regions: int, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -231,7 +140,7 @@ def evaluation(setting: Setting, rounds: int) -> None:
 
 
 def bare_training_seconds(setting: Setting, counts: Counts, repeats: int) -> float:
-    """Time of the evaluations and products of a training step without any solver."""
+    """Time the evaluations and products of a training step without a solver."""
     bare = (counts.evaluations - 1) * setting.seconds_of_f(repeats)
     x = setting.x.clone().requires_grad_()
     z = setting.zero.clone().requires_grad_()
@@ -276,24 +185,9 @@ def training(setting: Setting, rounds: int) -> None:
         )
 
 
-@contextmanager
-def counting(block: RefinementBlock, counts: Counts) -> Iterator[None]:
-    """Count the evaluations of the block and the products through it."""
-
-    def count(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        counts.evaluations += 1
-        return Counted.apply(output, counts)  # type: ignore[no-any-return, no-untyped-call]
-
-    handle = block.gn3.register_forward_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 @torch.no_grad()
 def half_precision(setting: Setting, rounds: int) -> None:
-    """f in bfloat16, channels last, under a float32 state; and the residual of what it returns, measured in float32."""
+    """Time f in bfloat16, channels last, with a float32 solver state; the residual is measured with f in float32."""
     f = setting.block.at(setting.x)
     low_block = RefinementBlock(CHANNELS).to(setting.device, torch.bfloat16, memory_format=torch.channels_last)
     low_block.load_state_dict(setting.block.state_dict())
@@ -323,7 +217,7 @@ def half_precision(setting: Setting, rounds: int) -> None:
 
 @torch.no_grad()
 def graph(setting: Setting, rounds: int) -> None:
-    """The whole evaluation solve as one CUDA graph."""
+    """Time a whole evaluation solve captured as one CUDA graph."""
     f, solver = setting.block.at(setting.x), Broyden(STEPS, 0.0)
     solver.solve(f, setting.zero)
     captured = torch.cuda.CUDAGraph()
@@ -338,8 +232,8 @@ def graph(setting: Setting, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", type=torch.device)
-    parser.add_argument("--regions", default=32, type=int, help="N")
-    parser.add_argument("--rounds", default=5, type=int, help="repetitions, of which the medians are printed")
+    parser.add_argument("--regions", default=32, type=int, help="batch size N")
+    parser.add_argument("--rounds", default=5, type=int, help="number of repetitions; medians are printed")
     parser.add_argument("--threads", default=2, type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,4 +1,4 @@
-"""The equilibrium of a map, differentiable by the implicit function theorem."""
+"""The equilibrium of a map, differentiated by the implicit function theorem."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ def fixed_point(
     return_image: bool = False,
     jacobian_at_image: bool = False,
 ) -> Tensor:
-    """The equilibrium z* = f(z*) of each sample, with the implicit gradient with respect to all that f depends on.
+    """Solve z* = f(z*) for each sample, with implicit gradients for everything that f depends on.
 
-    The solve builds no graph. Where a gradient is wanted, f is applied once more at z*, and backward solves
-    u = J^T u + dL/dz with J = df/dz there (S. Bai, J. Z. Kolter and V. Koltun, Deep Equilibrium Models, NeurIPS 2019,
-    theorem 1), at the cost of one vector-Jacobian product a step; u then flows on through that application of f.
+    The solve builds no graph. If gradients are needed, f is applied once more at z*. The backward pass solves
+    u = J^T u + dL/dz with J = df/dz at z* (S. Bai, J. Z. Kolter and V. Koltun, Deep Equilibrium Models, NeurIPS 2019,
+    theorem 1), which costs one vector-Jacobian product per step. It then back-propagates u through that call of f.
 
     Args:
-        f: (N, ...) to (N, ...), treating samples independently; what it closes over gets gradients.
-        z0: (N, ...) floating point; the solver's state is at least float32, and f is called in the dtype of z0.
-        solver: for the equilibrium.
-        adjoint: for the adjoint equation, which is affine in u. Each sample's equation is divided by (nearly) the root
-            mean square of its incoming gradient first, so that its `tol` is relative to that; a solver that is not
-            `per_sample` gets one divisor for the whole batch. u starts from zero, where no product is needed.
-        observe: called with "forward" and the solution after the solve, and with "backward" and the (divided) solution
-            after the adjoint solve.
-        return_image: return f(z*) instead of z*, as the 2021 code does in training. The two agree where the solve has
-            converged, and have the same gradient.
-        jacobian_at_image: take J at f(z*) instead of z*, which costs another evaluation of f: as the 2021 code does,
-            only to reproduce its gradients. The two agree where the solve has converged.
+        f: the map, (N, ...) to (N, ...); it treats samples independently. Tensors that it closes over get gradients.
+        z0: (N, ...) starting point, floating point; the solver's state is at least float32, f gets the dtype of z0.
+        solver: the solver of the equilibrium.
+        adjoint: the solver of the adjoint equation, which is affine in u. Each sample's equation is divided by a power
+            of two near the root mean square of its incoming gradient, so that `tol` is relative; a solver that is not
+            `per_sample` gets one divisor for the whole batch. u starts at zero, which needs no product.
+        observe: called with ("forward", solution) after the solve and ("backward", scaled solution) after the adjoint
+            solve.
+        return_image: return f(z*) instead of z*, like the 2021 code in training. Both have the same gradient, and they
+            agree if the solve has converged.
+        jacobian_at_image: evaluate J at f(z*) instead of z*, at the cost of another evaluation of f. Use it only to
+            reproduce the gradients of the 2021 code; both agree if the solve has converged.
 
     Returns:
-        (N, ...): z*, or its image f(z*). It has a graph if gradients are enabled and the parameters or inputs of f
-        require them. z0 gets no gradient. A sample whose adjoint solve fails to improve on u = 0 gets u = dL/dz.
+        (N, ...): z* or f(z*). It has a graph if gradients are enabled and parameters or inputs of f require them. z0
+        gets no gradient. If a sample's adjoint solve does not improve on u = 0, its u is dL/dz.
 
     Raises:
         TypeError: z0 is not floating point, or f changes the dtype of z outside autocast.
         ValueError: f changes the shape of z.
-        RuntimeError: in backward, when a graph of it is asked for (create_graph=True).
+        RuntimeError: the backward pass is called with create_graph=True.
     """
     solution = solver.solve(f, z0)
     if observe is not None:
@@ -71,16 +71,16 @@ def fixed_point(
 
 
 def _image(f: Map, z: Tensor) -> Tensor:
-    """f(z), checked, in the dtype of z even under autocast."""
+    """Return f(z), checked and cast to the dtype of z; under autocast f may return another dtype."""
     fz = f(z)
     check_map(z, fz)
     return fz.to(z.dtype)
 
 
 class _ImplicitGradient(torch.autograd.Function):
-    """Passes a value on; gives to `image` = f(z*) the solution u of u = J^T u + g for the gradient g that comes back.
+    """Returns `value`; backward solves u = J^T u + g for the incoming gradient g and passes u to `image` = f(z*).
 
-    J is the derivative of `linear` with respect to `z`, each part of the graph it was given in.
+    J is the derivative of `linear` with respect to `z`.
     """
 
     @staticmethod
@@ -101,7 +101,7 @@ class _ImplicitGradient(torch.autograd.Function):
 
 
 def _solve_adjoint(linear: Tensor, z: Tensor, gradient: Tensor, adjoint: Solver, observe: Observer | None) -> Tensor:
-    """The solution u (N, ...) of u = J^T u + gradient, in at least float32 until it is returned."""
+    """Solve u = J^T u + gradient for u (N, ...) in at least float32; return u in the dtype of the gradient."""
     right = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     divisor = _magnitude(right, adjoint.per_sample)
     right = right / divisor
@@ -115,7 +115,7 @@ def _solve_adjoint(linear: Tensor, z: Tensor, gradient: Tensor, adjoint: Solver,
 
 
 class _AdjointMap:
-    """u to J^T u + right. The first call, by contract of `Solver` at the start u = 0, needs no product."""
+    """The map u -> J^T u + right. `Solver` calls it first at the start u = 0, which needs no product."""
 
     def __init__(self, linear: Tensor, z: Tensor, right: Tensor) -> None:
         self._linear, self._z, self._right = linear, z, right
@@ -137,10 +137,10 @@ class _AdjointMap:
 
 
 def _magnitude(right: Tensor, per_sample: bool) -> Tensor:
-    """(N, 1, ...): powers of two near the root mean square of each sample, or of the batch; 1 where that says nothing.
+    """Return powers of two (N, 1, ...) near the root mean square of each sample or the batch; 1 if zero or non-finite.
 
-    Dividing by a power of two is exact, so the divided equation has the very solution of the given one. The squares are
-    taken after a first division by the power of two of the largest element, or they would underflow or overflow.
+    Division by a power of two is exact, so it does not perturb the solution. The largest element is scaled to about 1
+    before squaring, because the squares could underflow or overflow.
     """
     rows = as_rows(right if per_sample else right[None])
     largest = rows.abs().amax(1, keepdim=True) if rows.numel() else rows.new_zeros(len(rows), 1)
@@ -154,7 +154,7 @@ def _magnitude(right: Tensor, per_sample: bool) -> Tensor:
 
 
 def _depends_on_more_than(z: Tensor, fz: Tensor) -> bool:
-    """Whether the graph of fz has a leaf besides z."""
+    """Whether the graph of fz has a leaf other than z."""
     if fz.grad_fn is None:
         return fz.requires_grad and fz is not z
     pending, seen = [fz.grad_fn], {fz.grad_fn}

@@ -1,4 +1,4 @@
-"""The mask head: region features, refined, to mask logits."""
+"""The mask head: refines region features and predicts mask logits."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ PUBLISHED_DUPLICATES = ("deq.func.", "deq.func_copy.", "repeat_block_copy.")
 class MaskHead(nn.Module):
     """Refines region features with one residual block, doubles their resolution and predicts a mask for every class.
 
-    Parameters have the names of the published code: repeat_block.*, deconv.*, predictor.*. Loading a published state
-    dict ignores the further copies of the block that it holds, under `PUBLISHED_DUPLICATES`, and nothing else.
+    Parameter names match the published code: repeat_block.*, deconv.*, predictor.*. Published state dicts also contain
+    copies of the block, see `PUBLISHED_DUPLICATES`; loading ignores these keys and no others.
 
     Args:
-        channels: C of the region features.
-        num_classes: masks predicted for a region; 1 for a class-agnostic head.
-        refinement: how the block is iterated; its convolutions are weight-normalised if the refinement says so.
-        deconv_channels: of the upsampled features; C unless given.
+        channels: number of channels C of the region features.
+        num_classes: number of masks per region; 1 for a class-agnostic head.
+        refinement: how the block is iterated; it also decides whether the convolutions are weight-normalised.
+        deconv_channels: number of channels of the upsampled features; default C.
 
     Raises:
-        TypeError: refinement is none.
-        ValueError: num_classes or deconv_channels is below 1, or 4 groups do not divide channels.
+        TypeError: refinement is not an `Explicit` or an `Implicit`.
+        ValueError: num_classes or deconv_channels is below 1, or channels is not a multiple of 4.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class MaskHead(nn.Module):
             nn.init.constant_(layer.get_parameter("bias"), 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Region features x (N, C, H, W) to mask logits (N, num_classes, 2H, 2W).
+        """Predict mask logits (N, num_classes, 2H, 2W) from region features x (N, C, H, W).
 
-        With no regions, N = 0, every parameter still takes part in the graph and gets a zero gradient.
+        Without regions (N = 0) every parameter is still part of the graph and gets a zero gradient.
 
         Raises:
             ValueError: x is not (N, C, H, W).
@@ -65,7 +65,7 @@ class MaskHead(nn.Module):
         return self.predictor(functional.relu(self.deconv(z)))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Drop the published copies of the block, then load as usual; torch hands over a copy of the caller's dict."""
+        """Drop the published copies of the block, then load; torch passes a copy of the caller's dict."""
         names = {*self.repeat_block.state_dict(), "conv1.weight", "conv2.weight"}
         for copy in PUBLISHED_DUPLICATES:
             for name in names:

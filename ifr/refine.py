@@ -1,4 +1,4 @@
-"""The residual block of the paper, and the two ways of iterating it."""
+"""The residual block of the paper and the two ways to iterate it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PHASES = ("explicit", "implicit")
 
 
 class WeightNormConv2d(nn.Module):
-    """The weight of a 3x3 convolution as magnitude times direction, w = g v / |v| for every output channel.
+    """The weight of a 3x3 convolution, parametrised as w = g v / |v| for every output channel.
 
     Source: T. Salimans and D. P. Kingma, Weight Normalization, NeurIPS 2016, equation 2.
 
     Attributes:
         weight_g: (C, 1, 1, 1) magnitudes.
-        weight_v: (C, C, 3, 3) directions, of any length but zero.
+        weight_v: (C, C, 3, 3) directions of any nonzero length.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -34,7 +34,7 @@ class WeightNormConv2d(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(C, C, 3, 3): the convolution's weight, differentiable in both parameters."""
+        """The convolution's weight (C, C, 3, 3), differentiable in both parameters."""
         return self.weight_v * (self.weight_g / _channel_norm(self.weight_v))
 
 
@@ -43,14 +43,14 @@ def _channel_norm(weight: Tensor) -> Tensor:
 
 
 class RefinementBlock(nn.Module):
-    """The residual block f(z; x) whose iteration refines the features x of a region (figure 2 of the paper).
+    """The residual block f(z; x) that is iterated to refine the features x of a region (figure 2 of the paper).
 
-    With h = z + x: gn3(relu(gn2(conv2(relu(gn1(conv1 h)))) + h)).
+    With h = z + x: f(z; x) = gn3(relu(gn2(conv2(relu(gn1(conv1 h)))) + h)).
 
     Args:
-        channels: C of x and z.
-        groups: of the three group normalisations.
-        weight_norm: whether the convolutions' weights are normalised, as in the implicit variant of the paper.
+        channels: number of channels C of x and z.
+        groups: number of groups in each of the three group normalisations.
+        weight_norm: use weight normalisation in the convolutions, like the implicit variant of the paper.
 
     Raises:
         ValueError: groups is below 1 or does not divide channels.
@@ -67,11 +67,11 @@ class RefinementBlock(nn.Module):
         self.gn1, self.gn2, self.gn3 = (nn.GroupNorm(groups, channels) for _ in range(3))
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """One application: z and x (N, C, H, W) to f(z; x) (N, C, H, W)."""
+        """Apply the block once: z and x (N, C, H, W) to f(z; x) (N, C, H, W)."""
         return self.at(x)(z)
 
     def at(self, x: Tensor) -> Map:
-        """The map z -> f(z; x) for features x (N, C, H, W), with the weights normalised once for all applications.
+        """Return the map z -> f(z; x) for features x (N, C, H, W); the weights are normalised once, not at every call.
 
         Raises:
             ValueError: x is not (N, C, H, W).
@@ -95,7 +95,7 @@ def _convolution(channels: int, weight_norm: bool) -> nn.Conv2d | WeightNormConv
 
 
 class Explicit(nn.Module):
-    """Weight sharing: the block is applied `steps` times and differentiated through every application.
+    """Weight sharing: applies the block `steps` times and back-propagates through every application.
 
     Raises:
         ValueError: steps is below 1.
@@ -110,7 +110,7 @@ class Explicit(nn.Module):
         self.steps = steps
 
     def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
-        """Features x (N, C, H, W) to refined features (N, C, H, W)."""
+        """Refine features x (N, C, H, W); return (N, C, H, W)."""
         return _unroll(block.at(x), _zeros(x), self.steps)
 
     def extra_repr(self) -> str:
@@ -119,23 +119,23 @@ class Explicit(nn.Module):
 
 
 class Implicit(nn.Module):
-    """The equilibrium of the block, differentiated implicitly, after a warm-up phase of weight sharing.
+    """Solves for the equilibrium of the block with implicit gradients; the explicit phase is a warm-up by unrolling.
 
     Args:
-        solver: for the equilibrium.
-        adjoint: for the gradient; see `ifr.equilibrium.fixed_point`.
-        warmup_steps: applications of the block in the explicit phase.
+        solver: the solver of the equilibrium.
+        adjoint: the solver of the gradient; see `ifr.equilibrium.fixed_point`.
+        warmup_steps: number of block applications in the explicit phase.
         observe: called with "forward" or "backward" and the solution after each solve.
         jacobian_at_image: see `ifr.equilibrium.fixed_point`.
 
     Attributes:
-        phase: "explicit" or "implicit"; only training knows the explicit one, evaluation is always implicit.
+        phase: "explicit" or "implicit". It affects training only; evaluation is always implicit.
 
-    Copies and pickles leave `observe` behind: what it records belongs to one object in one process.
+    Copies and pickles drop `observe`, because its records belong to one object in one process.
 
     Raises:
-        TypeError: solver or adjoint is no solver.
-        ValueError: warmup_steps is below 1, or the phase is set to another word.
+        TypeError: solver or adjoint is not a solver.
+        ValueError: warmup_steps is below 1, or phase is unknown.
     """
 
     weight_norm: ClassVar[bool] = True
@@ -163,15 +163,15 @@ class Implicit(nn.Module):
 
     @classmethod
     def published(cls, max_steps: int = 15, warmup_steps: int = 4) -> Implicit:
-        """The refinement of the 2021 code, defects included: only to reproduce published checkpoints.
+        """Build the refinement of the 2021 code, defects included; use it only to reproduce published checkpoints.
 
-        Both solves take `max_steps`, as there; the adjoint's tolerance is below what float32 reaches.
+        Both solvers use `max_steps`. The adjoint's tolerance is below what float32 can reach.
         """
         solver, adjoint = Broyden.published(max_steps), Broyden.published(max_steps, tol=2e-10)
         return cls(solver, adjoint, warmup_steps, jacobian_at_image=True)
 
     def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
-        """Features x (N, C, H, W) to refined features (N, C, H, W): f(z*; x) in training, z* in evaluation."""
+        """Refine features x (N, C, H, W); return (N, C, H, W): f(z*; x) in training, z* in evaluation."""
         f, z0 = block.at(x), _zeros(x)
         if self.training and self.phase == "explicit":
             return _unroll(f, z0, self.warmup_steps)
@@ -187,7 +187,7 @@ class Implicit(nn.Module):
 
     @property
     def phase(self) -> str:
-        """Of training: "explicit" or "implicit"."""
+        """The training phase, "explicit" or "implicit"."""
         return self._phase
 
     @phase.setter
@@ -205,10 +205,10 @@ class Implicit(nn.Module):
 
 
 def set_phase(module: nn.Module, phase: str) -> None:
-    """Put every `Implicit` in the module into a phase, "explicit" or "implicit".
+    """Set the phase, "explicit" or "implicit", of every `Implicit` in the module.
 
     Raises:
-        ValueError: there is no such phase.
+        ValueError: phase is unknown.
     """
     if phase not in PHASES:
         raise ValueError(f"phase must be one of {PHASES}; got {phase!r}")
@@ -224,5 +224,5 @@ def _unroll(f: Map, z: Tensor, steps: int) -> Tensor:
 
 
 def _zeros(x: Tensor) -> Tensor:
-    """z0 = 0 like x; float32 under autocast, where x may be half precision and z must not be."""
+    """Return z0 = 0 in the shape of x; float32 under autocast, because x may be half precision and z must not be."""
     return torch.zeros_like(x, dtype=torch.float32 if autocast_enabled(x.device.type) else x.dtype)

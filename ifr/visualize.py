@@ -1,4 +1,4 @@
-"""Pictures of what a detector found, or of what is there: masks, boxes, class names and scores."""
+"""Pictures of detections or ground truth (masks, boxes, class names, scores) and plots of residuals."""
 
 import colorsys
 import io
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-_GOLDEN_RATIO = 0.618  # hues at multiples of it stay apart however many there are
+_GOLDEN_RATIO = 0.618  # hues at its multiples stay distinct for any number of detections
 _MASK_OPACITY = 0.45
 
 Color = tuple[int, int, int]
@@ -19,21 +19,21 @@ Color = tuple[int, int, int]
 def draw_detections(
     image: NDArray[np.uint8], detections: Mapping[str, Tensor], class_names: Sequence[str]
 ) -> Image.Image:
-    """The picture with every detection in a colour of its own, the surest on top.
+    """Draw every detection in its own colour; higher scores are drawn on top.
 
     Args:
-        image: (H, W, 3) BGR 0-255; it is left as it is.
-        detections: `boxes` (n, 4) XYXY pixels, `classes` (n,) 0-based, maybe `masks` (n, H, W) bool, and `scores` (n,)
-            unless they are the truth.
-        class_names: by class.
+        image: (H, W, 3) BGR 0-255; not modified.
+        detections: `boxes` (n, 4) XYXY pixels, `classes` (n,) 0-based, optional `masks` (n, H, W) bool, and `scores`
+            (n,) except for ground truth.
+        class_names: the class names in class order.
 
     Raises:
-        ValueError: a class has no name, or the masks are of another size than the picture.
+        ValueError: a class has no name, or the size of the masks differs from the image.
     """
     classes = detections["classes"].tolist()
     scores = detections["scores"].tolist() if "scores" in detections else None
     if classes and max(classes) >= len(class_names):
-        raise ValueError(f"class {max(classes)} has no name; there are {len(class_names)}")
+        raise ValueError(f"class {max(classes)} has no name; class_names has {len(class_names)} entries")
     labels = [class_names[label] for label in classes]
     order = list(range(len(classes)))
     if scores is not None:
@@ -53,24 +53,24 @@ def draw_detections(
     boxes = detections["boxes"].tolist()
     for index in order:
         canvas.rectangle(boxes[index], outline=_color(index), width=line)
-    for index in order:  # no line crosses a label
+    for index in order:  # labels last, so that no line crosses them
         _write(canvas, labels[index], boxes[index], font, _color(index))
     return picture
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None, side: int = 384) -> Image.Image:
-    """All pictures on one, row by row, each in a cell of its own that the largest ones fill.
+    """Arrange pictures row by row in a grid of equal cells.
 
     Args:
-        pictures: at least one.
-        columns: by default about as many as rows.
-        side: pixels that a cell has at most, either way; larger pictures are made smaller.
+        pictures: the pictures, at least one.
+        columns: number of columns; by default about the number of rows.
+        side: maximum width and height of a cell in pixels; larger pictures are shrunk.
 
     Raises:
-        ValueError: there is no picture.
+        ValueError: pictures is empty.
     """
     if not pictures:
-        raise ValueError("there is no picture to put on the sheet")
+        raise ValueError("pictures must not be empty")
     small = [picture.copy() for picture in pictures]
     for picture in small:
         picture.thumbnail((side, side))
@@ -83,10 +83,10 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None, s
 
 
 def plot_residuals(curves: Mapping[str, Tensor]) -> Image.Image:
-    """Residuals of the equilibrium against evaluations of f: the median over the regions, and the middle 80 %.
+    """Plot residuals of the equilibrium against evaluations of f: the median over the regions and the middle 80 %.
 
     Args:
-        curves: by solver, (E, N) root mean squares of f(z) - z at E evaluations for N regions; not all need be finite.
+        curves: for each solver, RMS of f(z) - z (E, N) at E evaluations for N regions; non-finite values are ignored.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -122,7 +122,7 @@ def _write(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     color: Color,
 ) -> None:
-    """Put a label above the box, or inside it where the picture ends there."""
+    """Write a label above the box, or inside it if there is no room above."""
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = max(0.0, min(box[0], canvas.im.size[0] - width))

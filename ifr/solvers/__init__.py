@@ -1,4 +1,4 @@
-"""Fixed-point solvers: settings in, `Solution` out, every sample on its own."""
+"""Fixed-point solvers: each takes settings, solves every sample independently and returns a `Solution`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _SOLVERS = {
 
 
 def make_solver(name: str, **settings: Any) -> Solver:
-    """The solver of that name: anderson, broyden, broyden-published, gmres or picard.
+    """Build a solver by name.
 
     Args:
-        name: as in a configuration file.
-        settings: the solver's own, such as `max_steps` and `tol`.
+        name: anderson, broyden, broyden-published, gmres or picard, as in a config file.
+        settings: the solver's settings, such as `max_steps` and `tol`.
 
     Raises:
         ValueError: the name is unknown, or a setting is out of its range.
@@ -36,6 +36,6 @@ def make_solver(name: str, **settings: Any) -> Solver:
     """
     if name not in _SOLVERS:
         nearest = difflib.get_close_matches(str(name), _SOLVERS, 1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(_SOLVERS)}"
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known solvers: {', '.join(_SOLVERS)}"
         raise ValueError(f"unknown solver {name!r}; {hint}")
     return _SOLVERS[name](**settings)

@@ -16,15 +16,15 @@ from ifr.solvers.solution import Map, Solution
 class Anderson:
     """Anderson acceleration (type II) over the last `memory` differences, without damping.
 
-    The move minimises the linearised residual in the least-squares sense (H. F. Walker and P. Ni, Anderson Acceleration
-    for Fixed-Point Iterations, SIAM J. Numer. Anal. 49, 2011, equation 2.1). Where a sample's least-squares system is
-    singular to rounding, it is regularised at the level of rounding; differences that are nothing but rounding are left
-    out, and where none is left or there still is no solution, the sample takes a plain step, z <- f(z).
+    Each step minimises the linearised residual in the least-squares sense (H. F. Walker and P. Ni, Anderson
+    Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal. 49, 2011, equation 2.1). The least-squares system is
+    regularised at the level of rounding error, and differences that consist of rounding error are left out. A sample
+    with no usable difference or no solution takes a plain step, z <- f(z).
 
     Attributes:
-        max_steps: most moves of a sample.
-        tol: root mean square of f(z) - z at which a sample has converged.
-        memory: differences kept.
+        max_steps: maximum number of steps per sample.
+        tol: a sample has converged when the root mean square of f(z) - z is at most `tol`.
+        memory: number of differences kept.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -48,7 +48,7 @@ class Anderson:
 
 
 class _AndersonMove:
-    """The accelerated moves of one solve, from ring buffers of the differences of f(z) - z and of f(z)."""
+    """The step rule of one solve; keeps ring buffers of the differences of f(z) - z and of f(z)."""
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
@@ -56,11 +56,11 @@ class _AndersonMove:
         self._previous: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
-        """The next iterate (N, D)."""
+        """Return the next iterate (N, D)."""
         value = z + residuals
         if self._previous is None:
             samples, dimension = residuals.shape
-            self._memory = max(1, min(self._memory, dimension))  # more differences than dimensions are dependent
+            self._memory = max(1, min(self._memory, dimension))  # more differences would be linearly dependent
             self._residual_steps = residuals.new_zeros(samples, self._memory, dimension)
             self._value_steps = torch.zeros_like(self._residual_steps)
             self._gram = residuals.new_zeros(samples, self._memory, self._memory)
@@ -84,7 +84,7 @@ class _AndersonMove:
         self._gram[:, :used, slot] = products
 
     def _least_squares(self, residuals: Tensor, used: int) -> Tensor:
-        """Weights (N, used) of the differences that minimise the residual, zero where that is ill-posed."""
+        """Return the weights (N, used) of the differences that minimise the residual; zero where that is ill-posed."""
         gram = self._gram[:, :used, :used]
         right = (residuals[:, None] @ self._residual_steps[:, :used].mT).squeeze(1)
         size = gram.diagonal(dim1=1, dim2=2).sqrt()

@@ -1,4 +1,4 @@
-"""Broyden's "good" method with one stored vector a step."""
+"""Broyden's "good" method, storing one vector per step."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SMALLEST_DENOMINATOR = 1e-3
 
 @dataclass(frozen=True)
 class Broyden:
-    """Broyden's "good" method for f(z) - z = 0, started from the Jacobian -I, with unit steps.
+    """Broyden's "good" method for f(z) - z = 0 with unit step length; the initial Jacobian is -I.
 
-    The inverse Jacobian is a product of rank-one factors of successive steps, so the steps themselves are the only
-    history (C. T. Kelley, Iterative Methods for Linear and Nonlinear Equations, SIAM 1995, section 7.3).
+    The inverse Jacobian is a product of rank-one factors built from successive steps, so only the steps are stored
+    (C. T. Kelley, Iterative Methods for Linear and Nonlinear Equations, SIAM 1995, section 7.3).
 
     Attributes:
-        max_steps: most moves of a sample.
-        tol: root mean square of f(z) - z at which a sample has converged.
-        memory: most steps stored; once they all have served, the method starts afresh from where it is, with a plain
-            step. None stores them all. On the features of a detector few are better than all, as the oldest describe a
-            Jacobian that is no longer there (`benchmarks/refine.py` prints both).
+        max_steps: maximum number of steps per sample.
+        tol: a sample has converged when the root mean square of f(z) - z is at most `tol`.
+        memory: maximum number of stored steps; when they are used up, the method restarts from the current iterate with
+            a plain step. None stores all steps. On detector features a small memory works better than None, because
+            old steps describe an outdated Jacobian (`benchmarks/refine.py` prints both).
 
     Raises:
         ValueError: a setting is out of its range.
@@ -45,7 +45,7 @@ class Broyden:
 
     @staticmethod
     def published(max_steps: int = 15, tol: float = 1e-5) -> PublishedBroyden:
-        """The solver of the 2021 code, defects included: only to reproduce published checkpoints."""
+        """Return the solver of the 2021 code, defects included; use it only to reproduce published checkpoints."""
         return PublishedBroyden(max_steps, tol)
 
     @full_precision
@@ -56,15 +56,15 @@ class Broyden:
 
 
 class _BroydenMove:
-    """The quasi-Newton moves of one solve.
+    """The step rule of one solve.
 
-    With steps s_0 .. s_n and g = f(z) - z at the present iterate, the next step is w_n / (1 - c_n), where
+    With steps s_0 .. s_n and g = f(z) - z at the current iterate, the next step is w_n / (1 - c_n), where
 
         w_0 = g,    c_j = <s_j, w_j> / <s_j, s_j>,    w_{j+1} = w_j + c_j s_{j+1}.
 
-    All c_j come at once as c = T <s, g>, T being the inverse of a triangular matrix of products <s_i, s_j>; and as the
-    next step is a combination of g and the steps, so are its products with them. So a move reads the history twice,
-    once for <s, g> and once for w_n, instead of 2n times in turn.
+    All c_j are computed at once: c = T <s, g>, where T is the inverse of a triangular matrix of inner products
+    <s_i, s_j>. The next step is a linear combination of g and the steps, so its inner products with the steps follow
+    from stored ones. A step therefore reads the history twice, for <s, g> and for w_n, instead of 2n times.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -73,7 +73,7 @@ class _BroydenMove:
         self._allocated = False
 
     def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
-        """The next iterate (N, D)."""
+        """Return the next iterate (N, D)."""
         if not self._allocated:
             self._allocate(residuals)
         if self._count == 0:
@@ -95,7 +95,7 @@ class _BroydenMove:
         self._allocated = True
 
     def _quasi_newton_step(self, residuals: Tensor) -> tuple[Tensor, Tensor]:
-        """The step (N, D), and its products (N, 1, n + 1) with those before it."""
+        """Return the step (N, D) and its inner products (N, 1, n + 1) with the earlier steps."""
         n = self._count - 1
         history, inverse = self._steps[:, : n + 1], self._inverse[:, : n + 1, : n + 1]
         products = residuals[:, None] @ history.mT
@@ -112,7 +112,7 @@ class _BroydenMove:
         return step, products
 
     def _remember(self, step: Tensor, products: Tensor | None) -> None:
-        """Store a step and its products with the earlier ones, and extend T by its row."""
+        """Store a step and its inner products with the earlier steps; append its row to T."""
         n = self._count
         self._count += 1
         self._steps[:, n] = step

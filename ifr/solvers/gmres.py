@@ -1,4 +1,4 @@
-"""GMRES, for a map that is affine."""
+"""GMRES for affine maps."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ifr.solvers.solution import Map, Solution, Status
 class GMRES:
     """Generalised minimal residual method for the fixed point of an affine map f(z) = A z + b.
 
-    Of all methods that move within the same Krylov space it leaves the least residual after each product with A
-    (Y. Saad and M. H. Schultz, GMRES, SIAM J. Sci. Stat. Comput. 7, 1986). The adjoint equation of the implicit
-    gradient is affine; a residual block is not, and needs one of the other methods.
+    After each product with A the residual is the smallest possible in the Krylov space (Y. Saad and M. H. Schultz,
+    GMRES, SIAM J. Sci. Stat. Comput. 7, 1986). The adjoint equation of the implicit gradient is affine; a residual
+    block is not and needs one of the other solvers.
 
-    A sample whose Krylov space is exhausted, as it must be after as many steps as it has dimensions, stops there; so
-    does one on which I - A is singular to rounding, with the solution of the directions before: when that solution has
-    grown so large that its own rounding exceeds the residual.
+    A sample stops when its Krylov space is exhausted, at the latest after as many steps as it has dimensions. It also
+    stops when I - A is numerically singular: when the rounding error of the solution is no longer small compared with
+    the residual. The last direction is then dropped.
 
     Attributes:
-        max_steps: most products with A for a sample, besides the evaluation at the start.
-        tol: root mean square of f(z) - z at which a sample has converged.
+        max_steps: maximum number of products with A per sample, besides the evaluation at the start.
+        tol: a sample has converged when the root mean square of f(z) - z is at most `tol`.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -42,7 +42,7 @@ class GMRES:
 
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:
-        """See `Solver.solve`; `residual` is that of the method's own recurrence."""
+        """See `Solver.solve`; `residual` comes from the GMRES recurrence."""
         flat = FlatMap(f, z0)
         offset = flat(flat.start)
         krylov = _Krylov(offset - flat.start, self.max_steps, self.tol)
@@ -55,10 +55,10 @@ class GMRES:
 
 
 class _Krylov:
-    """An orthonormal basis of each sample's Krylov space and the triangular least-squares system in it.
+    """An orthonormal basis of each sample's Krylov space and its triangular least-squares system.
 
     With r = f(z0) - z0 and M = I - A, the correction d minimises |r - M d| over span(r, M r, ...). Directions are
-    handed out with the norm of r, so that f is evaluated at points of the solution's own magnitude.
+    scaled to the norm of r, so that f is evaluated at points of the solution's magnitude.
     """
 
     def __init__(self, residuals: Tensor, capacity: int, tol: float) -> None:
@@ -83,15 +83,15 @@ class _Krylov:
         self._end(self.residual <= tol, Status.CONVERGED)
 
     def finished(self) -> bool:
-        """Whether no sample is active any more, as far as is known."""
+        """Whether all samples have stopped; see `StopFlag` for the delay on a GPU."""
         return self._stop(self._active())
 
     def direction(self) -> Tensor:
-        """The newest basis vector (N, D), scaled to the norm of r."""
+        """Return the newest basis vector (N, D), scaled to the norm of r."""
         return self._basis[:, self._count] * self._scale()[:, None]
 
     def extend(self, product: Tensor) -> None:
-        """Take in the product (N, D) of M with the last direction."""
+        """Add the product (N, D) of M and the last direction to the system."""
         k = self._count
         self._count += 1
         product = product / self._scale()[:, None]
@@ -119,20 +119,20 @@ class _Krylov:
         self._end(self.residual <= self._tol, Status.CONVERGED)
 
     def correction(self) -> Tensor:
-        """The best d (N, D) found; zero for a sample that has no product."""
+        """Return the best d (N, D); zero for a sample without products."""
         n = self._count
         if n == 0:
             return torch.zeros_like(self._basis[:, 0])
         return (self._weights()[:, None] @ self._basis[:, :n]).squeeze(1)
 
     def _weights(self) -> Tensor:
-        """Components (N, n) of the correction in the basis."""
+        """Return the components (N, n) of the correction in the basis."""
         n = self._count
         triangle, right = self._triangle[:, :n, :n], self._right[:, :n, None]
         return torch.linalg.solve_triangular(triangle, right, upper=True).squeeze(2)
 
     def _drop(self, k: int, dropped: Tensor) -> None:
-        """Leave the samples' last direction out of the correction, and make it their end."""
+        """Drop the last direction from the correction of these samples and stop them."""
         self._triangle[:, :k, k] = torch.where(dropped[:, None], 0, self._triangle[:, :k, k])
         self._right[:, k] = torch.where(dropped, 0, self._right[:, k])
         self._exhausted |= dropped
@@ -147,9 +147,9 @@ class _Krylov:
         return torch.where(self._norm.isfinite() & (self._norm > 0), self._norm, 1)
 
     def _orthogonalise(self, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Components (N, k + 1) of the product in the basis, what is left of it (N, D), and the norm of that (N,).
+        """Return the components (N, k + 1) of the product in the basis, the remainder (N, D) and its norm (N,).
 
-        Gram-Schmidt, twice: once loses orthogonality in float32 within the usual number of steps.
+        Gram-Schmidt runs twice: one pass loses orthogonality in float32 within the usual number of steps.
         """
         basis = self._basis[:, : self._count]
         components = product.new_zeros(len(product), self._count)
@@ -160,7 +160,7 @@ class _Krylov:
         return components, product, torch.linalg.vector_norm(product, dim=1)
 
     def _rotate(self, k: int, top: Tensor, bottom: Tensor, diagonal: Tensor, usable: Tensor) -> None:
-        """Append the Givens rotation that takes (top, bottom) to (diagonal, 0) in rows k and k + 1."""
+        """Append the Givens rotation of rows k and k + 1 that maps (top, bottom) to (diagonal, 0)."""
         cosine = torch.where(usable, top / diagonal, 1)[:, None]
         sine = torch.where(usable, bottom / diagonal, 0)[:, None]
         upper, lower = self._rotation[:, k].clone(), self._rotation[:, k + 1].clone()
@@ -169,5 +169,5 @@ class _Krylov:
 
 
 def _divide(rows: Tensor, norm: Tensor, valid: Tensor) -> Tensor:
-    """Rows (N, D) over their norms (N,), zero where not valid."""
+    """Divide rows (N, D) by their norms (N,); zero where not valid."""
     return torch.where(valid[:, None], rows / norm[:, None], 0)

@@ -1,4 +1,4 @@
-"""Brings values from an accelerator to the host without holding up either."""
+"""Asynchronous copies of tensors from a GPU to the host."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 class HostCopy:
-    """The values of a tensor, on their way to the host.
+    """An asynchronous copy of a tensor to the host.
 
-    On a GPU they are copied behind the kernels that are queued now, and the device never waits for the host.
+    On a GPU the copy is queued after the kernels queued so far; the device never waits for the host.
 
     Args:
-        values: on any device.
+        values: the tensor to copy, on any device.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -25,7 +25,7 @@ class HostCopy:
             self._arrived.record(torch.cuda.current_stream(values.device))
 
     def read(self) -> Tensor:
-        """The values on the host, waited for if they are not there yet."""
+        """Return the values on the host; wait until the copy is done."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values

@@ -1,4 +1,4 @@
-"""What the methods share: the flat view of the problem, the book-keeping of each sample, and the loop."""
+"""Code shared by the solvers: checks, the flattened problem, the state of each sample and the main loop."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ifr.solvers.solution import Map, Solution, Status
 
 DIVERGENCE_FACTOR = 1e6
 ROUNDING = 100
-"""Rounding errors, in units of the machine's, that an evaluation of f is taken to have."""
+"""Assumed rounding error of an evaluation of f, in units of machine epsilon."""
 
 SolverType = TypeVar("SolverType")
 
 
 def check_settings(max_steps: int, tol: float) -> None:
-    """Refuse settings that no solve could honour.
+    """Check the settings that all solvers share.
 
     Raises:
         TypeError: max_steps is not an integer.
@@ -36,7 +36,7 @@ def check_settings(max_steps: int, tol: float) -> None:
 
 
 def check_memory(memory: int | None) -> None:
-    """Refuse a history that holds nothing.
+    """Check the number of stored vectors; None means no limit.
 
     Raises:
         TypeError: memory is not an integer.
@@ -49,17 +49,17 @@ def check_memory(memory: int | None) -> None:
 
 
 def as_rows(z: Tensor) -> Tensor:
-    """(N, ...) as (N, D), whatever N and D, zero included."""
+    """Reshape (N, ...) to (N, D); N and D may be zero."""
     return z.reshape(len(z), math.prod(z.shape[1:]))
 
 
 def root_mean_square(rows: Tensor) -> Tensor:
-    """The root mean square of every row: (N, D) to (N,)."""
+    """Return the root mean square of each row, (N, D) to (N,)."""
     return torch.linalg.vector_norm(rows, dim=1) / max(rows.shape[1], 1) ** 0.5
 
 
 def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Rows (N, D) of `new` where mask (N,) is true, else of `old`; on a CPU without a copy when one side is all."""
+    """Take rows (N, D) from `new` where mask (N,) is true, else from `old`; no copy on a CPU if the mask is uniform."""
     if mask.device.type == "cpu":
         chosen = int(mask.sum())
         if chosen == len(mask):
@@ -70,14 +70,14 @@ def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def autocast_enabled(device_type: str) -> bool:
-    """Whether autocast is on for a kind of device; some, like meta, have none."""
+    """Whether autocast is enabled for a device type; some types, such as meta, have no autocast."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def full_precision(
     solve: Callable[[SolverType, Map, Tensor], Solution],
 ) -> Callable[[SolverType, Map, Tensor], Solution]:
-    """Let a `solve` method build no graph and compute outside autocast, but f as the caller would have it."""
+    """Run a `solve` method without a graph and outside autocast; f still runs in the caller's autocast mode."""
 
     @functools.wraps(solve)
     def wrapped(self: SolverType, f: Map, z0: Tensor) -> Solution:
@@ -100,7 +100,7 @@ def full_precision(
 
 
 class FlatMap:
-    """f seen as a map of rows (N, D), at least float32, whatever the shape, dtype and memory format of z0."""
+    """f as a map of rows (N, D) in at least float32, for a z0 of any shape, floating dtype and memory format."""
 
     def __init__(self, f: Map, z0: Tensor) -> None:
         if z0.dim() < 1:
@@ -115,7 +115,7 @@ class FlatMap:
         self.start = self._rows(z0.detach()).clone()
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """f of the (N, D) state, as a (N, D) state."""
+        """Apply f to the (N, D) state; return an (N, D) state."""
         z = self.restore(rows)
         version = None if z.is_inference() else z._version
         fz = self._f(z)
@@ -125,7 +125,7 @@ class FlatMap:
         return self._rows(fz)
 
     def restore(self, rows: Tensor) -> Tensor:
-        """The (N, D) state in the shape, dtype and memory format of z0."""
+        """Convert the (N, D) state to the shape, dtype and memory format of z0."""
         rows = rows.to(self._dtype)
         if not self._channels_last:
             return rows.reshape(self._shape)
@@ -139,11 +139,11 @@ class FlatMap:
 
 
 def check_map(z: Tensor, fz: Tensor) -> None:
-    """Refuse an f that does not map z to its like.
+    """Check that fz = f(z) has the shape and dtype of z.
 
     Raises:
-        TypeError: fz is not a floating-point tensor, or has another dtype than z outside autocast.
-        ValueError: fz has another shape than z.
+        TypeError: fz is not a floating-point tensor, or its dtype differs from z outside autocast.
+        ValueError: the shapes of fz and z differ.
     """
     if not isinstance(fz, Tensor):
         raise TypeError(f"f must return a tensor; got {type(fz).__name__}")
@@ -158,7 +158,7 @@ def _is_channels_last(z: Tensor) -> bool:
 
 
 class Monitor:
-    """Every sample's best iterate, residual and status, updated once an evaluation of f."""
+    """The best iterate, residual and status of every sample, updated after each evaluation of f."""
 
     def __init__(self, samples: int, device: torch.device, tol: float) -> None:
         self._tol = tol
@@ -168,7 +168,7 @@ class Monitor:
         self._stop = StopFlag()
 
     def update(self, step: int, z: Tensor, residuals: Tensor) -> None:
-        """Record iterate z (N, D), reached after `step` moves, where f(z) - z = `residuals` (N, D)."""
+        """Record the iterate z (N, D) after `step` steps, with f(z) - z = `residuals` (N, D)."""
         residual = root_mean_square(residuals)
         finite = residual.isfinite()
         if step == 0:
@@ -189,31 +189,31 @@ class Monitor:
         self.active = self._status == int(Status.MAX_STEPS)
 
     def finished(self) -> bool:
-        """Whether no sample is active any more, as far as is known without draining an accelerator's queue."""
+        """Whether all samples have stopped; see `StopFlag` for the delay on a GPU."""
         return self._stop(self.active)
 
     def hold(self, z: Tensor) -> Tensor:
-        """The next iterate: `z` (N, D) for active samples, the best one for those that have stopped."""
+        """Return the next iterate (N, D): `z` for active samples, the best iterate for stopped ones."""
         return select(self.active, z, self._best)
 
     def solution(self, flat: FlatMap) -> Solution:
-        """The result of the solve."""
+        """Return the result of the solve."""
         return Solution(flat.restore(self._best), self._residual, self._steps, self._status)
 
 
 class StopFlag:
-    """Tells the host that all samples have stopped: at once on a CPU, one call late on a GPU.
+    """Tells whether all samples have stopped: immediately on a CPU, one call late on a GPU.
 
-    On a GPU the flag of each step is copied to the host behind the step's kernels, and read when the next step has been
-    queued; the device never waits for the host. Stopped samples hold their result, so the extra step changes nothing.
-    While a CUDA graph is being captured nothing is read and all steps are taken.
+    On a GPU each step copies its flag to the host asynchronously and reads the previous one, so the device never waits
+    for the host. Stopped samples keep their result, so the extra step changes nothing. During CUDA graph capture the
+    flag is not read and all steps are taken.
     """
 
     def __init__(self) -> None:
         self._pending: HostCopy | None = None
 
     def __call__(self, active: Tensor) -> bool:
-        """Whether no sample is active."""
+        """Whether all samples have stopped."""
         if active.device.type != "cuda":
             return not bool(active.any())
         if torch.cuda.is_current_stream_capturing():
@@ -223,14 +223,14 @@ class StopFlag:
 
 
 def iterate(f: Map, z0: Tensor, move: Callable[[Tensor, Tensor], Tensor], *, max_steps: int, tol: float) -> Solution:
-    """Repeat z <- move(z, f(z) - z) until every sample has stopped; f is evaluated at most max_steps + 1 times.
+    """Repeat z <- move(z, f(z) - z) until every sample has stopped; evaluate f at most max_steps + 1 times.
 
     Args:
-        f: the map, as `Solver.solve` takes it.
+        f: the map; see `Solver.solve`.
         z0: (N, ...) starting point.
-        move: next iterate (N, D) from the iterate and its residual vectors (N, D).
-        max_steps: most moves of a sample.
-        tol: residual at which a sample has converged.
+        move: maps the iterate (N, D) and its residual vectors (N, D) to the next iterate (N, D).
+        max_steps: maximum number of steps per sample.
+        tol: a sample has converged when the root mean square of f(z) - z is at most `tol`.
     """
     flat = FlatMap(f, z0)
     monitor = Monitor(len(z0), z0.device, tol)

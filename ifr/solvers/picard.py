@@ -17,9 +17,9 @@ class Picard:
     """Damped fixed-point iteration, z <- z + damping * (f(z) - z).
 
     Attributes:
-        max_steps: most moves of a sample.
-        tol: root mean square of f(z) - z at which a sample has converged.
-        damping: length of a move, in (0, 1]; 1 is the plain iteration.
+        max_steps: maximum number of steps per sample.
+        tol: a sample has converged when the root mean square of f(z) - z is at most `tol`.
+        damping: step length in (0, 1]; 1 is the plain iteration.
 
     Raises:
         ValueError: a setting is out of its range.

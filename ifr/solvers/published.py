@@ -18,16 +18,16 @@ STALL_RATIO = 1.3
 
 @dataclass(frozen=True)
 class PublishedBroyden:
-    """Broyden's method as published: only to reproduce the numbers of published checkpoints.
+    """Broyden's method as published in 2021; use it only to reproduce the numbers of published checkpoints.
 
-    It differs from `Broyden` where the 2021 code does: the first move goes along -(f(z) - z); one norm of the whole
-    batch decides when to stop and which iterate is best, so that a sample depends on its neighbours; beyond 27 steps
-    pairs are overwritten, after which the residual can grow without bound. Where that code raised, on a residual that
-    is zero or not finite at the start, this returns the start with its status.
+    It differs from `Broyden` in three ways. The first step is -(f(z) - z). The norm over the whole batch decides when
+    to stop and which iterate is best, so a sample depends on the other samples. After 27 steps the oldest pairs are
+    overwritten, and the residual can then grow without bound. The 2021 code raised an error if the initial residual was
+    zero or not finite; this class returns the starting point and its status.
 
     Attributes:
-        max_steps: most moves of the batch.
-        tol: root mean square of f(z) - z, over the whole batch, at which it has converged.
+        max_steps: maximum number of steps of the batch.
+        tol: the batch has converged when the root mean square of f(z) - z over the whole batch is below `tol`.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -43,7 +43,7 @@ class PublishedBroyden:
 
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:
-        """See `Solver.solve`; every sample has the same number of steps, and converges with the batch."""
+        """See `Solver.solve`; all samples take the same number of steps and converge together."""
         flat = FlatMap(f, z0)
         z = flat.start
         residuals = flat(z) - z
@@ -74,10 +74,10 @@ class PublishedBroyden:
 
 
 class _Pairs:
-    """The inverse Jacobian -I + sum_k u_k v_k^T of each sample, in a ring of the last pairs.
+    """The inverse Jacobian -I + sum_k u_k v_k^T of each sample; a ring buffer keeps the last pairs.
 
-    Layout and products are those of the 2021 code: where a divisor nearly vanishes, the rounding of its einsum is
-    amplified until it shows in the third digit of a mask, and other, more exact sums do not reproduce it.
+    Layout and einsums must match the 2021 code: where a divisor is nearly zero, the rounding error of its einsum is
+    amplified up to the third digit of a mask. More accurate sums do not reproduce it.
     """
 
     def __init__(self, like: Tensor, capacity: int) -> None:
@@ -87,7 +87,7 @@ class _Pairs:
         self._count = 0
 
     def inverse_jacobian(self, rows: Tensor) -> Tensor:
-        """The inverse Jacobian times every row (N, D)."""
+        """Multiply every row (N, D) by the inverse Jacobian."""
         if self._count == 0:
             return -rows
         u, v = self._u[..., : self._count], self._v[:, : self._count]
@@ -95,7 +95,7 @@ class _Pairs:
         return -rows + torch.einsum("nijk,nk->nij", u, products)[..., 0]
 
     def add(self, step: Tensor, residual_step: Tensor) -> None:
-        """Update the inverse Jacobian so that it takes the change of the residual (N, D) to the step (N, D)."""
+        """Update the inverse Jacobian so that it maps the change of the residual (N, D) to the step (N, D)."""
         new_v = self._transposed(step)
         divisor = torch.einsum("nij,nij->n", new_v[..., None], residual_step[..., None])[:, None]
         new_u = (step - self.inverse_jacobian(residual_step)) / divisor

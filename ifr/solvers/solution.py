@@ -1,4 +1,4 @@
-"""What a solver is asked and what it answers."""
+"""The interface of a solver: `Solver`, `Solution` and `Status`."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ class Status(IntEnum):
     CONVERGED = 0
     """The residual reached the tolerance."""
     MAX_STEPS = 1
-    """All steps were spent."""
+    """The sample used all steps without converging."""
     DIVERGED = 2
-    """The residual grew to `DIVERGENCE_FACTOR` times what it was at the start, and the sample was stopped."""
+    """The sample was stopped because its residual exceeded `DIVERGENCE_FACTOR` times its initial value."""
     NONFINITE = 3
-    """f returned a NaN, an infinity or a number whose square overflows for this sample, which was stopped there."""
+    """The sample was stopped because f returned NaN, infinity or a value whose square overflows."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The best iterate of each of the N samples, and how its solve went.
+    """The best iterate of each of the N samples, with its residual, steps and status.
 
     Attributes:
         z: (N, ...) in the shape, dtype and memory format of the starting point.
-        residual: (N,) root mean square of f(z) - z over one sample, at `z` (before it was rounded to half precision, if
-            it was); infinite where f(z0) was not finite.
-        steps: (N,) moves made until the sample stopped.
+        residual: (N,) root mean square of f(z) - z over one sample, before `z` is rounded to a half-precision dtype;
+            infinite where f(z0) is not finite.
+        steps: (N,) number of steps taken before the sample stopped.
         status: (N,) values of `Status`.
     """
 
@@ -44,7 +44,7 @@ class Solution:
 
 
 class Solver(Protocol):
-    """A fixed-point method: settings only, so that one object serves any number of solves at once."""
+    """A fixed-point method. It holds settings only, so one object can run several solves at once."""
 
     @property
     def per_sample(self) -> bool:
@@ -52,18 +52,18 @@ class Solver(Protocol):
         ...
 
     def solve(self, f: Map, z0: Tensor) -> Solution:
-        """Find z with f(z) = z, each of the N samples on its own.
+        """Find z with f(z) = z for each of the N samples independently.
 
         Args:
-            f: keeps the shape of its argument, does not change it in place and treats samples independently; it is
-                called at `z0` first.
-            z0: (N, ...) floating point.
+            f: the map; it keeps the shape of its argument, does not modify it in place and treats samples
+                independently. The first call is at `z0`.
+            z0: (N, ...) starting point, floating point.
 
         Returns:
-            The best iterate of every sample; one that did not converge says so in `status`.
+            The best iterate of every sample; `status` tells which samples converged.
 
         Raises:
             TypeError: z0 is not floating point, or f changes the dtype of z outside autocast.
-            ValueError: z0 has no sample dimension, or f changes z or its shape.
+            ValueError: z0 has no sample dimension, or f modifies z in place or changes its shape.
         """
         ...

@@ -1,4 +1,4 @@
-"""The implicit gradient, and the conditions under which a solve may be asked for."""
+"""`fixed_point` and autograd: graphs, gradient modes, copies, GPUs."""
 
 import copy
 import io
@@ -6,121 +6,17 @@ import weakref
 
 import pytest
 import torch
+from maps import ADJOINT, EXACT, equilibrium, weights
 from torch import Tensor, nn
 
 from ifr.equilibrium import fixed_point
 from ifr.refine import Implicit, RefinementBlock
-from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solution, Solver, Status
-
-EXACT, ADJOINT = Broyden(100, 1e-12), GMRES(100, 1e-12)
-
-
-def weights(samples: int = 3, dimension: int = 6, rate: float = 0.8) -> tuple[Tensor, Tensor]:
-    """A (D, D) matrix of norm `rate` and (N, D) inputs, both with gradients, in float64."""
-    weight = torch.randn(dimension, dimension, dtype=torch.float64)
-    weight = rate * weight / torch.linalg.matrix_norm(weight, 2)
-    return weight.requires_grad_(), torch.randn(samples, dimension, dtype=torch.float64, requires_grad=True)
-
-
-def equilibrium(weight: Tensor, x: Tensor, solver: Solver = EXACT, adjoint: Solver = ADJOINT) -> Tensor:
-    return fixed_point(lambda z: torch.tanh(z @ weight + x), torch.zeros_like(x), solver=solver, adjoint=adjoint)
-
-
-class CountedProduct(torch.autograd.Function):
-    """The identity, counting the vector-Jacobian products that pass."""
-
-    count = 0
-
-    @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        return z.clone()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        CountedProduct.count += 1
-        return gradient
-
-
-def test_gradcheck() -> None:
-    assert torch.autograd.gradcheck(equilibrium, weights())
-
-
-def test_gradcheck_of_the_refinement_block() -> None:
-    block = RefinementBlock(4).double()
-    with torch.no_grad():
-        for parameter in (block.conv1.weight_g, block.conv2.weight_g):
-            parameter *= 0.3
-    refinement = Implicit(Broyden(200, 1e-13), GMRES(200, 1e-13))
-    x = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, *_: refinement(block, x), (x, *block.parameters()))
-
-
-@pytest.mark.parametrize("adjoint", [Picard(300, 1e-13), Anderson(80, 1e-13), Broyden(80, 1e-13), ADJOINT], ids=repr)
-def test_the_implicit_gradient_is_the_unrolled_one(adjoint: Solver) -> None:
-    weight, x = weights()
-    unrolled = torch.zeros_like(x)
-    for _ in range(300):
-        unrolled = torch.tanh(unrolled @ weight + x)
-    cotangent = torch.randn_like(x)
-    expected = torch.autograd.grad((unrolled * cotangent).sum(), (weight, x))
-    found = torch.autograd.grad((equilibrium(weight, x, adjoint=adjoint) * cotangent).sum(), (weight, x))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
-
-
-def test_an_affine_map_has_the_gradient_of_a_dense_solve() -> None:
-    weight, x = weights()
-    eye = torch.eye(len(weight), dtype=torch.float64)
-    dense = torch.linalg.solve((eye - weight).mT, x.mT).mT
-    found = fixed_point(lambda z: z @ weight + x, torch.zeros_like(x), solver=EXACT, adjoint=ADJOINT)
-    torch.testing.assert_close(found, dense, rtol=0, atol=1e-10)
-    cotangent = torch.randn_like(x)
-    for one, other in zip(
-        torch.autograd.grad((found * cotangent).sum(), (weight, x)),
-        torch.autograd.grad((dense * cotangent).sum(), (weight, x)),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
-
-
-def test_forward_and_adjoint_each_honour_their_steps() -> None:
-    weight, x = weights(rate=0.99)
-    solutions: dict[str, Solution] = {}
-    z = fixed_point(
-        lambda z: torch.tanh(z @ weight + x),
-        torch.zeros_like(x),
-        solver=Broyden(4, 0.0),
-        adjoint=GMRES(2, 0.0),
-        observe=solutions.__setitem__,
-    )
-    assert list(solutions) == ["forward"]
-    z.sum().backward()
-    assert list(solutions) == ["forward", "backward"]
-    assert solutions["forward"].steps.tolist() == [4] * 3
-    assert solutions["backward"].steps.tolist() == [2] * 3
-
-
-@pytest.mark.parametrize("adjoint", [Picard, Anderson, Broyden, GMRES, Broyden.published])
-def test_products_are_counted(adjoint: type[Picard]) -> None:
-    """`max_steps` products for the adjoint equation and one for the parameters; none at its start, where u = 0."""
-    weight, x = weights(rate=0.99)
-    evaluations = 0
-
-    def f(z: Tensor) -> Tensor:
-        nonlocal evaluations
-        evaluations += 1
-        return CountedProduct.apply(torch.tanh(z @ weight + x))  # type: ignore[no-any-return]
-
-    z = fixed_point(f, torch.zeros_like(x), solver=Broyden(5, 0.0), adjoint=adjoint(max_steps=4, tol=0.0))
-    assert evaluations == 5 + 1 + 1  # the solve's, and the one that carries the graph
-    CountedProduct.count = 0
-    z.sum().backward()
-    assert CountedProduct.count == 4 + 1
+from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solver
 
 
 @pytest.mark.parametrize("weight_needs", [True, False])
 @pytest.mark.parametrize("x_needs", [True, False])
-def test_inputs_and_parameters_that_need_no_gradient(weight_needs: bool, x_needs: bool) -> None:
+def test_inputs_and_parameters_without_gradient(weight_needs: bool, x_needs: bool) -> None:
     weight, x = weights()
     expected = torch.autograd.grad(equilibrium(weight, x).sum(), (weight, x))
     weight, x = weight.detach().requires_grad_(weight_needs), x.detach().requires_grad_(x_needs)
@@ -132,8 +28,8 @@ def test_inputs_and_parameters_that_need_no_gradient(weight_needs: bool, x_needs
         assert tensor.grad is None if not needed else torch.allclose(tensor.grad, gradient, rtol=0, atol=1e-12)
 
 
-def test_a_frozen_block_costs_no_graph_and_no_products() -> None:
-    """With nothing to differentiate but what comes after the block, backward must not solve the adjoint equation."""
+def test_a_frozen_block_builds_no_graph_and_needs_no_products() -> None:
+    """If only later layers need gradients, backward must not solve the adjoint equation."""
     seen: list[str] = []
     weight, x = (tensor.detach() for tensor in weights())
     z = fixed_point(
@@ -147,7 +43,7 @@ def test_a_frozen_block_costs_no_graph_and_no_products() -> None:
     assert seen == ["forward"]
 
 
-def test_the_map_may_be_anything() -> None:
+def test_constant_map_and_identity() -> None:
     weight, _ = weights(samples=6)
     z0 = torch.zeros(6, 6, dtype=torch.float64)
     constant = fixed_point(lambda _: weight, z0, solver=EXACT, adjoint=ADJOINT)
@@ -158,58 +54,12 @@ def test_the_map_may_be_anything() -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_the_equilibrium_itself_comes_back(mode: type[torch.no_grad]) -> None:
+def test_the_equilibrium_is_returned_without_gradients(mode: type[torch.no_grad]) -> None:
     weight, x = weights()
     with mode():
         z = equilibrium(weight, x)
     assert not z.requires_grad
     torch.testing.assert_close(z, torch.tanh(z @ weight.detach() + x.detach()), rtol=0, atol=1e-11)
-
-
-def test_a_tiny_gradient_is_solved_as_well_as_a_large_one() -> None:
-    """The adjoint's tolerance is relative: scaling the loss scales the gradient, whatever the tolerance."""
-    weight, x = weights()
-    adjoint = GMRES(100, 1e-3)
-    for scale in (1e-12, 1e12):
-        (small,) = torch.autograd.grad(equilibrium(weight, x, adjoint=adjoint).sum(), x)
-        (scaled,) = torch.autograd.grad(scale * equilibrium(weight, x, adjoint=adjoint).sum(), x)
-        torch.testing.assert_close(scaled / scale, small, rtol=1e-2, atol=0)
-
-
-@pytest.mark.parametrize("adjoint", [GMRES(), Broyden(), Broyden.published()], ids=repr)
-def test_a_zero_gradient_gives_zero(adjoint: Solver) -> None:
-    weight, x = weights()
-    (gradient,) = torch.autograd.grad((0 * equilibrium(weight, x, adjoint=adjoint)).sum(), x)
-    assert torch.equal(gradient, torch.zeros_like(x))
-
-
-def test_a_non_finite_gradient_is_passed_on_for_its_sample_alone() -> None:
-    weight, x = weights()
-    clean, poisoned = torch.ones_like(x), torch.ones_like(x)
-    poisoned[1, 2] = torch.inf
-    (expected,) = torch.autograd.grad(equilibrium(weight, x), x, clean)
-    (found,) = torch.autograd.grad(equilibrium(weight, x), x, poisoned)
-    assert not found[1].isfinite().all()
-    assert torch.equal(found[[0, 2]], expected[[0, 2]])
-
-
-def test_a_poisoned_input_leaves_the_gradient_of_the_others() -> None:
-    weight, x = weights()
-    poison = torch.zeros_like(x)
-    poison[0, 0] = torch.nan
-    solutions: dict[str, Solution] = {}
-
-    def run(x: Tensor) -> Tensor:
-        def f(z: Tensor) -> Tensor:
-            return torch.tanh(z @ weight + x)
-
-        z0 = torch.zeros_like(x)
-        return fixed_point(f, z0, solver=EXACT, adjoint=ADJOINT, observe=solutions.__setitem__)
-
-    (expected,) = torch.autograd.grad(run(x)[1:].sum(), x)
-    (found,) = torch.autograd.grad(run(x + poison)[1:].sum(), x)
-    assert solutions["forward"].status.tolist() == [Status.NONFINITE, Status.CONVERGED, Status.CONVERGED]
-    torch.testing.assert_close(found[1:], expected[1:], rtol=0, atol=1e-12)
 
 
 def test_double_backward_is_refused() -> None:
@@ -234,7 +84,7 @@ def test_backward_frees_the_graph() -> None:
 
 
 class Layer(nn.Module):
-    """A fixed point of a linear map with bias, as a user's module."""
+    """A user's module that contains a fixed point."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,46 +108,15 @@ def test_deepcopy_and_pickle() -> None:
         torch.testing.assert_close(other(x), layer(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("adjoint", [Picard(15), Broyden(1)], ids=repr)
-def test_an_adjoint_that_improves_nothing_keeps_the_direct_gradient(adjoint: Solver) -> None:
-    """For f(z) = -3 z + x no move from u = 0 lowers the residual; u = dL/dz is better than nothing."""
-    x = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
-    z = fixed_point(lambda z: -3 * z + x, torch.zeros_like(x), solver=Broyden(20), adjoint=adjoint)
-    (gradient,) = torch.autograd.grad(z.sum(), x)
-    torch.testing.assert_close(gradient, torch.ones_like(x), rtol=0, atol=0)
-
-
-def test_samples_with_gradients_of_very_different_size_are_each_solved() -> None:
-    weight, x = weights()
-    size = torch.tensor([[1.0], [1e-9], [1e9]], dtype=torch.float64)
-    adjoint = Broyden(40, 1e-6)
-    (alike,) = torch.autograd.grad(equilibrium(weight, x, adjoint=adjoint), x, torch.ones_like(x))
-    (found,) = torch.autograd.grad(equilibrium(weight, x, adjoint=adjoint), x, torch.ones_like(x) * size)
-    torch.testing.assert_close(found / size, alike, rtol=1e-4, atol=1e-6)
-
-
-def test_the_published_adjoint_weighs_samples_as_they_come() -> None:
-    """Its choice of an iterate is the batch's, so that samples must not be rescaled one by one."""
-    seen: dict[str, Solution] = {}
-    x = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
-    adjoint = Broyden.published(1)
-    z = fixed_point(
-        lambda z: z / 2 + x, torch.zeros_like(x), solver=Picard(), adjoint=adjoint, observe=seen.__setitem__
-    )
-    z.backward(torch.tensor([[1.0], [1e-6]], dtype=torch.float64).expand(2, 4))
-    ratio = seen["backward"].residual[1] / seen["backward"].residual[0]
-    assert float(ratio) == pytest.approx(1e-6, rel=1e-9)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 class TestOnGPU:
-    """The same on a GPU, its queue never drained and its kernels capturable."""
+    """On a GPU a solve never synchronises and can be captured in a graph."""
 
     def problem(self) -> tuple[RefinementBlock, Tensor]:
         return RefinementBlock(16).cuda().eval(), torch.randn(4, 16, 14, 14, device="cuda")
 
     @pytest.mark.parametrize("device", range(torch.cuda.device_count()))
-    def test_every_device_gives_the_result_of_the_cpu(self, device: int) -> None:
+    def test_every_device_agrees_with_the_cpu(self, device: int) -> None:
         weight, x = weights()
         expected = torch.autograd.grad(equilibrium(weight, x).sum(), (weight, x))
         weight, x = weight.detach().to(device).requires_grad_(), x.detach().to(device).requires_grad_()

@@ -1,4 +1,4 @@
-"""Singular and ill-conditioned samples: they degrade alone, to steps that are safe."""
+"""Singular and ill-conditioned samples: they fall back to safe steps and do not affect other samples."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from ifr.solvers import GMRES, Anderson, Broyden, Solver, Status
 TOL = 1e-11
 
 
-def test_a_singular_anderson_system_degrades_its_sample_alone() -> None:
-    """Sample 0 moves by the same vector at every step: its differences are zero, its least-squares matrix singular."""
+def test_a_singular_anderson_system_affects_only_its_sample() -> None:
+    """Sample 0 takes the same step every time: its differences are zero and its least-squares matrix is singular."""
     f = Affine([0.9, 0.8, 0.5])
     f.weight[0] = torch.eye(12, dtype=torch.float64)
     solution = Anderson(20, TOL).solve(f, f.z0)
@@ -26,8 +26,8 @@ def test_a_singular_anderson_system_degrades_its_sample_alone() -> None:
 
 
 @pytest.mark.parametrize("solver", [Anderson(40, 1e-6, memory=10), Broyden(40, 1e-6)], ids=repr)
-def test_an_ill_conditioned_system_neither_raises_nor_spoils(solver: Solver) -> None:
-    """In float32, a map of rank one leaves the stored differences parallel to within rounding."""
+def test_an_ill_conditioned_system_still_converges(solver: Solver) -> None:
+    """In float32 the stored differences of a rank-one map are parallel up to rounding error."""
     generator = torch.Generator().manual_seed(1)
     direction = torch.nn.functional.normalize(torch.randn(2, 30, generator=generator), dim=1)
     x = torch.randn(2, 30, generator=generator)
@@ -40,7 +40,7 @@ def test_an_ill_conditioned_system_neither_raises_nor_spoils(solver: Solver) -> 
 
 
 def test_a_singular_broyden_update_takes_a_plain_step() -> None:
-    """For f(z) = -z + x the corrected step is exact; for f(z) = z + x its denominator is zero."""
+    """For f(z) = -z + x the quasi-Newton step is exact; for f(z) = z + x its denominator is zero."""
     x = torch.ones(2, 3, dtype=torch.float64)
     slope = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     visited: list[Tensor] = []
@@ -50,8 +50,8 @@ def test_a_singular_broyden_update_takes_a_plain_step() -> None:
         assert torch.equal(z[0], step * x[0])
 
 
-def test_a_nearly_singular_broyden_update_takes_a_plain_step_and_goes_on() -> None:
-    """f(z) = z + 1 until |z| passes 2, where it bends so little that the update would leap a million times as far."""
+def test_a_nearly_singular_broyden_update_takes_a_plain_step() -> None:
+    """f(z) = z + 1 up to z = 2, then bends so little that the update would be a million times as long."""
     visited: list[float] = []
 
     def f(z: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ def test_a_nearly_singular_broyden_update_takes_a_plain_step_and_goes_on() -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gmres_leaves_a_singular_sample_where_it_can_go_no_further(dtype: torch.dtype) -> None:
-    """I - A of sample 0 has the eigenvalue zero, and b a part that no z can meet: the least residual is that part."""
+def test_gmres_reaches_the_least_residual_of_a_singular_sample(dtype: torch.dtype) -> None:
+    """I - A of sample 0 has an eigenvalue zero; the least residual is the component of b along its eigenvector."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(30, 30, generator=generator, dtype=torch.float64))[0]
     rates = torch.linspace(-0.9, 0.9, 30, dtype=torch.float64)
@@ -81,11 +81,11 @@ def test_gmres_leaves_a_singular_sample_where_it_can_go_no_further(dtype: torch.
     least = (basis[:, 0].to(dtype) @ b[0]).abs() / 30**0.5
     assert solution.status.tolist() == [Status.MAX_STEPS, Status.CONVERGED]
     residual = (f(solution.z) - solution.z).square().mean(1).sqrt()
-    assert float(residual[0]) == pytest.approx(float(least), rel=5e-2)  # a quarter of it may be rounding
+    assert float(residual[0]) == pytest.approx(float(least), rel=5e-2)  # a quarter of it can be rounding error
     torch.testing.assert_close(solution.residual, residual, rtol=5e-2, atol=2e-6)
 
 
-def test_gmres_stops_when_nothing_is_left_to_gain() -> None:
+def test_gmres_stops_when_the_krylov_space_is_exhausted() -> None:
     f = Affine([0.5, 0.9], dimension=5)
     solution = GMRES(50, 0.0).solve(f, f.z0)
     assert f.evaluations <= 7

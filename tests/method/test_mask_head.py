@@ -1,4 +1,4 @@
-"""The mask head as a module: phases, loading, initialisation, no regions, distributed training."""
+"""The mask head as a module: phases, loading, initialisation, zero regions, distributed training."""
 
 import copy
 import pickle
@@ -26,7 +26,7 @@ def test_shapes(refinement: Explicit | Implicit, classes: int, deconv_channels: 
     assert head.deconv.out_channels == (deconv_channels or 8)
 
 
-def test_keys_are_the_published_ones() -> None:
+def test_keys_match_the_published_code() -> None:
     shared = {f"repeat_block.gn{i}.{name}" for i in (1, 2, 3) for name in ("weight", "bias")}
     shared |= {f"{layer}.{name}" for layer in ("deconv", "predictor") for name in ("weight", "bias")}
     assert set(MaskHead(8, 3, Explicit()).state_dict()) == shared | {f"repeat_block.conv{i}.weight" for i in (1, 2)}
@@ -35,7 +35,7 @@ def test_keys_are_the_published_ones() -> None:
     }
 
 
-def test_the_phase_counts_in_training_alone() -> None:
+def test_the_phase_affects_training_only() -> None:
     head, x = MaskHead(8, 3, implicit()), torch.randn(2, 8, 6, 6)
     block = head.repeat_block.at(x)
     warm = block(block(block(block(torch.zeros_like(x)))))
@@ -50,7 +50,7 @@ def test_the_phase_counts_in_training_alone() -> None:
     assert not torch.allclose(results["explicit", True], results["implicit", True])
 
 
-def test_weight_norm_starts_from_the_plain_weight_and_has_unit_directions() -> None:
+def test_weight_norm_keeps_the_initial_weight_and_ignores_the_length_of_v() -> None:
     block = RefinementBlock(8)
     torch.testing.assert_close(block.conv1.weight, block.conv1.weight_v)
     with torch.no_grad():
@@ -59,17 +59,17 @@ def test_weight_norm_starts_from_the_plain_weight_and_has_unit_directions() -> N
 
 
 def test_initialisation() -> None:
-    """Caffe2's MSRAFill of the deconvolution, N(0, 2 / fan_out), and N(0, 0.001) of the predictor."""
+    """The deconvolution uses Caffe2's MSRAFill, variance 2 / fan_out; the predictor has standard deviation 0.001."""
     head = MaskHead(128, 400, implicit())
-    # The standard deviation of n samples is off by 1 / sqrt(2 n) relative: below 0.5 % for 50,000 weights.
-    # torch counts the fan-out of a (in, out, 2, 2) transposed convolution along its first dimension, as published.
+    # The relative error of a standard deviation of n samples is 1 / sqrt(2 n): below 0.5 % for 50,000 weights.
+    # Like the published code, torch takes the fan-out of an (in, out, 2, 2) weight along its first dimension.
     assert float(head.deconv.weight.detach().std()) == pytest.approx((2 / (128 * 4)) ** 0.5, rel=0.02)
     assert float(head.predictor.weight.detach().std()) == pytest.approx(0.001, rel=0.02)
     assert not head.deconv.bias.any()
     assert not head.predictor.bias.any()
 
 
-def test_loading_ignores_the_published_duplicates_and_nothing_else(ifr_head: dict[str, Tensor]) -> None:
+def test_loading_ignores_only_the_published_duplicates(ifr_head: dict[str, Tensor]) -> None:
     state = {key[3:]: value for key, value in ifr_head.items() if key.startswith("sd.")}
     assert any(key.startswith("deq.func_copy.") for key in state)
     before = set(state)
@@ -83,7 +83,7 @@ def test_loading_ignores_the_published_duplicates_and_nothing_else(ifr_head: dic
             MaskHead(16, 5, implicit()).load_state_dict({**state, foreign: torch.zeros(1)})
 
 
-def test_a_foreign_state_dict_is_an_error_that_names_its_keys(weight_sharing_head: dict[str, Tensor]) -> None:
+def test_loading_a_mismatched_state_dict_names_its_keys(weight_sharing_head: dict[str, Tensor]) -> None:
     state = {key[3:]: value for key, value in weight_sharing_head.items() if key.startswith("sd.")}
     MaskHead(16, 5, Explicit()).load_state_dict(state)
     with pytest.raises(RuntimeError, match=r'(?s)"repeat_block\.conv1\.weight_g".*"repeat_block\.conv1\.weight"'):
@@ -93,7 +93,7 @@ def test_a_foreign_state_dict_is_an_error_that_names_its_keys(weight_sharing_hea
 
 
 @pytest.mark.parametrize("phase", ["explicit", "implicit"])
-def test_no_regions_keep_every_parameter_in_the_graph(phase: str) -> None:
+def test_zero_regions_keep_every_parameter_in_the_graph(phase: str) -> None:
     head, x = MaskHead(8, 3, implicit()), torch.zeros(0, 8, 14, 14, requires_grad=True)
     set_phase(head, phase)
     logits = head(x)
@@ -104,7 +104,7 @@ def test_no_regions_keep_every_parameter_in_the_graph(phase: str) -> None:
         assert head.eval()(x).shape == (0, 3, 28, 28)
 
 
-def test_a_region_does_not_depend_on_its_neighbours() -> None:
+def test_a_region_does_not_depend_on_the_others() -> None:
     head, x = MaskHead(8, 3, implicit()).double().eval(), torch.randn(5, 8, 6, 6, dtype=torch.float64)
     with torch.no_grad():
         together = head(x)
@@ -129,7 +129,7 @@ def test_shapes_are_inferred_on_the_meta_device() -> None:
         assert MaskHead(8, 3, Explicit())(torch.empty(2, 8, 6, 6)).shape == (2, 3, 12, 12)
 
 
-def test_copies_leave_the_observer_behind() -> None:
+def test_copies_drop_the_observer() -> None:
     head = MaskHead(8, 3, Implicit(Broyden(), GMRES(), observe=lambda name, solution: None))
     assert pickle.loads(pickle.dumps(head)).refinement.observe is None
     assert copy.deepcopy(head).refinement.observe is None
@@ -171,12 +171,12 @@ def test_misuse_names_the_value() -> None:
 
 
 def regions_of(rank: int) -> Tensor:
-    """Rank 0 has three regions, rank 1 none."""
+    """Return three regions for rank 0 and none for rank 1."""
     return torch.randn(3, 8, 6, 6, generator=torch.Generator().manual_seed(5))[: 3 * (1 - rank)]
 
 
 def distributed_step(rank: int, folder: str, phase: str) -> None:
-    """One backward pass of a rank, its gradients written to the folder."""
+    """Run one backward pass and write this rank's gradients to the folder."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with joined(Worker(rank, 2, rank), f"file://{folder}/rendezvous", "cpu"):
@@ -185,7 +185,7 @@ def distributed_step(rank: int, folder: str, phase: str) -> None:
         parallel = nn.parallel.DistributedDataParallel(head)
         parallel(regions_of(rank)).sum().backward()
         torch.save([parameter.grad for parameter in head.parameters()], Path(folder) / f"{phase}{rank}.pt")
-        del parallel  # or it would keep the group's threads beyond the group
+        del parallel  # otherwise it keeps the process group's threads alive
 
 
 @pytest.mark.parametrize("phase", ["explicit", "implicit"])
@@ -198,5 +198,5 @@ def test_ranks_agree_when_one_has_no_regions(tmp_path: Path, phase: str) -> None
     head(regions_of(0)).sum().backward()
     for first, second, parameter in zip(*found, head.parameters(), strict=True):
         assert torch.equal(first, second)
-        # Half: the mean over the two ranks. The rounding of one thread and of several differs.
+        # Half: DDP averages over the two ranks. Rounding differs with the number of threads.
         torch.testing.assert_close(first, parameter.grad / 2, rtol=1e-3, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Misuse of the solvers is an exception that names the value."""
+"""Misuse of the solvers raises an exception that names the value."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_misuse_names_the_value(solver: Solver) -> None:
 
 
 @pytest.mark.parametrize("method", [Picard, Anderson, Broyden, GMRES, Broyden.published])
-def test_impossible_settings(method: type[Picard]) -> None:
+def test_invalid_settings(method: type[Picard]) -> None:
     with pytest.raises(ValueError, match="max_steps must be at least 1; got 0"):
         method(max_steps=0)
     with pytest.raises(TypeError, match=r"max_steps must be an integer; got 2\.5"):
@@ -33,7 +33,7 @@ def test_impossible_settings(method: type[Picard]) -> None:
         method(tol=float("nan"))
 
 
-def test_impossible_settings_of_one_method() -> None:
+def test_invalid_settings_of_one_method() -> None:
     with pytest.raises(ValueError, match="memory must be at least 1; got 0"):
         Anderson(memory=0)
     with pytest.raises(ValueError, match="memory must be at least 1; got 0"):
@@ -47,7 +47,7 @@ def test_solvers_by_name() -> None:
     assert make_solver("broyden-published", max_steps=7) == Broyden.published(7)
     with pytest.raises(ValueError, match="unknown solver 'broiden'; did you mean 'broyden'"):
         make_solver("broiden")
-    with pytest.raises(ValueError, match="unknown solver None; known are anderson"):
+    with pytest.raises(ValueError, match="unknown solver None; known solvers: anderson"):
         make_solver(None)
     with pytest.raises(TypeError, match="damping"):
         make_solver("broyden", damping=0.5)

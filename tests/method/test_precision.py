@@ -1,4 +1,4 @@
-"""Half precision and autocast: the solver's own state and algebra stay in float32."""
+"""Half precision and autocast: the solver's state and algebra stay in float32."""
 
 import pytest
 import torch
@@ -35,8 +35,8 @@ def test_autocast_keeps_the_state_in_float32(training: bool) -> None:
 
 
 @pytest.mark.parametrize("solver", [Picard(30, 0.0), Anderson(30, 0.0), Broyden(30, 0.0), GMRES(30, 0.0)], ids=repr)
-def test_the_algebra_of_a_solver_is_not_autocast(solver: Solver) -> None:
-    """With an f that autocast leaves alone, a solve under it is bit-equal to one without."""
+def test_autocast_does_not_change_a_solver(solver: Solver) -> None:
+    """If autocast does not affect f, a solve is bit-equal with and without autocast."""
     rates = torch.linspace(-0.9, 0.9, 40)
     x = torch.randn(3, 40)
     expected = solver.solve(lambda z: rates * z + x, torch.zeros(3, 40))
@@ -46,7 +46,7 @@ def test_the_algebra_of_a_solver_is_not_autocast(solver: Solver) -> None:
     assert torch.equal(found.residual, expected.residual)
 
 
-def test_backward_under_autocast_is_that_without() -> None:
+def test_autocast_does_not_change_backward() -> None:
     block, refinement = RefinementBlock(8), Implicit(Broyden(5), GMRES(15))
     x = torch.randn(2, 8, 6, 6, requires_grad=True)
     cotangent = torch.randn(2, 8, 6, 6)
@@ -61,15 +61,15 @@ def test_backward_under_autocast_is_that_without() -> None:
     ("dtype", "size"),
     [(torch.float16, 4e4), (torch.float16, 6e-8), (torch.float32, 1e-24), (torch.float32, 1e24)],
 )
-def test_gradients_near_the_ends_of_their_range(dtype: torch.dtype, size: float) -> None:
-    """f(z) = z / 4 + x has the gradient 4/3 of what comes in: one element large or tiny, the others zero."""
+def test_gradients_near_the_limits_of_their_dtype(dtype: torch.dtype, size: float) -> None:
+    """f(z) = z / 4 + x scales the incoming gradient by 4/3; one element is huge or tiny, the others are zero."""
     x = torch.zeros(2, 1000, dtype=dtype, requires_grad=True)
     gradient = torch.zeros(2, 1000, dtype=dtype)
     gradient[:, 3] = size
     z = fixed_point(lambda z: z / 4 + x, torch.zeros_like(x), solver=Picard(), adjoint=GMRES())
     (found,) = torch.autograd.grad(z, x, gradient)
     expected = gradient.double() * 4 / 3
-    # float16 has 11 bits, and its smallest numbers one.
+    # float16 has 11 significant bits; its smallest subnormal numbers have one.
     torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=6e-8 if dtype == torch.float16 else 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The mask head against the numbers of the published code, and against the true equilibrium."""
+"""The mask head compared with the published code and with the true equilibrium."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def build(reference: Reference, refinement: Explicit | Implicit, dtype: torch.dt
 
 
 def gradients(head: MaskHead, x: Tensor, cotangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits of a training pass, and the gradients of (logits * cotangent).sum()."""
+    """Return the logits of a training pass and the gradients of (logits * cotangent).sum()."""
     x = x.clone().requires_grad_()
     logits = head.train()(x)
     (logits * cotangent).sum().backward()
@@ -37,12 +37,12 @@ def compare_gradients(found: Reference, reference: Reference, prefix: str, toler
     assert max(errors.values()) < tolerance, errors
 
 
-# Tolerances of the float32 comparisons: rounding x by 1e-7 moves the published 15-step logits by up to 1e-4 and their
-# gradient by 1.4e-3 relative, and the explicit ones by far less.
+# Tolerances of the float32 comparisons: perturbing x by 1e-7 changes the published 15-step logits by up to 1e-4 and
+# their gradient by 1.4e-3 relative; the explicit results change far less.
 
 
 def trace(head: MaskHead, x: Tensor, steps: int) -> tuple[Solution, Tensor]:
-    """Solution of the published solver, and the batch norm of f(z) - z at each of its evaluations."""
+    """Return the published solver's solution and the norm of f(z) - z over the batch at each evaluation."""
     norms: list[float] = []
     with torch.no_grad():
         block = head.repeat_block.at(x)
@@ -59,7 +59,7 @@ def trace(head: MaskHead, x: Tensor, steps: int) -> tuple[Solution, Tensor]:
 def test_published_evaluation_and_trace(ifr_head: Reference) -> None:
     head = build(ifr_head, Implicit.published(15)).eval()
     solution, norms = trace(head, ifr_head["x"], 15)
-    # The last value of the published float32 trace is 4.5 % off the published float64 one; the others agree to 1e-3.
+    # The last value of the published float32 trace differs by 4.5 % from float64; the others agree to 1e-3.
     torch.testing.assert_close(norms[:15], ifr_head["eval.F15.trace"][:15], rtol=1e-3, atol=0)
     torch.testing.assert_close(norms[15], ifr_head["eval.F15.trace"][15], rtol=5e-2, atol=0)
     torch.testing.assert_close(solution.z, ifr_head["eval.F15.query_feat"], rtol=0, atol=2e-3)
@@ -88,7 +88,7 @@ def test_published_backward_trace(ifr_head: Reference) -> None:
 
 @pytest.mark.parametrize("steps", [15, 25])
 def test_published_in_float64(ifr_head: Reference, truth: Reference, steps: int) -> None:
-    # Rounding of 1e-16 is amplified as that of float32 is, and more with more steps.
+    # Rounding error is amplified as in float32, and more steps amplify it more.
     x, cotangent = ifr_head["x"].double(), ifr_head["cotangent"].double()
     head = build(ifr_head, Implicit.published(steps), torch.float64)
     _, norms = trace(head, x, steps)
@@ -127,8 +127,8 @@ def test_solvers_reach_the_equilibrium(ifr_head: Reference, truth: Reference, so
     torch.testing.assert_close(solution.z, truth["z_star"], rtol=0, atol=1e-8)
 
 
-def test_broyden_converges_where_the_published_one_explodes(ifr_head: Reference) -> None:
-    """In 200 steps; the published solver overwrites its pairs after 27, and its residual grows a million times."""
+def test_broyden_converges_where_the_published_solver_diverges(ifr_head: Reference) -> None:
+    """The published solver overwrites its pairs after 27 of 200 steps; its residual grows by a factor of a million."""
     x = ifr_head["x"].double()
     head = build(ifr_head, Implicit.published(), torch.float64)
     with torch.no_grad():
@@ -147,8 +147,8 @@ def test_adjoints_reach_the_implicit_gradient(ifr_head: Reference, truth: Refere
     compare_gradients(found, truth, "grad.", 1e-6)
 
 
-def test_gmres_is_the_most_accurate_adjoint_for_its_products(ifr_head: Reference, truth: Reference) -> None:
-    """Why `GMRES` is the adjoint solver of choice: for as many products its gradient is nearest to the true one."""
+def test_gmres_is_the_most_accurate_adjoint(ifr_head: Reference, truth: Reference) -> None:
+    """With the same number of products, the gradient of `GMRES` is the most accurate; so it is the default adjoint."""
     errors = {}
     for adjoint in (Picard(15, 0), Anderson(15, 0), Broyden(15, 0), GMRES(15, 0)):
         head = build(ifr_head, Implicit(Broyden(200, 1e-12), adjoint), torch.float64)

@@ -1,4 +1,4 @@
-"""Properties of the solvers, each its own test."""
+"""Properties of the solvers."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ each_nonlinear = pytest.mark.parametrize("solver", NONLINEAR, ids=repr)
 
 
 def problem(solver: Solver, rates: list[float] = RATES) -> Contraction:
-    """A map that the solver is made for."""
+    """Return a map that suits the solver: GMRES needs an affine one."""
     return Affine(rates) if isinstance(solver, GMRES) else Contraction(rates)
 
 
@@ -35,7 +35,7 @@ def test_the_result_is_a_fixed_point(solver: Solver) -> None:
     assert solution.status.tolist() == [Status.CONVERGED] * len(RATES)
     residual = (f(solution.z) - solution.z).square().mean(1).sqrt()
     assert float(residual.max()) < 2 * TOL
-    # GMRES reports the residual of its recurrence, which rounding separates from the true one.
+    # GMRES reports the residual of its recurrence, which differs from the true one by rounding error.
     torch.testing.assert_close(solution.residual, residual, rtol=1e-6, atol=1e-13)
 
 
@@ -46,18 +46,18 @@ def test_an_affine_map_agrees_with_a_dense_solve(solver: Solver) -> None:
 
 
 @each_solver
-def test_alone_equals_in_a_batch(solver: Solver) -> None:
+def test_one_sample_equals_the_same_sample_in_a_batch(solver: Solver) -> None:
     f = problem(solver)
-    together = solver.solve(f, f.z0)
+    batch = solver.solve(f, f.z0)
     for sample in range(len(RATES)):
-        alone_map = f.only(sample)
-        alone = solver.solve(alone_map, alone_map.z0)
-        torch.testing.assert_close(alone.z[0], together.z[sample], rtol=0, atol=1e-10)
-        assert (alone.steps[0], alone.status[0]) == (together.steps[sample], together.status[sample])
+        single_map = f.only(sample)
+        single = solver.solve(single_map, single_map.z0)
+        torch.testing.assert_close(single.z[0], batch.z[sample], rtol=0, atol=1e-10)
+        assert (single.steps[0], single.status[0]) == (batch.steps[sample], batch.status[sample])
 
 
 @each_solver
-def test_a_shuffled_batch_is_the_shuffled_result(solver: Solver) -> None:
+def test_a_shuffled_batch_has_the_shuffled_result(solver: Solver) -> None:
     f = problem(solver)
     order = torch.tensor([3, 0, 4, 1, 2])
     solution = solver.solve(f, f.z0)
@@ -86,7 +86,7 @@ def test_a_poisoned_sample_leaves_the_others_bit_equal(solver: Solver, poison: f
 
 
 @each_solver
-def test_a_sample_poisoned_on_the_way_keeps_its_best_iterate(solver: Solver) -> None:
+def test_a_sample_poisoned_during_the_solve_keeps_its_best_iterate(solver: Solver) -> None:
     f = problem(solver)
     healthy = solver.solve(f, f.z0)
     evaluations = 0
@@ -116,7 +116,7 @@ def test_zero_samples(solver: Solver) -> None:
 
 
 @each_solver
-def test_a_zero_residual_at_the_start(solver: Solver) -> None:
+def test_an_initial_residual_of_zero(solver: Solver) -> None:
     f = problem(solver)
     f.x[1] = 0
     solution = solver.solve(f, f.z0)
@@ -126,7 +126,7 @@ def test_a_zero_residual_at_the_start(solver: Solver) -> None:
 
 
 @each_solver
-def test_all_zero_with_no_tolerance(solver: Solver) -> None:
+def test_zero_residuals_converge_with_zero_tolerance(solver: Solver) -> None:
     exact = type(solver)(max_steps=3, tol=0.0)
     z0 = torch.zeros(2, 3, dtype=torch.float64)
     solution = exact.solve(lambda z: z * 0.5, z0)
@@ -136,7 +136,7 @@ def test_all_zero_with_no_tolerance(solver: Solver) -> None:
 
 @each_nonlinear
 def test_the_best_iterate_of_each_sample_is_returned(solver: Solver) -> None:
-    """A map that expands: later iterates are worse, and the one with the least residual comes back."""
+    """Later iterates of an expanding map are worse; the iterate with the least residual is returned."""
     visited: list[Tensor] = []
     residuals: list[Tensor] = []
     f = Affine([1.3, 0.9, 2.0, 1.1, 0.5])
@@ -153,7 +153,7 @@ def test_the_best_iterate_of_each_sample_is_returned(solver: Solver) -> None:
     torch.testing.assert_close(solution.z, expected, rtol=0, atol=0)
 
 
-def test_divergence_is_reported_for_that_sample_alone() -> None:
+def test_divergence_is_reported_only_for_its_sample() -> None:
     f = Affine([0.5, 0.5])
     f.weight[1] = 100 * torch.eye(12, dtype=torch.float64)
     solution = Picard(100, TOL).solve(f, f.z0)
@@ -161,7 +161,7 @@ def test_divergence_is_reported_for_that_sample_alone() -> None:
     assert solution.z.isfinite().all()
 
 
-def test_too_few_steps_say_so() -> None:
+def test_too_few_steps_are_reported() -> None:
     f = Contraction(RATES)
     solution = Broyden(3, TOL).solve(f, f.z0)
     assert solution.status[1] == Status.MAX_STEPS
@@ -177,14 +177,14 @@ def test_evaluations_are_counted(solver: Solver, max_steps: int) -> None:
 
 
 @each_solver
-def test_a_solve_stops_when_all_samples_have(solver: Solver) -> None:
+def test_a_solve_stops_when_all_samples_have_stopped(solver: Solver) -> None:
     f = problem(solver)
     solution = solver.solve(f, f.z0)
     assert f.evaluations == int(solution.steps.max()) + 1
 
 
 @each_solver
-def test_a_solver_keeps_nothing(solver: Solver) -> None:
+def test_a_solver_keeps_no_state(solver: Solver) -> None:
     f = problem(solver)
     first = solver.solve(f, f.z0)
     solver.solve(Affine([0.3] * 9, dimension=4), torch.zeros(9, 4, dtype=torch.float64))
@@ -193,7 +193,7 @@ def test_a_solver_keeps_nothing(solver: Solver) -> None:
 
 @pytest.mark.parametrize("memory", [1, 3, 5, 20])
 @pytest.mark.parametrize("method", [Anderson, Broyden])
-def test_a_limited_memory_is_honoured_and_converges(method: type[Anderson] | type[Broyden], memory: int) -> None:
+def test_a_limited_memory_is_respected_and_converges(method: type[Anderson] | type[Broyden], memory: int) -> None:
     f = Contraction([0.9] * 4, dimension=64)
     largest = LargestTensor()
     with largest:
@@ -203,7 +203,7 @@ def test_a_limited_memory_is_honoured_and_converges(method: type[Anderson] | typ
 
 
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
-    """Notes the size of the largest tensor that is made while it is on."""
+    """Records the size of the largest tensor created while the mode is on."""
 
     elements = 0
 
@@ -214,8 +214,8 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-def test_samples_that_have_stopped_stay_where_they_are() -> None:
-    """f sees the best iterate of a stopped sample again, not one that wanders off while its neighbours go on."""
+def test_stopped_samples_keep_their_iterate() -> None:
+    """While other samples continue, f is called with the best iterate of a stopped sample."""
     f = Affine([0.0, 0.95])
     visited: list[Tensor] = []
     solution = Broyden(100, TOL).solve(lambda z: (visited.append(z), f(z))[1], f.z0)
@@ -223,7 +223,7 @@ def test_samples_that_have_stopped_stay_where_they_are() -> None:
         assert torch.equal(z[0], solution.z[0])
 
 
-def test_a_limited_broyden_memory_of_one_is_not_picard() -> None:
+def test_broyden_with_a_memory_of_one_is_not_picard() -> None:
     f = Contraction(RATES)
     limited, plain = Broyden(7, 0.0, memory=1).solve(f, f.z0), Picard(7, 0.0).solve(f, f.z0)
     assert not torch.equal(limited.z, plain.z)
@@ -245,7 +245,7 @@ def test_half_precision_has_a_float32_state(solver: Solver) -> None:
 
 
 @each_solver
-def test_channels_last_gives_the_same_result_in_its_format(solver: Solver) -> None:
+def test_channels_last_has_the_same_result_and_keeps_its_format(solver: Solver) -> None:
     x = torch.randn(3, 8, 5, 4, dtype=torch.float64)
 
     def f(z: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ def test_published_stops_with_the_batch() -> None:
     assert solution.steps[0] == solution.steps[1]
 
 
-def test_published_returns_where_the_2021_code_raised() -> None:
+def test_published_returns_the_start_where_the_2021_code_raised() -> None:
     z0 = torch.zeros(2, 3)
     still = Broyden.published().solve(lambda z: z, z0)
     assert still.status.tolist() == [Status.CONVERGED] * 2
@@ -279,7 +279,7 @@ def test_published_returns_where_the_2021_code_raised() -> None:
     assert torch.equal(poisoned.z, z0)
 
 
-def test_published_reports_a_sample_poisoned_on_the_way() -> None:
+def test_published_reports_a_sample_poisoned_during_the_solve() -> None:
     f = Contraction([0.5, 0.5])
     evaluations = iter(range(100))
 
