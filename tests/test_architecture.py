@@ -13,6 +13,7 @@ LAYERS = (
     "ifr.equilibrium",
     "ifr.refine",
     "ifr.mask_head",
+    "ifr.whole_file",
     "ifr.checkpoints",
     "ifr.hosts",
     "ifr.visualize",
