@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ifr.checkpoints.torch_zip import load_archive
+from ifr.checkpoints.files import read_content
 from ifr.hosts.standalone.detector.structures import Annotations
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.failures import BATCH, REPORT, STATE
@@ -49,7 +49,7 @@ def repeat(experiment: Any, saved: str | Path, *, rank: int = 0, device: str = "
     trainer = build_trainer(config, experiment.build_model(config), Worker(rank=rank))
     extras = snapshots.read_extras(folder / STATE)
     snapshots.resume(folder / STATE, extras, trainer, batch_size=int(extras["batch_size"]))
-    content: Any = load_archive(folder / BATCH.format(rank))
+    content: Any = read_content(folder / BATCH.format(rank))
     batch = [_restored(item) for item in content["batch"]]
     losses: Mapping[str, Tensor] = {}
     error = ""
