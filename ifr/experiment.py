@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ifr.checkpoints import load_weights, read_checkpoint, resolve
+from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
 
 _counter = itertools.count()
 
@@ -65,7 +65,7 @@ def build_model(
     experiment = load_experiment(folder_or_name)
     config = experiment.config
     config.merge_from_list(list(overrides))
-    file = None if weights is None else resolve(weights)
+    file = None if weights is None else read_checkpoint(resolve(weights))
     if file is not None:
         take_classes(config, file, overrides)
     if device is None:
@@ -77,12 +77,12 @@ def build_model(
     return model.eval()
 
 
-def take_classes(config: Any, file: Path, overrides: Sequence[Any]) -> dict[str, Any] | None:
+def take_classes(config: Any, file: Path | CheckpointFile, overrides: Sequence[Any]) -> dict[str, Any] | None:
     """Give a model as many classes as a checkpoint was trained on, unless the overrides say how many.
 
     Args:
         config: of the model, changed in place.
-        file: the checkpoint.
+        file: the checkpoint, or what `read_checkpoint` returned for it.
         overrides: settings that are already in the config, and hold against the file.
 
     Returns:
@@ -91,7 +91,8 @@ def take_classes(config: Any, file: Path, overrides: Sequence[Any]) -> dict[str,
     Raises:
         CheckpointError: the file cannot be read.
     """
-    trained = read_checkpoint(file).extras.get("classes")
+    checkpoint = file if isinstance(file, CheckpointFile) else read_checkpoint(file)
+    trained = checkpoint.extras.get("classes")
     if trained:
         config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(trained["names"]), *overrides])
     return trained

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
-from ifr.checkpoints import CheckpointError, load_weights, resolve, save_checkpoint
+from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, resolve, save_checkpoint
 from ifr.checkpoints.names import is_published_duplicate
 from ifr.checkpoints.save import published_weights
 from ifr.cli.errors import CommandError, advise
 from ifr.cli.experiments import folder_of, helpful, require_standalone
 from ifr.experiment import load_experiment, take_classes
+from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,11 @@ def convert(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = experiment.config
     with helpful(folder), advise("give --weights of this experiment", CheckpointError):
         config.merge_from_list(overrides)
-        path = resolve(args.weights)
-        classes = take_classes(config, path, overrides)
+        weights = read_checkpoint(resolve(args.weights))
+        classes = take_classes(config, weights, overrides)
         config.merge_from_list(["MODEL.DEVICE", "cpu"])
         model = experiment.build_model(config)
-        load_weights(model, path, allow_backbone_only=False)
+        load_weights(model, weights, allow_backbone_only=False)
     with advise("choose an --output that can be written", CheckpointError, OSError):
         if output.suffix == ".pth":
             save_checkpoint(output, model, **({"classes": classes} if classes else {}))
@@ -55,10 +55,5 @@ def _save_safetensors(path: Path, model: nn.Module, classes: dict[str, Any] | No
     weights = published_weights(model)
     own = {key: value.contiguous() for key, value in weights.items() if not is_published_duplicate(key, weights)}
     metadata = {"classes": json.dumps(classes)} if classes else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(save(own, metadata))  # by this, not by save_file, others may read it as any new file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(save(own, metadata))  # by this, not by save_file, others may read it as any new file
