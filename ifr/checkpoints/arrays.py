@@ -113,11 +113,15 @@ class ArrayUnpickler(pickle.Unpickler):
         return found
 
 
-def plain(content: object) -> object:
+def plain(content: object, most_bytes: int) -> object:
     """Make arrays, numbers, dicts, lists and tuples of what stands for them in nested containers.
 
+    Args:
+        content: what an unpickler returned.
+        most_bytes: that a storage may have, those of the file.
+
     Raises:
-        PickleError: something else is among them.
+        PickleError: something else is among them, or a tensor that the file cannot hold.
     """
     done: dict[int, object] = {}
 
@@ -130,17 +134,17 @@ def plain(content: object) -> object:
                 entries = [convert(entry) for entry in item]
                 done[id(item)] = tuple(entries) if isinstance(item, tuple) else entries
             else:
-                done[id(item)] = _leaf(item)
+                done[id(item)] = _leaf(item, most_bytes)
         return done[id(item)]
 
     return convert(content)
 
 
-def _leaf(item: object) -> object:
+def _leaf(item: object, most_bytes: int) -> object:
     if isinstance(item, Tensor):
-        held = Tensor.untyped_storage(item).nbytes() // Tensor.element_size(item)
-        if Tensor.numel(item) > max(held, _MOST_EXPANDED):
-            raise PickleError(f"it has a tensor of shape {tuple(item.shape)} in a storage of {held} elements"[:200])
+        held = Tensor.untyped_storage(item).nbytes()
+        if held > most_bytes or Tensor.numel(item) > max(held // Tensor.element_size(item), _MOST_EXPANDED):
+            raise PickleError(f"it has a tensor of shape {tuple(item.shape)} in a storage of {held} bytes"[:200])
         return Tensor.detach(item)
     if isinstance(item, Array) and item.values is not None:
         return item.values.item() if item.is_scalar else item.values

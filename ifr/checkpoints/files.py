@@ -86,7 +86,7 @@ def read_content(path: Path) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from the readers, for odd escapes in text and protocols other than 2
-            return plain(_read(path, head))
+            return plain(_read(path, head), path.stat().st_size)
     except (CheckpointError, MemoryError):
         raise
     except PickleError as error:

@@ -62,6 +62,8 @@ def check_pickle(stream: io.BytesIO, names: re.Pattern[str] | None = None) -> No
         name = opcode.name
         if name in _REFUSED or count >= _MOST_INSTRUCTIONS:
             raise PickleError.asks(name if name in _REFUSED else f"more than {_MOST_INSTRUCTIONS} instructions")
+        if names and opcode.proto > 3:  # torch knows none of these
+            raise PickleError(f"it uses {name} of pickle protocol {opcode.proto}; save it again with protocol 2")
         if name == "MARK":
             marks.append(len(stack))
         elif name in _PUTS:

@@ -104,6 +104,15 @@ def test_reading_numpy_admits_nothing_for_later(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
+def test_torch_reads_pickle_protocols_up_to_3(tmp_path):
+    for protocol in (2, 3):
+        torch.save(_WEIGHTS, tmp_path / "f.pth", pickle_protocol=protocol)
+        assert read_checkpoint(tmp_path / "f.pth").weights.keys() == _WEIGHTS.keys()
+    torch.save(_WEIGHTS, tmp_path / "f.pth", pickle_protocol=4)
+    with pytest.raises(CheckpointError, match="pickle protocol 4; save it again with protocol 2"):
+        read_checkpoint(tmp_path / "f.pth")
+
+
 def test_attributes_of_an_ordered_dict_change_nothing(tmp_path):
     content = OrderedDict(_WEIGHTS)
     content.itemx = content.keyx = 5

@@ -160,6 +160,7 @@ BOMBS: dict[str, Write] = {
     "two entries of one name": twice,
     "an entry of a terabyte": claimed_size,
     "storages that are not listed": legacy(old_index(), keys=("1",)),
+    "a storage of 64 megabytes that is not listed": legacy(old_index(length=2**24, shape=(2**24,)), keys=()),
     "storages listed twice": legacy(old_index(), keys=("0", "0")),
     "a storage shorter than its tensor": legacy(old_index(), storage=struct.pack("<q", 4) + b"\0" * 8),
     "a tar with the magic number of torch": tar_with_magic,
