@@ -6,15 +6,10 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal, TextIO, overload
+from typing import IO, Any, Literal
 
 
-@overload
-def whole_file(path: Path, mode: Literal["wb"] = "wb") -> AbstractContextManager[BinaryIO]: ...
-@overload
-def whole_file(path: Path, mode: Literal["w"]) -> AbstractContextManager[TextIO]: ...
 @contextlib.contextmanager
 def whole_file(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
     """Open a file that replaces `path` once the block has ended; on an error `path` stays as it was.

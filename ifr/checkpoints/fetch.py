@@ -10,12 +10,12 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ifr.errors import CheckpointError
+from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -76,7 +76,7 @@ def cache_file(url: str) -> Path:
 
 
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):
-    """Follow redirections to https alone."""
+    """Follow redirections to https only."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -88,18 +88,16 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
 
 def _fetch(url: str, target: Path, expected: list[str]) -> None:
     logger.info("fetching %s", url)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    digest = hashlib.sha256()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with whole_file(target) as file:
             for chunk in _download(url):
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = _check_hash(url, partial, expected)
-        _note(target).write_text(f"{digest}  {target.name}\n")  # before the file: without it the note means nothing
-        os.replace(partial, target)
-        logger.info("fetched %s: %d bytes, SHA-256 %s", target, target.stat().st_size, digest)
+                digest.update(chunk)
+            found = digest.hexdigest()
+            _compare(url, "what was fetched", found, expected)
+            _note(target).write_text(f"{found}  {target.name}\n")  # before the file: without it the note means nothing
+        logger.info("fetched %s: %d bytes, SHA-256 %s", target, target.stat().st_size, found)
     except CheckpointError:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -108,8 +106,6 @@ def _fetch(url: str, target: Path, expected: list[str]) -> None:
             f"cannot be fetched ({error}); get it by other means and put it at {target}, or set MODEL.WEIGHTS to the "
             "path of your copy (the environment variable IFR_CACHE moves the cache)",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _download(url: str) -> Iterator[bytes]:
@@ -134,15 +130,17 @@ def _note(target: Path) -> Path:
     return target.with_name(f"{target.name}.sha256")
 
 
-def _check_hash(url: str, file: Path, expected: list[str]) -> str:
-    """The SHA-256 of a file, whose first digits must be those expected."""
+def _check_hash(url: str, file: Path, expected: list[str]) -> None:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
-    found = digest.hexdigest()
+    remedy = f"; delete it and {_note(file).name} to fetch it again"
+    _compare(url, str(file), digest.hexdigest(), expected, remedy)
+
+
+def _compare(url: str, what: str, found: str, expected: list[str], remedy: str = "") -> None:
+    """Hold a SHA-256 against the first digits that it should have."""
     for digits in expected:
         if not found.startswith(digits):
-            remedy = f"; delete it and {_note(file).name} to fetch it anew" if not file.name.endswith(".tmp") else ""
-            raise CheckpointError(url, f"{file} has SHA-256 {found}, which should begin with {digits}{remedy}")
-    return found
+            raise CheckpointError(url, f"{what} has SHA-256 {found}, which should begin with {digits}{remedy}")

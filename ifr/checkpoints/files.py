@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
 import struct
+import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ifr.checkpoints import numpy_records, pickles
-from ifr.checkpoints.torch_legacy import load_legacy
-from ifr.checkpoints.torch_zip import load_archive
+from ifr.checkpoints.archive import check_archive
+from ifr.checkpoints.arrays import NAMES, Array, ArrayUnpickler, plain
+from ifr.checkpoints.pickle_check import PickleError, check_pickle
 from ifr.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +37,15 @@ _FOREIGN = {
     b"%PDF": "a PDF",
 }
 _LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that opens torch.save's files before 1.6
+_LEGACY_PICKLES = 5  # magic number, version, machine, content, keys of the storages
+# What a file of torch may ask for. torch allows more, among it functions that take any size.
+_TORCH_NAMES = re.compile(
+    r"torch\.((Bool|Byte|Char|Half|BFloat16|Short|Int|Float|Long|Double|ComplexFloat|ComplexDouble)Storage"
+    r"|storage\.UntypedStorage|bool|u?int\d+|b?float\w*|complex\d+|Size|device"
+    r"|_utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state))"
+    r"|collections\.(OrderedDict|Counter)|_codecs\.encode|__builtin__\.bytes|" + "|".join(map(re.escape, NAMES))
+)
+_safe_globals = threading.Lock()  # torch keeps them for the whole process
 _LONGEST_NAME = 500
 _MOST_CLASSES = 100_000
 _WEIGHT_NAMES = ("model", "blobs", "state_dict")
@@ -42,18 +55,12 @@ _WEIGHT_NAMES = ("model", "blobs", "state_dict")
 class CheckpointFile:
     """What a file holds: `weights` by the names in the file, `extras` such as optimizer, scheduler and iteration."""
 
+    path: Path
     weights: dict[str, Tensor]
     extras: dict[str, Any] = field(default_factory=dict)
-    path: Path = Path()
 
 
 def read_checkpoint(path: str | Path) -> CheckpointFile:
-    import dataclasses
-
-    return dataclasses.replace(_read(path), path=Path(path))
-
-
-def _read(path: str | Path) -> CheckpointFile:
     """Read a .pth of torch, a .pkl of numpy arrays or a safetensors file from disk; nothing in it is executed.
 
     Raises:
@@ -63,16 +70,56 @@ def _read(path: str | Path) -> CheckpointFile:
     head = _head(path)
     if _looks_like_safetensors(path, head):
         return _load_safetensors(path)
+    return _split(path, read_content(path))
+
+
+def read_content(path: Path) -> object:
+    """Read the containers, numbers, text, arrays and tensors in a file of torch.save or a pickle of arrays.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`.
+    """
+    head = _head(path)
     for magic, kind in _FOREIGN.items():
         if head.startswith(magic):
             raise CheckpointError(path, f"this is {kind}; a checkpoint was expected")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # from the readers, for odd escapes in text and protocols other than 2
+            return plain(_read(path, head), path.stat().st_size)
+    except (CheckpointError, MemoryError):
+        raise
+    except PickleError as error:
+        raise CheckpointError(path, f"this is no checkpoint of weights: {error}") from error
+    except Exception as error:  # there is hardly one that the readers do not raise on damaged data
+        raise CheckpointError(path, f"a truncated or damaged file ({_cause(error)})") from error
+
+
+def _read(path: Path, head: bytes) -> object:
     if head.startswith(b"PK\x03\x04"):
-        return _split(path, load_archive(path))
-    if _LEGACY_TORCH in head[:32]:
-        return _split(path, load_legacy(path))
-    if head[0:1] == b"\x80" or path.suffix == ".pkl":
-        return _split(path, _load_pickle(path))
-    raise CheckpointError(path, "neither a torch file, nor a pickle of arrays, nor safetensors")
+        check_pickle(io.BytesIO(check_archive(path)), _TORCH_NAMES)
+        return _load_torch(path)
+    legacy = _LEGACY_TORCH in head[:32]
+    if not legacy and head[0:1] != b"\x80" and path.suffix != ".pkl":
+        raise CheckpointError(path, "neither a torch file, nor a pickle of arrays, nor safetensors")
+    stream = io.BytesIO(path.read_bytes())
+    for _ in range(_LEGACY_PICKLES if legacy else 1):
+        check_pickle(stream, _TORCH_NAMES if legacy else None)
+    stream.seek(0)
+    return _load_torch(stream) if legacy else ArrayUnpickler(stream, encoding="latin1").load()
+
+
+def _load_torch(file: Path | io.BytesIO) -> object:
+    stand_ins: list[Any] = [(stand_in, name) for name, stand_in in NAMES.items()]
+    with _safe_globals, torch.serialization.safe_globals(stand_ins):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+
+
+def _cause(error: Exception) -> str:
+    """The message of an error without torch's advice to read the file by unsafe means."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].partition("Check the documentation of torch.load")[0]
+    text = "".join(letter if letter.isprintable() else " " for letter in text).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _head(path: Path) -> bytes:
@@ -101,7 +148,7 @@ def _load_safetensors(path: Path) -> CheckpointFile:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             extras = _classes_in(file.metadata() or {})
-        return CheckpointFile(load_file(path, device="cpu"), _known_extras(path, extras))
+        return CheckpointFile(path, load_file(path, device="cpu"), _known_extras(path, extras))
     # The reader raises SafetensorError for a bad header and whatever its body runs into for the rest.
     except (SafetensorError, ValueError, TypeError, RuntimeError, OSError, KeyError, AttributeError) as error:
         raise CheckpointError(path, f"a truncated or damaged safetensors file ({error})") from error
@@ -115,13 +162,6 @@ def _classes_in(metadata: Mapping[str, str]) -> dict[str, Any]:
         return {"classes": json.loads(metadata["classes"])}
     except (ValueError, RecursionError):
         return {"classes": None}
-
-
-def _load_pickle(path: Path) -> object:
-    try:
-        return pickles.decode(path.read_bytes())
-    except pickles.PickleError as error:
-        raise CheckpointError(path, f"not a pickle of weights: {error}") from error
 
 
 def _split(path: Path, content: object) -> CheckpointFile:
@@ -139,7 +179,7 @@ def _split(path: Path, content: object) -> CheckpointFile:
         tensors[_key(path, key)] = _tensor(path, key, value)
     if not tensors:
         raise CheckpointError(path, "it holds no weights")
-    return CheckpointFile(tensors, _known_extras(path, extras))
+    return CheckpointFile(path, tensors, _known_extras(path, extras))
 
 
 def _known_extras(path: Path, extras: dict[str, Any]) -> dict[str, Any]:
@@ -171,9 +211,9 @@ def _key(path: Path, key: object) -> str:
 
 
 def _tensor(path: Path, key: object, value: object) -> Tensor:
-    if isinstance(value, Tensor) and value.layout == torch.strided:
-        return value.detach()
+    if isinstance(value, Tensor):
+        return value
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
-    kind = f"an array of {value.dtype}" if isinstance(value, numpy_records.Opaque) else f"a {type(value).__name__}"
+    kind = f"an array of {value.code}" if isinstance(value, Array) else f"a {type(value).__name__}"
     raise CheckpointError(path, f"{key!r} is {kind}, not a tensor; this is no checkpoint of weights")

@@ -42,7 +42,8 @@ def load_weights(
 
     Args:
         model: a detector or a part of one; `published_names()`, if it has it, maps its own keys to those on disk.
-        path: a file, or an `https://` or `detectron2://` address, which is fetched once into the cache.
+        source: a file, or an `https://` or `detectron2://` address, which is fetched once into the cache; or what
+            `read_checkpoint` returned, which may be loaded several times.
         allow_missing: patterns (`roi_heads.mask_head.*`) of names on disk that the file may lack.
         allow_mismatched: patterns of names that keep their initial values where the file has another shape.
         allow_backbone_only: accept a file that holds a backbone alone, which leaves the rest as initialised.
@@ -50,11 +51,11 @@ def load_weights(
     Raises:
         CheckpointError: the file cannot be read, or lacks or contradicts weights that matter and are not allowed for.
     """
-    content = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
-    file = content.path
+    checkpoint = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
+    file = checkpoint.path
     model = unwrapped(model)
     own = _own_keys(model)
-    weights = names.to_cvpods(content.weights)
+    weights = names.to_cvpods(checkpoint.weights)
     backbone_only = names.is_backbone_only(weights)
     if backbone_only and not allow_backbone_only:
         raise CheckpointError(file, "it holds a backbone alone; the weights of a whole detector are needed here")

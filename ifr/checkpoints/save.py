@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from ifr.checkpoints.load import published_keys, unwrapped
 from ifr.errors import CheckpointWriteError
+from ifr.whole_file import whole_file
 
 _BLOCK_KEY = re.compile(r"^(?P<head>.*\.|)repeat_block\.(?P<rest>.+)$")
 _FOLDED_COPIES = ("repeat_block_copy.", "deq.func_copy.")
@@ -37,30 +36,11 @@ def save_checkpoint(path: str | Path, model: nn.Module, **extras: Any) -> None:
     for name, value in extras.items():
         content[name] = value.state_dict() if hasattr(value, "state_dict") else value
         _check_plain(content[name], name)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with whole_file(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _keep_name(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointWriteError(path, f"cannot be written ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _keep_name(folder: Path) -> None:
-    """Have the folder's new entry on the disk too; where a file system refuses that, the file is whole all the same."""
-    if os.name == "posix":
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
 
 def published_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ifr.checkpoints.save import published_weights
 from ifr.cli.experiments import find_experiment, helpful, require_standalone
 from ifr.errors import CheckpointError, UserError, advise
 from ifr.experiment import take_classes
+from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +54,5 @@ def _save_safetensors(path: Path, model: nn.Module, classes: dict[str, Any] | No
     weights = published_weights(model)
     own = {key: value.contiguous() for key, value in weights.items() if not is_published_duplicate(key, weights)}
     metadata = {"classes": json.dumps(classes)} if classes else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(save(own, metadata))  # by this, not by save_file, others may read it as any new file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(save(own, metadata))  # by this, not by save_file, others may read it as any new file

@@ -1,7 +1,7 @@
 """Chooses the detection framework, called host, that experiments run in, and hands out its parts.
 
 Experiment files import `RCNNFPNConfig`, `build_mask_rcnn` and `build_cascade_rcnn` from here, so that the same files
-run in every host; the command line takes `train`, `test` and `check_run`. The environment variable IFR_HOST chooses; unset means
+run in every host. The command line takes `train`, `test` and `check_run`. The environment variable IFR_HOST chooses; unset means
 cvpods if it imports, else standalone.
 """
 

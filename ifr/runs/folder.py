@@ -107,7 +107,7 @@ def newest_sound(folder: Path, read: Callable[[Path], Content]) -> Content | Non
 def forget(folder: Path) -> None:
     """Keep a later --resume from continuing an earlier run of the same folder, whose checkpoints stay."""
     if (folder / LAST).exists():
-        logger.warning("%s has checkpoints of an earlier run; this run starts from scratch and may overwrite them", folder)
+        logger.warning("%s has checkpoints of an earlier run, which this new run may overwrite", folder)
     for name in (LAST, _HISTORY):
         (folder / name).unlink(missing_ok=True)
 

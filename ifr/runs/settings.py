@@ -3,7 +3,8 @@
 The schedule of config.py is written for the SOLVER.IMS_PER_BATCH of config.py. A run with W workers trains on W *
 SOLVER.IMS_PER_DEVICE images an iteration, or on the IMS_PER_BATCH given on the command line. If the two differ, the
 learning rate is multiplied by the ratio of the batches, and everything counted in iterations is divided by it (P. Goyal
-et al., Accurate, Large Minibatch SGD, 2017). The network then sees each image as often and changes phase at the same one.
+et al., Accurate, Large Minibatch SGD, 2017). The network then sees each image as often, and changes phase at the same
+image.
 
 Settings given on the command line are never converted. SOLVER.RESCALE = False converts nothing; the workers then share
 the IMS_PER_BATCH of config.py.

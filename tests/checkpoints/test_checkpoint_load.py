@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ifr.checkpoints import load_weights
-from ifr.errors import CheckpointError
+from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint
 
 BACKBONE = "backbone.bottom_up."
 MASK = "roi_heads.mask_head."
@@ -33,6 +32,22 @@ def test_a_full_file_sets_every_weight(tmp_path, detector, random_state, wrap):
     _same(detector.state_dict(), random_state)
     assert set(report.loaded) == set(random_state)
     assert report.missing + report.unexpected + report.mismatched == ()
+
+
+def test_a_file_is_read_once_and_loaded_several_times(tmp_path, detector, module_of, random_state, resnet):
+    torch.save(resnet["torchvision"], tmp_path / "f.pth")
+    file = read_checkpoint(tmp_path / "f.pth")
+    before = {key: value.clone() for key, value in file.weights.items()}
+    (tmp_path / "f.pth").unlink()
+    report = load_weights(detector, file)
+    loaded = _clone(detector)
+    detector.load_state_dict(random_state)
+    assert load_weights(detector, file) == report
+    backbone = {key for key in loaded if key.startswith(BACKBONE)}
+    _same({key: detector.state_dict()[key] for key in backbone}, {key: loaded[key] for key in backbone})
+    _same(file.weights, before)
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / "f.pth"))):
+        load_weights(module_of({"other": (1,)}), file)
 
 
 def test_detectron2_zoo_pickle_of_a_whole_detector(tmp_path, detector, random_state):

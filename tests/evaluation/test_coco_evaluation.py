@@ -24,8 +24,9 @@ def entry(write, truth, config):
     return entry
 
 
-def evaluate(model, config, entry, output_dir, worker=Worker()):
-    return evaluate_all(model, config, {entry: open_test_set(entry)}, worker, Path(output_dir))[entry]
+def evaluate(model, config, entry, output_dir, worker=None):
+    sets = {entry: open_test_set(entry)}
+    return evaluate_all(model, config, sets, worker or Worker(), Path(output_dir))[entry]
 
 
 def _results(folder):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from guard import Forbidden, Guard, megabytes_of
 from mutations import KINDS, corpus, mutate, seeded
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ifr.checkpoints import read_checkpoint
 from ifr.errors import CheckpointError
@@ -31,6 +32,8 @@ def main(scratch: Path, way: str, *arguments: str) -> None:
             read(target)
     for codec in ("ascii", "cp437", "latin1", "raw_unicode_escape", "unicode_escape", "utf-8"):
         codecs.lookup(codec)  # which Python imports when they are first asked for
+    with _disable_current_modes():  # for which torch imports modules of its own on some errors
+        pass
     guard = Guard(_MEGABYTES)
     guard.seal()
     before = megabytes_of("VmRSS")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from bombs import BOMBS, sound
+from bombs import BOMBS, READ, sound
 from readers import guarded
 
 
@@ -12,7 +12,7 @@ def outcomes(tmp_path_factory):
     """Of every bomb by its name and of every sound file, all read by one guarded process."""
     folder: Path = tmp_path_factory.mktemp("bombs")
     paths = {}
-    for number, (name, write) in enumerate(BOMBS.items()):
+    for number, (name, write) in enumerate({**BOMBS, **READ}.items()):
         write(folder / f"{number}.pth")
         (paths[name],) = folder.glob(f"{number}.*")
     expected = sound(folder)
@@ -26,6 +26,11 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused(outcomes, name):
     assert outcomes[0][name] == "refused"
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_torch_reads_does_no_harm_here(outcomes, name):
+    assert outcomes[0][name] == "read"
 
 
 def test_what_claims_nothing_wrong_is_read(outcomes):

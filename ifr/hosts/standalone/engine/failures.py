@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ifr.checkpoints import read_checkpoint, save_checkpoint
-from ifr.checkpoints.torch_zip import load_archive
+from ifr.checkpoints.files import read_content
 from ifr.data.annotations import Annotations
 from ifr.errors import CheckpointError, NonFiniteError
 from ifr.hosts.standalone.engine import snapshots
@@ -122,7 +122,7 @@ def repeat(experiment: Any, saved: str | Path, *, rank: int = 0, device: str = "
     state = read_checkpoint(folder / STATE)
     snapshots.check(state)
     snapshots.resume(state, trainer, batch_size=int(state.extras["batch_size"]))
-    content: Any = load_archive(folder / BATCH.format(rank))
+    content: Any = read_content(folder / BATCH.format(rank))
     batch = [_restored(item) for item in content["batch"]]
     losses: Mapping[str, Tensor] = {}
     error = ""

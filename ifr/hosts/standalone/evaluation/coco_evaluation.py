@@ -71,7 +71,7 @@ def evaluate(
     config: Any,
     dataset: CocoDataset,
     folder: Path,
-    worker: Worker = Worker(),  # noqa: B008  # it is frozen
+    worker: Worker,
     *,
     stop: Callable[[], int] = lambda: 0,
 ) -> Metrics:
