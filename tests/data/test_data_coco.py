@@ -22,8 +22,8 @@ def test_what_is_trained_on(entry, caplog):
     assert nine.objects[0].area == 400
     assert four.objects[0].segmentation["size"] == [40, 60]
     assert four.objects[0].area == 300
-    assert "left out are 1 objects without a mask" in caplog.text
-    assert "left out are 1 objects without a polygon of three points" in caplog.text
+    assert "leaving out 1 objects without a mask" in caplog.text
+    assert "leaving out 1 objects without a polygon of at least three (x, y) points" in caplog.text
     assert dataset[-1] == nine
     with pytest.raises(IndexError, match="2 images"):
         dataset[2]
@@ -46,7 +46,7 @@ def test_a_test_set_has_no_annotations(tmp_path, content):
     source = find_dataset(write_set(tmp_path, content))
     assert len(CocoDataset(source, keep_empty=True)) == 4
     assert classes_of(read_annotations(source)) == (("three", "eight"), (3, 8))
-    with pytest.raises(DatasetError, match="no image with objects"):
+    with pytest.raises(DatasetError, match="no image has objects"):
         CocoDataset(source)
 
 
@@ -63,17 +63,17 @@ def _change(path, value):
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (_change(["images"], 3), "needs a list 'images'"),
-        (_change(["images", 0, "height"], "40"), r"image 9 \('9.png'\): needs 'height' of int, above 0, got '40'"),
-        (_change(["images", 1], "a"), r"images\[1\]: needs to be an object, got 'a'"),
-        (_change(["images", 1, "id"], 9), "the id 9 is that of another one; ids must be unique"),
-        (_change(["categories", 0, "id"], 3), "category 3: the id 3 is that of another one"),
+        (_change(["images"], 3), "images: must be a list, got int"),
+        (_change(["images", 0, "height"], "40"), r"image 9 \('9.png'\): 'height' must be a positive int, got '40'"),
+        (_change(["images", 1], "a"), r"images\[1\]: must be a JSON object, got 'a'"),
+        (_change(["images", 1, "id"], 9), "id 9 is already used; ids must be unique"),
+        (_change(["categories", 0, "id"], 3), "category 3: id 3 is already used"),
         (_change(["categories"], []), "no categories"),
         (_change(["annotations", 1, "bbox"], [1, 2, 3]), r"x, y, width, height in pixels, got \[1, 2, 3\]"),
-        (_change(["annotations", 0, "bbox"], None), r"annotation 100 \(image 9\): needs 'bbox' of list, got None"),
+        (_change(["annotations", 0, "bbox"], None), r"annotation 100 \(image 9\): 'bbox' must be a list, got None"),
         (_change(["annotations", 0, "bbox"], [1, 2, 3, "4"]), r"annotation 100 \(image 9\): bbox"),
-        (_change(["annotations", 0, "image_id"], 1), "of the image 1"),
-        (_change(["annotations", 0, "category_id"], 1), "of the category 1"),
+        (_change(["annotations", 0, "image_id"], 1), "image_id 1 is not among"),
+        (_change(["annotations", 0, "category_id"], 1), "category_id 1 is not among"),
         (_change(["annotations", 0, "segmentation"], {"counts": []}), "needs 'size' and 'counts'"),
         (_change(["annotations", 0, "segmentation"], [1, 2]), "list of polygons"),
     ],
@@ -87,7 +87,7 @@ def test_defects_are_named(tmp_path, content, change, cause):
     assert "a.json" in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "cause"), [("{", "not a JSON file"), ("[]", "are an object, got list")])
+@pytest.mark.parametrize(("text", "cause"), [("{", "not a JSON file"), ("[]", "must be a JSON object, got list")])
 def test_files_that_are_none(tmp_path, text, cause):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DatasetError, match=cause):

@@ -73,12 +73,12 @@ def test_shares_make_the_whole_batch(world_size):
 @pytest.mark.parametrize(
     ("settings", "cause"),
     [
-        ({"rank": 2}, "no rank 2 among 2"),
-        ({"rank": -1}, "no rank -1"),
-        ({"world_size": 3}, "4 images a batch cannot be shared equally by 3"),
+        ({"rank": 2}, "rank 2 is out of range for 2 processes"),
+        ({"rank": -1}, "rank -1 is out of range"),
+        ({"world_size": 3}, "4 images per batch cannot be shared equally by 3"),
         ({"batch_size": 0}, "got 0"),
         ({"seed": -1}, "got -1"),
-        ({"groups": _groups(0)}, "no image"),
+        ({"groups": _groups(0)}, "no images"),
     ],
 )
 def test_misuse_is_refused(settings, cause):

@@ -130,7 +130,7 @@ def test_evaluation_samples(dataset):
 def test_a_file_of_another_size_or_none_is_named(dataset):
     samples = TrainingSamples(dataset, augmentations=(), masks=True, bitmasks=False)
     Image.new("RGB", (HEIGHT, WIDTH)).save(dataset[1].path)
-    with pytest.raises(ImageError, match=r"9\.png is 40 x 60 pixels, the annotations say 60 x 40.*\(image 9\)"):
+    with pytest.raises(ImageError, match=r"9\.png is 40 x 60 pixels, but the annotations say 60 x 40.*\(image 9\)"):
         samples[1, 0]
     dataset[1].path.unlink()
     with pytest.raises(ImageError, match=r"9\.png"):

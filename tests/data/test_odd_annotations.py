@@ -64,8 +64,8 @@ CASES = {
     "box as fractions": Odd(annotation("bbox", [10.5, 5.25, 20.0, 20.0]), [[10.5, 5.25, 30.5, 25.25]], [WHOLE]),
     "segmentation null": left_out(odd_object(segmentation=None), "objects without a mask: 8"),
     "segmentation empty": left_out(odd_object(segmentation=[]), "objects without a mask: 8"),
-    "polygon of odd length": left_out(odd_object(segmentation=[SQUARE[:7]]), "each an x and a y: 8"),
-    "polygon of two points": left_out(odd_object(segmentation=[SQUARE[:4]]), "each an x and a y: 8"),
+    "polygon of odd length": left_out(odd_object(segmentation=[SQUARE[:7]]), "at least three (x, y) points: 8"),
+    "polygon of two points": left_out(odd_object(segmentation=[SQUARE[:4]]), "at least three (x, y) points: 8"),
     "two points beside a polygon": Odd(annotation("segmentation", [SQUARE[:4], SQUARE]), [BOX], [WHOLE]),
     "polygon outside the image": left_out(
         odd_object(segmentation=[[70, 5, 80, 5, 80, 25]]), "mask is outside the image: 8"
@@ -150,7 +150,7 @@ def test_a_test_set_without_annotations_is_no_problem(tmp_path):
     del content["annotations"]
     (finding,) = check_dataset(write(tmp_path, content))
     assert not finding.is_problem
-    assert "predicted on, not trained on" in finding.text
+    assert "usable for prediction, not for training" in finding.text
 
 
 def test_categories_of_one_name_are_noted(tmp_path):

@@ -59,7 +59,7 @@ def test_one_line_names_the_image_and_the_cause_shows_where(entry, workers, trai
         loader = build_train_loader(config, open_training_sets(config))
     else:
         loader = evaluation_loader(config, open_test_set(entry))
-    with pytest.raises(ImageError, match=r"cut\.png: a damaged picture \(.*\) \(image 5\)$") as caught:
+    with pytest.raises(ImageError, match=r"cut\.png: the picture is damaged \(.*\) \(image 5\)$") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, RemoteTraceback)
@@ -118,6 +118,6 @@ def test_the_command_prints_a_line_of_cause_and_one_of_remedy(entry, tmp_path):
     assert done.returncode == 1
     *_, cause, remedy = done.stderr.splitlines()
     assert cause.startswith("error: ")
-    assert "cut.png: a damaged picture" in cause
+    assert "cut.png: the picture is damaged" in cause
     assert cause.endswith("(image 5)")
     assert remedy.startswith("remedy: replace the picture")
