@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ifr.data.annotations import ImageSize
 from ifr.data.transforms import ResizeShortestEdge, resize
-
-ImageSize = tuple[int, int]  # height, width in pixels
 
 
 class Geometry(Protocol):

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ifr.data.annotations import Annotations
-from ifr.data.augmentation import Augmentation, Geometry, ImageSize
+from ifr.data.annotations import Annotations, ImageSize
+from ifr.data.augmentation import Augmentation, Geometry
 from ifr.data.coco import CocoImage, CocoObject, Segmentation
 from ifr.data.images import read_image
 from ifr.data.masks import decode_runs, polygons_to_mask
@@ -138,7 +138,7 @@ def annotate(
 
 @contextlib.contextmanager
 def named(record: CocoImage) -> Iterator[None]:
-    """Name the image in every error raised while it is processed.
+    """Name the image in errors raised while it is processed.
 
     Raises:
         ImageError: the picture cannot be used.

@@ -56,8 +56,8 @@ def kept_from_children() -> Iterator[None]:
 
     A scheduler or a terminal signals all processes of a job, but a step cannot finish without its loading processes.
     The forked processes ignore Ctrl-C, react to SIGTERM only from this process and are killed when it dies: torch
-    2.14's own watch for the parent misses a death while they start. Only forked processes are covered: `loading_processes`
-    asks for forking on Linux; on macOS the loading processes are not shielded.
+    2.14's own watch for the parent misses a death while they start. Only forked processes are covered; on Linux,
+    `loading_processes` asks for forking.
     """
     if not sys.platform.startswith("linux"):
         yield
@@ -85,7 +85,7 @@ def _tie_to_parent() -> None:
 
 
 def _end_on_parents_sigterm(parent: int) -> None:
-    """Exit on SIGTERM from the parent, which waits at its own exit for the processes that it sent one."""
+    """Exit on SIGTERM from the parent, which sends it at its own exit and then waits for this process."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Annotation files are read by COCO's rules, and a defect is named with its place."""
+"""Annotation files are read by COCO's rules; errors name the defect and where it is."""
 
 import json
 
@@ -10,10 +10,10 @@ from ifr.data.coco import CocoDataset, classes_of, read_annotations
 from ifr.errors import DatasetError
 
 
-def test_what_is_trained_on(entry, caplog):
+def test_training_uses_the_valid_objects(entry, caplog):
     dataset = CocoDataset(find_dataset(entry))
     assert (dataset.class_names, dataset.category_ids) == (("three", "eight"), (3, 8))
-    assert dataset.image_ids == [4, 9]  # 5 has a crowd alone, 7 nothing
+    assert dataset.image_ids == [4, 9]  # 5 has only a crowd, 7 has no objects
     four, nine = dataset[0], dataset[1]
     assert (nine.image_id, nine.height, nine.width, nine.path.name) == (9, 40, 60, "9.png")
     assert [item.label for item in nine.objects] == [1, 0]
@@ -29,9 +29,9 @@ def test_what_is_trained_on(entry, caplog):
         dataset[2]
 
 
-def test_boxes_alone_need_no_masks(entry):
+def test_without_masks_boxes_suffice(entry):
     dataset = CocoDataset(find_dataset(entry), masks=False)
-    assert len(dataset[1].objects) == 3  # the one without segmentation counts, the one with a broken one does not
+    assert len(dataset[1].objects) == 3  # the object without segmentation is kept, the one with a broken polygon is not
 
 
 def test_images_without_objects_are_kept_on_request(entry):
@@ -41,7 +41,7 @@ def test_images_without_objects_are_kept_on_request(entry):
     assert dataset[2].objects == ()
 
 
-def test_a_test_set_has_no_annotations(tmp_path, content):
+def test_a_test_set_may_lack_annotations(tmp_path, content):
     del content["annotations"]
     source = find_dataset(write_set(tmp_path, content))
     assert len(CocoDataset(source, keep_empty=True)) == 4
@@ -78,7 +78,7 @@ def _change(path, value):
         (_change(["annotations", 0, "segmentation"], [1, 2]), "list of polygons"),
     ],
 )
-def test_defects_are_named(tmp_path, content, change, cause):
+def test_errors_name_the_defect(tmp_path, content, change, cause):
     change(content)
     entry = f"{tmp_path}:{tmp_path / 'a.json'}"
     (tmp_path / "a.json").write_text(json.dumps(content))
@@ -88,7 +88,7 @@ def test_defects_are_named(tmp_path, content, change, cause):
 
 
 @pytest.mark.parametrize(("text", "cause"), [("{", "not a JSON file"), ("[]", "must be a JSON object, got list")])
-def test_files_that_are_none(tmp_path, text, cause):
+def test_files_that_are_not_annotations(tmp_path, text, cause):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DatasetError, match=cause):
         CocoDataset(find_dataset(f"{tmp_path}:{tmp_path / 'a.json'}"))

@@ -1,4 +1,4 @@
-"""Every malformed annotation file is one error that names file and id, the same when loading and when checking."""
+"""Every malformed annotation file raises one error with file and id, the same in training and in `ifr data check`."""
 
 import json
 import math
@@ -33,7 +33,7 @@ OBJECT = r"a\.json: annotation 7 \(image 3\): "
 PICTURE = r"a\.json: image 3 \('a\.png'\): "
 CLIMBS = r"a\.json: image 3 \('.*'\): 'file_name' must be a relative path inside the image folder, got "
 
-# What is wrong, how to bring it about, and the error.
+# Name of the defect: (the file or the change that causes it, the error).
 FILES = {
     "empty file": ("", r"a\.json: not a JSON file"),
     "json that is not json": ("images: []", r"a\.json: not a JSON file"),
@@ -118,7 +118,7 @@ CONTENTS = {
 }  # fmt: skip
 
 
-def spoiled(name):
+def malformed(name):
     if name in FILES:
         return FILES[name][0]
     content = sound_content()
@@ -129,7 +129,7 @@ def spoiled(name):
 @pytest.mark.parametrize("name", [*FILES, *CONTENTS])
 def test_one_error_names_file_and_id(tmp_path, name):
     cause = {**FILES, **CONTENTS}[name][1]
-    source = write(tmp_path, spoiled(name))
+    source = write(tmp_path, malformed(name))
     with pytest.raises(DatasetError, match=cause) as caught:
         CocoDataset(source)
     assert "\n" not in str(caught.value)
@@ -138,7 +138,7 @@ def test_one_error_names_file_and_id(tmp_path, name):
 
 
 def test_the_sound_set_is_sound(tmp_path):
-    """Otherwise the cases would fail for another reason than the one that they name."""
+    """Otherwise the cases could fail for another reason."""
     source = write(tmp_path, sound_content())
     assert list(check_dataset(source)) == []
     first, second = use_all(source)
@@ -146,7 +146,7 @@ def test_the_sound_set_is_sound(tmp_path):
     assert int(second["instances"].masks.sum()) == 400
 
 
-def test_several_problems_are_counted_and_all_of_them_listed(tmp_path):
+def test_several_problems_are_counted_and_all_listed(tmp_path):
     content = sound_content()
     content["annotations"] += [
         {**content["annotations"][0], "id": number, "bbox": [0, 0, -number, 1]} for number in range(8, 13)
@@ -160,8 +160,8 @@ def test_several_problems_are_counted_and_all_of_them_listed(tmp_path):
         assert f"annotation {number} (image 3): bbox has a negative width" in problem
 
 
-def test_every_character_of_a_compressed_mask_counts():
-    """Against pycocotools: what it writes is read alike, for masks of many forms."""
+def test_compressed_masks_are_decoded_like_pycocotools():
+    """For sparse, dense, empty and full masks that pycocotools encoded."""
     random = np.random.default_rng(0)
     for share in (0, 0.001, 0.1, 0.5, 0.99, 1):
         mask = random.random((300, 251)) < share

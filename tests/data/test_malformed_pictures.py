@@ -1,4 +1,4 @@
-"""Every picture is decoded right or is one error that names the file and the image, before it can take memory."""
+"""Every picture is decoded correctly or raises one error with file and image, before it takes much memory."""
 
 import os
 import struct
@@ -55,7 +55,7 @@ def palette(path):
 
 
 def sixteen_bits_a_colour(path):
-    """A PNG that holds each byte of the picture as the high one of two."""
+    """Write a PNG whose 16-bit channels hold the picture in their high bytes."""
     rows = np.zeros((HEIGHT, 1 + 6 * WIDTH), np.uint8)
     rows[:, 1::2] = PIXELS.reshape(HEIGHT, -1)
     path.write_bytes(png(WIDTH, HEIGHT, bits=16, data=zlib.compress(rows.tobytes())))
@@ -69,7 +69,7 @@ def png(width, height, bits=8, data=b""):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-# How the picture is made, and its RGB pixels.
+# Name of the case: (how to write the picture, its RGB pixels).
 RIGHT = {
     "PNG": (save(), PIXELS),
     "1 bit": (save(np.full((HEIGHT, WIDTH), 255, np.uint8), "1"), np.full_like(PIXELS, 255)),
@@ -91,7 +91,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_pixels_are_right(tmp_path, name):
+def test_pixels_are_correct(tmp_path, name):
     make, pixels = RIGHT[name]
     source = write(tmp_path, sound_content())
     make(source.images / "a.png")
@@ -124,7 +124,7 @@ def test_extreme_shapes(tmp_path, height, width):
 @pytest.mark.parametrize(
     "name", ["ein Straßenbild.png", "図 1.png", "a  b\t.png", "-rf.png", "*.png", "a:b.png", "x/y/.png"]
 )
-def test_file_names_may_hold_anything(tmp_path, name):
+def test_file_names_may_contain_any_character(tmp_path, name):
     content = sound_content()
     image("file_name", name)(content)
     source = write(tmp_path, content)
@@ -134,8 +134,8 @@ def test_file_names_may_hold_anything(tmp_path, name):
     assert use_all(source)[0]["file_name"] == str(source.images / name)
 
 
-def test_links_that_the_user_made_are_followed(tmp_path):
-    """A folder of links is how subsets are made; what the annotation file says cannot make one."""
+def test_symbolic_links_are_followed(tmp_path):
+    """Users make subsets as folders of links; an annotation file cannot create a link."""
     source = write(tmp_path, sound_content())
     (source.images / "a.png").rename(tmp_path / "elsewhere.png")
     (source.images / "a.png").symlink_to(tmp_path / "elsewhere.png")
@@ -226,8 +226,8 @@ def test_one_error_names_file_and_image(tmp_path, name):
         assert by_header == [message]
 
 
-def test_no_program_is_started_for_a_picture(tmp_path, monkeypatch):
-    """Pillow opens PostScript by its content, whatever the name, and has ghostscript run it."""
+def test_no_picture_starts_a_program(tmp_path, monkeypatch):
+    """Pillow recognizes PostScript by its content, not its suffix, and has ghostscript execute it."""
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **_: started.append(arguments))
     monkeypatch.setattr(subprocess, "check_call", lambda *arguments, **_: started.append(arguments))
@@ -241,8 +241,8 @@ def test_no_program_is_started_for_a_picture(tmp_path, monkeypatch):
     assert started == []
 
 
-def test_a_gigapixel_header_takes_no_memory(tmp_path):
-    """Even where the annotations agree with it: then they are refused themselves, and Pillow is not asked to decode."""
+def test_a_gigapixel_header_with_matching_annotations_is_not_decoded(tmp_path):
+    """The annotations themselves are refused, so Pillow never decodes the picture."""
     content = sound_content()
     content["images"][0].update(height=40_000, width=40_000)
     source = write(tmp_path, content)

@@ -1,4 +1,4 @@
-"""Annotations that are odd and not wrong are used as cvpods uses them, or left out as it leaves them out."""
+"""Unusual but valid annotations are used or left out as in cvpods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def area(left: int, top: int, right: int, bottom: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Odd:
-    """How it is brought about, and the boxes and masks that come of it; an object beside it is always there."""
+    """An unusual case: the change that causes it, and the expected boxes, masks and note."""
 
     change: Callable[[Any], object]
     boxes: list[list[float]]
@@ -34,7 +34,7 @@ class Odd:
 
 
 def odd_object(**changes: Any) -> Callable[[Any], None]:
-    """A second object, which differs from the first one."""
+    """Return a change that adds a second object with these differences."""
 
     def change(content: Any) -> None:
         content["annotations"].append({**content["annotations"][0], "id": 8, **changes})
@@ -103,8 +103,8 @@ def test_boxes_masks_and_notes(tmp_path, name):
     "name",
     ["image id 0", "annotation id 0", "annotation without id", "category id 0", "polygon of two points", "a crowd"],
 )
-def test_the_right_mask_scores_100(tmp_path, name):
-    """COCO's metrics take an annotation of id 0 for none, and a polygon of two points for a box."""
+def test_the_correct_mask_scores_100(tmp_path, name):
+    """COCO's own tool takes annotation id 0 for no match and a polygon of two points for a box."""
     content = sound_content()
     CASES[name].change(content)
     dataset = CocoDataset(write(tmp_path, content), masks=False, keep_empty=True, keep_truth=True)
@@ -120,7 +120,7 @@ def test_the_right_mask_scores_100(tmp_path, name):
 
 
 def test_a_polygon_that_crosses_itself(tmp_path):
-    """It is filled as pycocotools fills it; the two triangles of an hourglass are both inside."""
+    """Both triangles of an hourglass are filled, as pycocotools does."""
     content = sound_content()
     annotation("segmentation", [[0, 0, 20, 20, 20, 0, 0, 20]])(content)
     mask = use_all(write(tmp_path, content))[1]["instances"].masks[0]
@@ -137,7 +137,7 @@ def test_a_set_of_one_image_fills_a_batch(tmp_path):
     assert [position for position, _ in order.batch(5)] == [0, 0, 0, 0]
 
 
-def test_a_set_that_is_all_crowd_is_tested_on(tmp_path):
+def test_a_set_of_only_crowds_can_be_tested_on(tmp_path):
     content = sound_content()
     annotation("iscrowd", 1)(content)
     dataset = CocoDataset(write(tmp_path, content), masks=False, keep_empty=True, keep_truth=True)
@@ -145,7 +145,7 @@ def test_a_set_that_is_all_crowd_is_tested_on(tmp_path):
     assert np.isnan(score(dataset, [], masks=True)["segm"]["AP"])
 
 
-def test_a_test_set_without_annotations_is_no_problem(tmp_path):
+def test_a_set_without_annotations_is_a_note(tmp_path):
     content = sound_content()
     del content["annotations"]
     (finding,) = check_dataset(write(tmp_path, content))
@@ -153,7 +153,7 @@ def test_a_test_set_without_annotations_is_no_problem(tmp_path):
     assert "usable for prediction, not for training" in finding.text
 
 
-def test_categories_of_one_name_are_noted(tmp_path):
+def test_categories_with_the_same_name_are_a_note(tmp_path):
     content = sound_content()
     content["categories"].append({"id": 0, "name": "square"})
     (finding,) = check_dataset(write(tmp_path, content))
