@@ -1,6 +1,6 @@
 #!/bin/sh
-# From nothing to a trained IFR on a laptop: sets up .venv, makes a data set of handwritten digits, trains, tests, and
-# draws what it finds. KEY VALUE arguments change settings, OUTPUT the folder of the results:
+# Trains IFR from scratch on a laptop: creates .venv, makes a data set of handwritten digits, trains, tests and draws
+# the detections. KEY VALUE arguments change settings; OUTPUT names the folder of the results:
 #     OUTPUT=/tmp/digits sh quickstart.sh SOLVER.LR_SCHEDULER.MAX_ITER 500
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
@@ -11,8 +11,8 @@ export IFR_HOST="${IFR_HOST:-standalone}"
 
 sh "$root/scripts/make_venv.sh" demo
 sh "$root/scripts/ifr.sh" data make
-# One GPU; without any, two processes: where other work shares the cores, they wait less for each other than the two
-# threads of one.
+# Use one GPU, or two CPU processes: if other jobs share the cores, two processes wait less for each other than two
+# threads do.
 if "$root/.venv/bin/python" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
     set -- --num-gpus 1 "$@"
 else
@@ -25,10 +25,10 @@ sh "$root/scripts/ifr.sh" show "$experiment" "$@" OUTPUT_DIR "$output"
 cat <<TEXT
 
 Done. Everything is in $output:
-    pictures/found_beside_truth.png   what the detector finds (left) and what is there (right)
-    pictures/residuals.png            how fast solvers reach the equilibrium
-    inference/                        the detections in COCO's format, and the numbers of the table above
+    pictures/found_beside_truth.png   detections (left) and ground truth (right)
+    pictures/residuals.png            how fast the solvers reach the equilibrium
+    inference/                        the detections in COCO format and the metrics of the table above
     model_final.pth                   the weights
-On pictures of your own:
+To run it on your own pictures:
     sh "$root/scripts/ifr.sh" predict "$experiment" --input PICTURE --output DIR MODEL.WEIGHTS "$output/model_final.pth"
 TEXT

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the command ifr of this repository: with .venv if it is there, otherwise with python3 or what PYTHON names.
+# Runs this repository's ifr command with PYTHON if it is set, else with .venv if it exists, else with python3.
 #
 #     sh scripts/ifr.sh COMMAND ...
 set -eu

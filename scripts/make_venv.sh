@@ -1,9 +1,9 @@
 #!/bin/sh
-# Makes .venv beside this repository's README with IFR and the named extras in it, unless it is there already.
+# Creates .venv in the root of this repository with IFR and the named extras, unless it is up to date.
 #
 #     sh scripts/make_venv.sh dev,bench
 #
-# PYTHON names the interpreter (python3 unless set).
+# PYTHON names the interpreter, python3 by default.
 set -eu
 extras=${1:-}
 root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
@@ -11,7 +11,7 @@ python=${PYTHON:-python3}
 stamp="$root/.venv/installed-$extras"
 
 if ! command -v "$python" >/dev/null 2>&1; then
-    echo "No $python found: install Python 3.10 or newer, or set PYTHON to it." >&2
+    echo "No $python found: install Python 3.10 or newer, or set PYTHON to its path." >&2
     exit 1
 fi
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
@@ -20,7 +20,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
 fi
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    echo "This Python cannot make virtual environments: install the package python$version-venv." >&2
+    echo "This Python cannot create virtual environments: install the package python$version-venv." >&2
     exit 1
 fi
 if [ -e "$stamp" ] && [ ! "$root/pyproject.toml" -nt "$stamp" ]; then

@@ -1,1 +1,1 @@
-"""Images and annotations from disk to what a detector takes."""
+"""Read images and annotations from disk into the form that a detector takes."""

@@ -1,4 +1,4 @@
-"""The ground truth of one image, as a detector takes it."""
+"""The ground truth that a detector takes for one image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Annotations:
     classes: Tensor
     """(n,) int64, 0-based."""
     masks: Sequence[Sequence[np.ndarray]] | Tensor | None = None
-    """Polygons of every object, each an array x0, y0, x1, y1, ... in pixels; or bitmasks (n, H, W) bool."""
+    """Polygons per object, each an array x0, y0, x1, y1, ... in pixels; or bitmasks (n, H, W) bool."""
 
     def __post_init__(self) -> None:
-        """Check that the parts belong together.
+        """Check that boxes, classes and masks describe the same objects.
 
         Raises:
             ValueError: shapes or lengths disagree.
@@ -35,10 +35,10 @@ class Annotations:
             raise ValueError(f"{len(self.boxes)} boxes but {len(self.masks)} masks")
 
     def __len__(self) -> int:
-        """Number of objects."""
+        """Return the number of objects."""
         return len(self.boxes)
 
     def to(self, device: torch.device) -> "Annotations":
-        """The same on `device`; polygons stay where they are."""
+        """Return a copy on `device`; polygons stay on the CPU."""
         masks = self.masks.to(device) if isinstance(self.masks, Tensor) else self.masks
         return Annotations(self.boxes.to(device, torch.float32), self.classes.to(device, torch.int64), masks)

@@ -1,4 +1,4 @@
-"""Changes to a training image and its annotations together, with cvpods' names and arithmetic."""
+"""Augmentations of a training image and its annotations, with cvpods' names and arithmetic."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,54 +9,53 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ifr.data.annotations import ImageSize
 from ifr.data.transforms import ResizeShortestEdge, resize
-
-ImageSize = tuple[int, int]  # height, width in pixels
 
 
 class Geometry(Protocol):
-    """A change whose random choices have been made, for images of one size."""
+    """A geometric change for images of one size, with all random choices made."""
 
     def size(self, size: ImageSize) -> ImageSize:
-        """Height and width afterwards."""
+        """Return the height and width after the change."""
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Change an image (H, W, 3)."""
 
     def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
-        """Change points (n, 2), x and y in pixels, of an image of `size`."""
+        """Change points (n, 2), x and y in pixels, in an image of `size`."""
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Change a mask (H, W)."""
 
 
 class Augmentation(Protocol):
-    """Draws a change for an image of a size."""
+    """Draws a random geometric change for an image."""
 
     def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
-        """A change whose choices come from `generator`."""
+        """Draw a change for an image of `size` from `generator`."""
 
 
 @dataclass(frozen=True)
 class Resized:
-    """Scaled to a new height and width."""
+    """Scales to a new height and width."""
 
     new_size: ImageSize
 
     def size(self, size: ImageSize) -> ImageSize:
-        """Height and width afterwards."""
+        """Return the new height and width."""
         return self.new_size
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Bilinearly, with antialiasing."""
+        """Resize bilinearly, with antialiasing."""
         return resize(image, self.new_size)
 
     def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
-        """Scaled with the image."""
+        """Scale the points with the image."""
         return points * np.array([self.new_size[1] / size[1], self.new_size[0] / size[0]])
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The nearest pixel's value."""
+        """Resize by nearest neighbour."""
         if mask.shape == self.new_size:
             return mask
         width_height = (self.new_size[1], self.new_size[0])
@@ -65,73 +64,73 @@ class Resized:
 
 @dataclass(frozen=True)
 class Flipped:
-    """Mirrored, left to right or upside down."""
+    """Mirrors left to right or upside down."""
 
     horizontal: bool
 
     def size(self, size: ImageSize) -> ImageSize:
-        """The same."""
+        """Return `size`, which a flip keeps."""
         return size
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Mirrored."""
+        """Mirror the image."""
         return np.ascontiguousarray(image[:, ::-1] if self.horizontal else image[::-1])
 
     def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
-        """Mirrored; the image's border is at 0 and at its width."""
+        """Mirror the points; the image spans 0 to its width or height."""
         axis = 0 if self.horizontal else 1
         mirrored = points.copy()
         mirrored[:, axis] = (size[1] if self.horizontal else size[0]) - points[:, axis]
         return mirrored
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Mirrored."""
+        """Mirror the mask."""
         return np.ascontiguousarray(mask[:, ::-1] if self.horizontal else mask[::-1])
 
 
 @dataclass(frozen=True)
 class Unchanged:
-    """Nothing."""
+    """Leaves the image and its annotations as they are."""
 
     def size(self, size: ImageSize) -> ImageSize:
-        """The same."""
+        """Return `size`."""
         return size
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The same."""
+        """Return `image`."""
         return image
 
     def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
-        """The same."""
+        """Return `points`."""
         return points
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The same."""
+        """Return `mask`."""
         return mask
 
 
 @dataclass(frozen=True)
 class RandomResize:
-    """Scales by a length that `edges` draws."""
+    """Scales to a shorter edge that `edges` draws."""
 
     edges: ResizeShortestEdge
 
     def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
-        """A size for the image."""
+        """Draw a new size for the image."""
         return Resized(self.edges.output_size(*size, self.edges.sample(generator)))
 
 
 @dataclass(frozen=True)
 class RandomFlip:
-    """Mirrors some of the images.
+    """Mirrors images at random.
 
     Args:
-        prob: how many, from 0 to 1.
+        prob: the probability of a flip, from 0 to 1.
         horizontal: left to right.
         vertical: upside down.
 
     Raises:
-        ValueError: `prob` is no probability, or not exactly one direction is chosen.
+        ValueError: `prob` is not from 0 to 1, or not exactly one direction is chosen.
     """
 
     prob: float = 0.5
@@ -143,10 +142,10 @@ class RandomFlip:
         if not 0 <= self.prob <= 1:
             raise ValueError(f"prob must be from 0 to 1; got {self.prob!r}")
         if self.horizontal == self.vertical:
-            raise ValueError("a flip is either horizontal or vertical; use two of them for both")
+            raise ValueError("a flip is either horizontal or vertical; use two flips for both")
 
     def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
-        """A flip or nothing."""
+        """Draw a flip or no change."""
         return Flipped(self.horizontal) if float(torch.rand((), generator=generator)) < self.prob else Unchanged()
 
 
@@ -158,13 +157,13 @@ _AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {"ResizeShortestEdge": 
 
 
 def build_augmentations(pipeline: Iterable[Any]) -> tuple[Augmentation, ...]:
-    """What INPUT.AUG.TRAIN_PIPELINES does to an image and its annotations, in this order.
+    """Build the augmentations of INPUT.AUG.TRAIN_PIPELINES, in their order.
 
     Args:
-        pipeline: pairs of an augmentation's name and its settings.
+        pipeline: (name, settings) pairs.
 
     Raises:
-        ValueError: an augmentation is unknown, or has settings that it does not take.
+        ValueError: an augmentation or one of its settings is unknown.
     """
     steps = []
     for name, settings in pipeline:

@@ -1,4 +1,4 @@
-"""Finds data sets: COCO 2017, the digits that IFR makes itself, and any other set in COCO's format."""
+"""Finds data sets: COCO 2017, IFR's own digits, and any other set in COCO format."""
 
 import difflib
 import os
@@ -9,7 +9,7 @@ from ifr.errors import DatasetError
 
 ROOT_VARIABLE = "IFR_DATASETS"
 
-# Under a root: the annotations and the folder of the images.
+# The annotation file and the image folder, relative to a root.
 KNOWN = {
     "coco_2017_train": ("coco/annotations/instances_train2017.json", "coco/train2017"),
     "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
@@ -20,19 +20,19 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """Where a data set in COCO's format lies."""
+    """Where a data set in COCO format is stored."""
 
     name: str
     json: Path
-    """The annotations."""
+    """The annotation file."""
     images: Path
-    """The folder to which the annotations' file names are relative."""
+    """The image folder; file names in the annotations are relative to it."""
 
 
 def dataset_roots() -> list[Path]:
-    """The folders in which known data sets are looked for, in this order.
+    """Return the folders searched for known data sets, in this order.
 
-    IFR_DATASETS alone if it is set; otherwise `datasets` in the working directory, then the one beside the package.
+    Only IFR_DATASETS if it is set; otherwise `datasets` in the working directory, then `datasets` beside the package.
     """
     root = os.environ.get(ROOT_VARIABLE)
     if root:
@@ -42,14 +42,14 @@ def dataset_roots() -> list[Path]:
 
 
 def find_dataset(entry: str) -> DatasetSource:
-    """What an entry of DATASETS.TRAIN or DATASETS.TEST means.
+    """Find the data set that an entry of DATASETS.TRAIN or DATASETS.TEST names.
 
     Args:
         entry: a known name, or `IMAGES_FOLDER:ANNOTATIONS.json`; both paths may be relative to the working directory
             and may contain spaces.
 
     Raises:
-        DatasetError: the name is unknown, or a file or folder is absent.
+        DatasetError: the name is unknown, or a file or folder is missing.
     """
     if entry in KNOWN:
         return _known(entry)
@@ -58,7 +58,7 @@ def find_dataset(entry: str) -> DatasetSource:
     near = difflib.get_close_matches(entry, KNOWN, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise DatasetError(
-        f"there is no data set {entry!r}; {hint}known are {', '.join(KNOWN)}, and any other is given as "
+        f"unknown data set {entry!r}; {hint}known are {', '.join(KNOWN)}; give any other as "
         "IMAGES_FOLDER:ANNOTATIONS.json"
     )
 
@@ -69,15 +69,15 @@ def _known(name: str) -> DatasetSource:
     for root in roots:
         if (root / json).is_file():
             if not (root / images).is_dir():
-                raise DatasetError(f"{name}: {root / json} is there, but its images are not at {root / images}")
+                raise DatasetError(f"{name}: {root / json} exists, but its images are not at {root / images}")
             return DatasetSource(name, root / json, root / images)
     looked = " or ".join(str(root / json) for root in roots)
     remedy = "make it with `ifr data make`" if name.startswith("digits") else f"put it there, or set {ROOT_VARIABLE}"
-    raise DatasetError(f"{name}: there is no {looked}; {remedy}")
+    raise DatasetError(f"{name}: cannot find {looked}; {remedy}")
 
 
 def _custom(entry: str) -> DatasetSource:
-    """A colon may also be part of a path: the first one that separates a folder from a file counts."""
+    """Split at the first colon that has a folder before it and a file after it: paths may contain colons."""
     parts = entry.split(":")
     splits = [(":".join(parts[:cut]), ":".join(parts[cut:])) for cut in range(1, len(parts))]
     for folder, file in splits:
@@ -85,8 +85,8 @@ def _custom(entry: str) -> DatasetSource:
         if folder and images.is_dir() and json.is_file():
             return DatasetSource(f"{images.name}-{json.stem}", json, images)
     folder, file = splits[-1]
-    absent = f"no folder {folder!r}" if not Path(folder).expanduser().is_dir() or not folder else f"no file {file!r}"
-    raise DatasetError(f"{entry}: IMAGES_FOLDER:ANNOTATIONS.json was expected, and there is {absent} in {Path.cwd()}")
+    missing = f"no folder {folder!r}" if not Path(folder).expanduser().is_dir() or not folder else f"no file {file!r}"
+    raise DatasetError(f"{entry}: expected IMAGES_FOLDER:ANNOTATIONS.json, but {Path.cwd()} has {missing}")
 
 
 # fmt: off

@@ -1,4 +1,4 @@
-"""Finds all that is wrong with a data set, by the rules and the code that training reads it with."""
+"""Finds every problem of a data set, with the rules and the code that training uses to read it."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,21 +15,21 @@ from ifr.data.images import Size, check_header, read_image
 from ifr.errors import DatasetError, ImageError
 from ifr.processes.signals import loading_processes
 
-_MOST_WORKERS = 8
-_SHOWN = 20  # annotations of one kind that are left out
-_PICTURES_FOR_A_WORKER = 100  # starting one takes as long as reading about as many
+_MAX_WORKERS = 8
+_LISTED = 20  # ids of left-out annotations in one finding
+_PICTURES_PER_WORKER = 100  # starting a worker takes about as long as reading this many
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about a data set that its owner should know."""
+    """A fact about a data set that its owner should know."""
 
     section: str
-    """file, images, categories, annotations, pictures, or data set as a whole."""
+    """file, images, categories, annotations, pictures, left out or data set."""
     text: str
-    """One line that names the file and the ids."""
+    """One line with the file and the ids."""
     is_problem: bool = True
-    """Whether training or testing would stop at it; otherwise they go on, as the text says."""
+    """Whether training or testing would fail; otherwise the text says what they do."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Picture:
 
 
 class _Causes(Dataset[str | None]):
-    """Why each picture cannot be used, None where it can."""
+    """The reason why each picture cannot be used; None if it can."""
 
     def __init__(self, pictures: Sequence[_Picture], *, decode: bool) -> None:
         self.pictures = pictures
@@ -62,14 +62,14 @@ class _Causes(Dataset[str | None]):
 
 
 def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Finding]:
-    """Everything that is wrong with a data set, in the order of its files, and what training will leave out.
+    """Yield every problem of a data set, in the order of its files, and what training will leave out.
 
-    There is a problem if and only if reading the data set with `CocoDataset`, or some image of it, raises an error.
-    One picture at a time is held in memory by each process.
+    There is a problem if and only if `CocoDataset`, or reading one of its images, raises an error. Each process holds
+    one picture at a time in memory.
 
     Args:
-        source: of `find_dataset`.
-        decode: decode every picture, which finds damaged ones; otherwise read their headers alone.
+        source: the data set, from `find_dataset`.
+        decode: decode every picture to find damaged ones; otherwise read only the headers.
     """
     try:
         content = read_json(source)
@@ -81,7 +81,7 @@ def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Fin
         defects += 1
         yield Finding(defect.section, f"{source.json}: {defect}")
     pictures = _sound_pictures(content, source)
-    workers = min(len(pictures) // _PICTURES_FOR_A_WORKER, os.cpu_count() or 1, _MOST_WORKERS)
+    workers = min(len(pictures) // _PICTURES_PER_WORKER, os.cpu_count() or 1, _MAX_WORKERS)
     causes = _Causes(pictures, decode=decode)
     for cause in DataLoader(causes, batch_size=None, **loading_processes(workers)):
         if cause is not None:
@@ -91,12 +91,12 @@ def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Fin
 
 
 def _sound_pictures(content: Any, source: DatasetSource) -> list[_Picture]:
-    """The pictures of images that have no defect of their own."""
+    """Return the pictures of the images whose entries have no defect."""
     images = content.get("images") if isinstance(content, dict) else None
     pictures = []
     for item in images if isinstance(images, list) else ():
-        alone: dict[str, Any] = {"images": [item], "categories": []}
-        if any(defect.section == "images" for defect in find_defects(alone)):
+        only: dict[str, Any] = {"images": [item], "categories": []}
+        if any(defect.section == "images" for defect in find_defects(only)):
             continue
         size = (item["height"], item["width"])
         pictures.append(_Picture(source.images / item["file_name"], item["id"], size))
@@ -104,9 +104,9 @@ def _sound_pictures(content: Any, source: DatasetSource) -> list[_Picture]:
 
 
 def _left_out(content: Mapping[str, Any], source: DatasetSource) -> Iterator[Finding]:
-    """What training does without, of a file that has no defects."""
+    """Yield what training leaves out of a file without defects."""
     if "annotations" not in content:
-        yield Finding("data set", f"{source.json}: no annotations; it can be predicted on, not trained on", False)
+        yield Finding("data set", f"{source.json}: no annotations; usable for prediction, not for training", False)
         return
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     by_reason: dict[str, list[str]] = {}
@@ -115,11 +115,12 @@ def _left_out(content: Mapping[str, Any], source: DatasetSource) -> Iterator[Fin
         if reason is not None:
             by_reason.setdefault(reason, []).append(str(annotation.get("id", f"annotations[{position}]")))
     for reason, names in by_reason.items():
-        some = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        some = ", ".join(names[:_LISTED]) + more
         yield Finding("left out", f"{source.json}: {len(names)} annotations are {reason}: {some}", False)
     if sum(map(len, by_reason.values())) == len(content["annotations"]):
         yield Finding("data set", f"{source.json}: {no_objects(masks=True)}")
     names = [category["name"] for category in content["categories"]]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        alike = ", ".join(str(category["id"]) for category in content["categories"] if category["name"] == name)
-        yield Finding("categories", f"{source.json}: categories {alike} are all called {name!r}", False)
+        ids = ", ".join(str(category["id"]) for category in content["categories"] if category["name"] == name)
+        yield Finding("categories", f"{source.json}: categories {ids} are all called {name!r}", False)

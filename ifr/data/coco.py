@@ -1,4 +1,4 @@
-"""Data sets in COCO's format (cocodataset.org, "Data format"), read once and held compactly."""
+"""Data sets in COCO format (cocodataset.org, "Data format"), read once and stored compactly."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ Segmentation = list[list[float]] | dict[str, Any]  # polygons x0, y0, x1, y1, ..
 
 @dataclass(frozen=True)
 class CocoObject:
-    """One annotated object that is no crowd."""
+    """One annotated object that is not a crowd."""
 
     box: tuple[float, float, float, float]
     """XYXY pixels, not yet clipped."""
@@ -31,7 +31,7 @@ class CocoObject:
     """The class, 0-based."""
     segmentation: Segmentation | None
     area: float
-    """Of the mask in pixels, as annotated; otherwise that of the box."""
+    """Pixels of the mask as annotated; if not annotated, of the box."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class CocoImage:
 class CocoDataset(Dataset[CocoImage]):
     """The images of an annotation file in the order of their ids, each with its objects.
 
-    Crowds, polygons of fewer than three points, objects without any other polygon and those outside their image are
-    left out.
+    Crowds, polygons with fewer than three points, objects without any other polygon and objects outside their image
+    are left out.
 
     Args:
-        source: of `find_dataset`.
-        masks: leave out objects without a mask as well.
-        keep_empty: keep images that have no objects; training cannot use them.
-        keep_truth: keep the content of the file as `truth`, which scoring needs.
+        source: the data set, from `find_dataset`.
+        masks: also leave out objects without a mask.
+        keep_empty: keep images without objects, which training cannot use.
+        keep_truth: keep the file's content as `truth`, which scoring needs.
 
     Raises:
-        DatasetError: the file is not in COCO's format, or no image is left.
+        DatasetError: the file is not in COCO format, or no image is left.
     """
 
     def __init__(
@@ -77,20 +77,20 @@ class CocoDataset(Dataset[CocoImage]):
         self.sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64)
         self.image_ids = [int(image["id"]) for image in images]
         self.counts = np.array([len(objects[image["id"]]) for image in images], dtype=np.int64)
-        # One array rather than many objects: worker processes share it, as nothing counts references inside it.
+        # Worker processes share one array; reference counts of many objects would make each process copy their pages.
         records = [_pack(image, objects[image["id"]]) for image in images]
         self._ends = np.array(list(accumulate(map(len, records), initial=0)))
         self._bytes = np.frombuffer(b"".join(records), dtype=np.uint8)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> CocoImage:
-        """The image at this position.
+        """Return the image at a position.
 
         Raises:
-            IndexError: there are fewer images.
+            IndexError: the position is out of range.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.source.name} has {len(self)} images, got index {index}")
@@ -102,10 +102,10 @@ class CocoDataset(Dataset[CocoImage]):
 
 
 def read_json(source: DatasetSource) -> Any:
-    """The annotation file's content, of which nothing is checked.
+    """Return the annotation file's content, unchecked.
 
     Raises:
-        DatasetError: the file cannot be read, or is not JSON.
+        DatasetError: the file cannot be read or is not JSON.
     """
     try:
         return json.loads(source.json.read_bytes())
@@ -116,10 +116,10 @@ def read_json(source: DatasetSource) -> Any:
 
 
 def read_annotations(source: DatasetSource) -> dict[str, Any]:
-    """The annotation file's content, which has no defects; a test set has no `annotations`.
+    """Return the annotation file's content, checked; a test set has no `annotations`.
 
     Raises:
-        DatasetError: the file cannot be read, or has defects; the message has the first one.
+        DatasetError: the file cannot be read or has defects; the message quotes the first.
     """
     content: dict[str, Any] = read_json(source)
     defects = find_defects(content)
@@ -132,12 +132,12 @@ def read_annotations(source: DatasetSource) -> dict[str, Any]:
 
 
 def no_objects(*, masks: bool) -> str:
-    """Why a set that has no defects cannot be trained on."""
-    return f"no image with objects{' that have masks' if masks else ''}"
+    """Return why a data set without defects cannot be used for training."""
+    return f"no image has objects{' with masks' if masks else ''}"
 
 
 def classes_of(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The names of the classes of an annotation file and their category ids, by class."""
+    """Return the class names of an annotation file and their category ids, in the order of the classes."""
     categories = sorted(content["categories"], key=lambda category: int(category["id"]))
     return tuple(item["name"] for item in categories), tuple(item["id"] for item in categories)
 
@@ -145,7 +145,7 @@ def classes_of(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, 
 def _objects_by_image(
     content: Mapping[str, Any], source: DatasetSource, labels: Mapping[int, int], *, masks: bool
 ) -> tuple[dict[int, list[CocoObject]], Counter[str]]:
-    """The objects of every image, by its id, and how many annotations are left out for each reason."""
+    """Return the objects by image id, and the number of annotations left out by reason."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     objects: dict[int, list[CocoObject]] = {image: [] for image in sizes}
     left_out: Counter[str] = Counter()
@@ -169,7 +169,7 @@ def _objects_by_image(
         )
     for reason, count in left_out.items():
         if reason != CROWD:
-            logger.warning("%s: left out are %d %s", source.json, count, reason)
+            logger.warning("%s: leaving out %d %s", source.json, count, reason)
     return objects, left_out
 
 

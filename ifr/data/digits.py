@@ -1,7 +1,7 @@
-"""Makes a small data set in COCO's format: handwritten digits that overlap each other on photographs.
+"""Makes a small data set in COCO format: overlapping handwritten digits on photographs.
 
 The digits are the 8 x 8 scans of scikit-learn's `load_digits` (E. Alpaydin and C. Kaynak, "Optical Recognition of
-Handwritten Digits", UCI), the photographs those of its `load_sample_images`.
+Handwritten Digits", UCI). The photographs come from its `load_sample_images`.
 """
 
 import colorsys
@@ -22,30 +22,30 @@ from ifr.whole_file import whole_file
 
 Photo = NDArray[np.uint8]  # (H, W, 3) RGB 0-255
 Layer = NDArray[np.float32]  # (H, W) opacity in [0, 1]
-Window = tuple[slice, slice]  # rows and columns of an image
+Window = tuple[slice, slice]  # rows, columns
 
-SIDE = 192  # pixels of an image
-_VAL_WIDTH = 224  # pixels at the right of each photograph, for validation alone
-_VAL_DIGITS = 360  # of the 1797
-_MOST_DIGITS, _LEAST_DIGITS = 7, 3
-_HEIGHTS = (44.0, 88.0)  # pixels of a digit, upright
-_LEAST_VISIBLE = 0.6  # share of a digit's area that later ones leave visible
-_ATTEMPTS = 40  # to place a digit, or to find a colour
-_TURN = 15.0  # degrees that a digit turns at most, either way
-_EDGE = np.float32(0.45)  # ink where a digit ends
-_CONTRAST = 80  # of the brightness of a digit to what it covers, of 255
-_VERSION = 1  # of the recipe; increased when the bytes change
+SIDE = 192  # height and width of an image in pixels
+_VAL_WIDTH = 224  # columns at the right of each photograph, only for validation
+_VAL_DIGITS = 360  # of 1797
+_MIN_DIGITS, _MAX_DIGITS = 3, 7  # per image
+_HEIGHTS = (44.0, 88.0)  # least and greatest height of an upright digit in pixels
+_MIN_VISIBLE = 0.6  # fraction of a digit's area that later digits must leave visible
+_ATTEMPTS = 40  # at placing a digit or finding a colour
+_MAX_ANGLE = 15.0  # degrees of rotation, in both directions
+_EDGE = np.float32(0.45)  # ink at the outline of a digit
+_MIN_CONTRAST = 80  # brightness difference between a digit and the pixels it covers, of 255
+_VERSION = 1  # of the recipe; increase it when the output bytes change
 
 
 @dataclass(frozen=True)
 class DigitsSettings:
-    """What a set of digits is made from; the same settings give the same bytes."""
+    """Settings of the digits; the same settings give the same bytes."""
 
     seed: int = 0
     train: int = 1500
-    """Images to train on."""
+    """Number of training images."""
     val: int = 200
-    """Images to test on."""
+    """Number of test images."""
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -54,12 +54,12 @@ class DigitsSettings:
             ValueError: a number is out of range.
         """
         if self.seed < 0 or self.train < 1 or self.val < 1:
-            raise ValueError(f"digits need a seed of at least 0 and at least one image a split; got {self}")
+            raise ValueError(f"digits need a seed of at least 0 and at least one image per split; got {self}")
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """The material of one split, which shares nothing with the other's."""
+    """The digits and photographs of one split; the splits share nothing."""
 
     digits: NDArray[np.float32]
     """(n, 8, 8) ink in [0, 1]."""
@@ -68,15 +68,15 @@ class _Pool:
 
 
 def make_digits(root: str | Path, *, seed: int = 0, train: int = 1500, val: int = 200) -> bool:
-    """Make the data sets digits_train and digits_val in `root/digits`, unless they are there already.
+    """Make the data sets digits_train and digits_val in `root/digits` unless they exist.
 
-    No digit and no part of a photograph is in both. The masks are the visible parts, pixel by pixel.
+    The two sets share no digit and no part of a photograph. The masks are the visible parts, exact to the pixel.
 
     Args:
-        root: of the data sets, such as `datasets`.
-        seed: of every random choice.
-        train: number of images to train on.
-        val: number of images to test on.
+        root: the folder of all data sets, such as `datasets`.
+        seed: the seed of all random choices.
+        train: the number of training images.
+        val: the number of test images.
 
     Returns:
         Whether anything was made.
@@ -91,7 +91,7 @@ def make_digits(root: str | Path, *, seed: int = 0, train: int = 1500, val: int 
     files = {split: folder / "annotations" / f"instances_{split}.json" for split in ("train", "val")}
     if all(_made_with(file, info) for file in files.values()):
         return False
-    for file in files.values():  # while the images change, no annotations pretend to describe them
+    for file in files.values():  # no annotation file may describe images that are being replaced
         file.unlink(missing_ok=True)
     pools = _pools(seed)
     for number, (split, file) in enumerate(files.items()):
@@ -102,7 +102,7 @@ def make_digits(root: str | Path, *, seed: int = 0, train: int = 1500, val: int 
 
 
 def _made_with(file: Path, info: dict[str, Any]) -> bool:
-    """Whether the annotations are there and say that they were made from the same settings."""
+    """Return whether an annotation file exists and was made with these settings."""
     try:
         return bool(json.loads(file.read_text())["info"] == info)
     except (OSError, ValueError, LookupError, TypeError):
@@ -113,7 +113,7 @@ def _pools(seed: int) -> dict[str, _Pool]:
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ImportError as error:
-        raise ImportError("the digits come with scikit-learn; install it with `pip install 'ifr[demo]'`") from error
+        raise ImportError("the digits need scikit-learn; install it with `pip install 'ifr[demo]'`") from error
     scans = load_digits()
     order = np.random.default_rng([seed, 2]).permutation(len(scans.target))
     photos = load_sample_images().images
@@ -159,19 +159,19 @@ def _describe(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def _compose(pool: _Pool, random: np.random.Generator) -> tuple[Photo, list[int], list[NDArray[np.bool_]]]:
-    """One image, the digits on it, and their visible parts."""
+    """Compose one image; return it with its digits and their visible parts."""
     canvas = _background(pool.photos, random)
     labels: list[int] = []
     visible: list[NDArray[np.bool_]] = []
     areas: list[int] = []
-    wanted = int(random.integers(_LEAST_DIGITS, _MOST_DIGITS + 1))
+    wanted = int(random.integers(_MIN_DIGITS, _MAX_DIGITS + 1))
     for _ in range(wanted * _ATTEMPTS):
         chosen = int(random.integers(len(pool.labels)))
         window, layer = _draw(pool.digits[chosen], random)
         solid = np.zeros((SIDE, SIDE), dtype=bool)
         solid[window] = layer >= 0.5
         remaining = [mask & ~solid for mask in visible]
-        if any(mask.sum() < _LEAST_VISIBLE * area for mask, area in zip(remaining, areas, strict=True)):
+        if any(mask.sum() < _MIN_VISIBLE * area for mask, area in zip(remaining, areas, strict=True)):
             continue
         covered = canvas[window]
         covered += layer[:, :, None] * (_color(covered[layer >= 0.5], random) - covered)
@@ -184,7 +184,7 @@ def _compose(pool: _Pool, random: np.random.Generator) -> tuple[Photo, list[int]
 
 
 def _background(photos: Sequence[Photo], random: np.random.Generator) -> NDArray[np.float32]:
-    """A square part of a photograph, mirrored or not, in another light, (SIDE, SIDE, 3)."""
+    """Return a random square of a photograph, maybe mirrored, with random brightness, (SIDE, SIDE, 3)."""
     photo = photos[int(random.integers(len(photos)))]
     side = int(random.integers(SIDE, min(photo.shape[:2]) + 1))
     top, left = (int(random.integers(0, length - side + 1)) for length in photo.shape[:2])
@@ -196,32 +196,32 @@ def _background(photos: Sequence[Photo], random: np.random.Generator) -> NDArray
 
 
 def _draw(ink: NDArray[np.float32], random: np.random.Generator) -> tuple[Window, Layer]:
-    """A digit, scaled smoothly, turned and moved to where it is in the image: the rows and columns, and its opacity."""
+    """Scale, rotate and place a digit at random; return its rows and columns in the image, and its opacity."""
     scale = random.uniform(*_HEIGHTS) / ink.shape[0]
     widen = random.uniform(0.85, 1.15)
-    angle = math.radians(random.uniform(-_TURN, _TURN))
+    angle = math.radians(random.uniform(-_MAX_ANGLE, _MAX_ANGLE))
     cos, sin = math.cos(angle), math.sin(angle)
     matrix = np.array([[cos * widen, -sin], [sin * widen, cos]]) * scale
-    corners = np.array([[-4, -4], [4, -4], [4, 4], [-4, 4]]) @ matrix.T  # of the scan around its centre
+    corners = np.array([[-4, -4], [4, -4], [4, 4], [-4, 4]]) @ matrix.T  # of the scan, relative to its centre
     reach = np.abs(corners).max(axis=0)
     centre = random.uniform(reach, SIDE - reach)
     low = np.floor(centre - reach).clip(0).astype(int)
     high = np.ceil(centre + reach).clip(0, SIDE).astype(int)
-    padded = np.pad(ink, 2)  # without ink, so that the strokes end smoothly
+    padded = np.pad(ink, 2)  # an empty margin, so that the strokes end smoothly
     offset = centre - low - matrix @ np.full(2, (padded.shape[0] - 1) / 2)
     size = (int(high[0] - low[0]), int(high[1] - low[1]))
     smooth = cv2.warpAffine(padded, np.column_stack((matrix, offset)), size, flags=cv2.INTER_CUBIC)
-    # Across an edge the ink changes by about a half in `scale` pixels; opacity shall rise in two.
+    # At an edge the ink changes by about 0.5 over `scale` pixels; the opacity must rise within two pixels.
     opacity = np.clip((smooth - _EDGE) * np.float32(scale) + np.float32(0.5), 0, 1)
     return (slice(low[1], high[1]), slice(low[0], high[0])), opacity
 
 
 def _color(covered: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """A vivid colour (3,) that is brighter or darker than the pixels (n, 3) that the digit covers."""
+    """Choose a vivid colour (3,) clearly brighter or darker than the pixels (n, 3) that the digit covers."""
     luma = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
     behind = float((covered @ luma).mean())
     for _ in range(_ATTEMPTS):
         color = 255 * np.array(colorsys.hsv_to_rgb(random.random(), random.uniform(0.2, 1), random.uniform(0.3, 1)))
-        if abs(float(color @ luma) - behind) > _CONTRAST:
+        if abs(float(color @ luma) - behind) > _MIN_CONTRAST:
             return color.astype(np.float32)
     return np.full(3, 255 if behind < 128 else 0, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Builds what feeds training and evaluation from the settings."""
+"""Builds the data sets and loaders of training and evaluation from the settings."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,30 +24,30 @@ logger = logging.getLogger(__name__)
 class Watched(Dataset[Any]):
     """A data set that returns a `RemoteError` where `samples` raises an error.
 
-    DataLoader itself would raise an error of the same type whose message is the traceback in its process.
+    DataLoader would re-raise an error of the same type with the worker's traceback as its message.
     """
 
     def __init__(self, samples: Dataset[Any]) -> None:
         self.samples = samples
 
     def __getitem__(self, key: Any) -> Any:
-        """The sample, or why there is none."""
+        """Return the sample, or the error as a `RemoteError`."""
         try:
             return self.samples[key]
         except Exception as error:
-            return RemoteError.of(error, "a process that loads data")
+            return RemoteError.of(error, "a data-loading process")
 
 
 class Batches:
-    """The batches of a loader whose data set is `Watched` and whose batches are lists of samples."""
+    """The batches, lists of samples, of a loader whose data set is `Watched`."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Every batch; the error of a sample is raised where its batch would come.
+        """Iterate over the batches; a sample's error is raised in place of its batch.
 
-        The processes that load start here, not with the first batch.
+        The loading processes start here, not with the first batch.
         """
         return _checked(iter(self.loader))
 
@@ -60,17 +60,17 @@ def _checked(batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
                     raise sample.restored()
             yield batch
     finally:
-        del batches  # the traceback of an error would keep it and its processes
+        del batches  # an error's traceback would keep the iterator and its processes alive
 
 
 def open_training_sets(config: Any) -> list[CocoDataset]:
-    """The data sets of DATASETS.TRAIN.
+    """Open the data sets of DATASETS.TRAIN.
 
     Raises:
-        DatasetError: there is none, one is absent or damaged, or their classes differ.
+        DatasetError: DATASETS.TRAIN is empty, a set is missing or damaged, or their classes differ.
     """
     if not config.DATASETS.TRAIN:
-        raise DatasetError("DATASETS.TRAIN is empty; name a data set, or IMAGES_FOLDER:ANNOTATIONS.json")
+        raise DatasetError("DATASETS.TRAIN is empty; name a data set or IMAGES_FOLDER:ANNOTATIONS.json")
     masks, keep_empty = bool(config.MODEL.MASK_ON), not config.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     sets = [CocoDataset(find_dataset(entry), masks=masks, keep_empty=keep_empty) for entry in config.DATASETS.TRAIN]
     check_classes(sets)
@@ -80,20 +80,20 @@ def open_training_sets(config: Any) -> list[CocoDataset]:
 def build_train_loader(
     config: Any, sets: Sequence[CocoDataset], *, rank: int = 0, world_size: int = 1, start_iteration: int = 0
 ) -> Batches:
-    """This process's share of every training batch, without end.
+    """Build an endless loader of this process's share of every training batch.
 
-    The batch of SOLVER.IMS_PER_BATCH images of an iteration, augmentation included, is a function only of the seed and
-    the iteration; processes share it in the order of their ranks.
+    The SOLVER.IMS_PER_BATCH images of an iteration and their augmentation depend only on the seed and the iteration.
+    The processes share them in the order of their ranks.
 
     Args:
-        config: settings.
-        sets: from `open_training_sets`.
-        rank: of this process.
-        world_size: number of processes.
+        config: the settings.
+        sets: the data sets, from `open_training_sets`.
+        rank: this process's rank.
+        world_size: the number of processes.
         start_iteration: the first batch, counted from 0.
 
     Raises:
-        ValueError: a setting does not fit; from the iterator, an image cannot be used, and the message names it.
+        ValueError: a setting does not fit; from the iterator: an image cannot be used, and the message names it.
     """
     check_classes(sets, int(config.MODEL.ROI_HEADS.NUM_CLASSES))
     for part in sets:
@@ -113,14 +113,14 @@ def build_train_loader(
 
 
 def open_test_sets(config: Any, *, keep_truth: bool = True) -> dict[str, CocoDataset]:
-    """The data sets of DATASETS.TEST by their entries, with all images, those without objects too.
+    """Open the data sets of DATASETS.TEST, by entry, including images without objects.
 
     Args:
-        config: settings.
-        keep_truth: keep what scoring needs; one process of several scores.
+        config: the settings.
+        keep_truth: keep what scoring needs; only one process scores.
 
     Raises:
-        ValueError: there is none, or one is absent or damaged.
+        ValueError: DATASETS.TEST is empty, or a set is missing or damaged.
     """
     if not config.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; there is nothing to test on")
@@ -128,25 +128,25 @@ def open_test_sets(config: Any, *, keep_truth: bool = True) -> dict[str, CocoDat
 
 
 def open_test_set(entry: str, *, keep_truth: bool = True) -> CocoDataset:
-    """One data set of `open_test_sets`.
+    """Open one entry of DATASETS.TEST, like `open_test_sets`.
 
     Raises:
-        DatasetError: it is absent or damaged.
+        DatasetError: the set is missing or damaged.
     """
     return CocoDataset(find_dataset(entry), masks=False, keep_empty=True, keep_truth=keep_truth)
 
 
 def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world_size: int = 1) -> Batches:
-    """This process's share of a data set, image by image, each as a batch of one.
+    """Build a loader of this process's share of a data set, in batches of one image.
 
     Args:
-        config: settings.
-        dataset: from `open_test_sets`.
-        rank: of this process.
-        world_size: number of processes.
+        config: the settings.
+        dataset: the data set, from `open_test_sets`.
+        rank: this process's rank.
+        world_size: the number of processes.
 
     Raises:
-        DatasetError: its classes are not as many as the model's.
+        DatasetError: the data set and the model differ in their number of classes.
     """
     check_classes([dataset], int(config.MODEL.ROI_HEADS.NUM_CLASSES))
     samples = EvaluationSamples(dataset, build_test_transform(config.INPUT.AUG.TEST_PIPELINES))
@@ -155,10 +155,10 @@ def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world
 
 
 def check_classes(sets: Sequence[CocoDataset], num_classes: int | None = None) -> None:
-    """Check that data sets have the same classes, and as many as the model if that number is given.
+    """Check that data sets have the same classes and, if `num_classes` is given, as many as the model.
 
     Raises:
-        DatasetError: they do not.
+        DatasetError: the classes differ, or their number does.
     """
     first = sets[0]
     for other in sets[1:]:
@@ -177,15 +177,15 @@ def _bitmasks(mask_format: str) -> bool:
     return mask_format == "bitmask"
 
 
-def _as_it_is(samples: list[Sample]) -> list[Sample]:
+def _unchanged(samples: list[Sample]) -> list[Sample]:
     return samples
 
 
 def _worker_settings(config: Any) -> dict[str, Any]:
     return {
         **loading_processes(int(config.DATALOADER.NUM_WORKERS)),
-        "collate_fn": _as_it_is,
+        "collate_fn": _unchanged,
         "pin_memory": str(config.MODEL.DEVICE).startswith("cuda") and torch.cuda.is_available(),
-        # The loader would otherwise draw from the global generator, on which training depends.
+        # By default the loader draws from the global generator, which training depends on.
         "generator": torch.Generator().manual_seed(0),
     }

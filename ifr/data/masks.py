@@ -1,6 +1,6 @@
-"""Masks as polygons, as run lengths (COCO's RLE) and as rasters.
+"""Masks as polygons, run lengths (COCO's RLE) and rasters.
 
-Run lengths are checked and decoded here, because the C code of pycocotools trusts what it is given.
+Run lengths are checked here, because the C code of pycocotools trusts its input.
 """
 
 import warnings
@@ -12,72 +12,70 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 LONGEST_OUTLINE = 4_000_000
-"""Pixels; filling a polygon takes about 100 bytes for each. No outline of an object is so long."""
-_FIRST, _LAST = ord("0"), ord("o")  # each character has six bits: a digit to the base 32, and whether more follow
+"""Pixels; filling a polygon takes about 100 bytes per pixel of its outline. No object's outline is this long."""
+_FIRST, _LAST = ord("0"), ord("o")  # each character has six bits: a base-32 digit and a continuation bit
 _MORE, _SIGN = 32, 16
-_MOST_DIGITS = 6  # 2**29 pixels
+_MAX_DIGITS = 6  # 2**29 pixels
 
 
 def read_counts(runs: Mapping[str, Any], height: int, width: int) -> NDArray[np.int64]:
-    """Lengths of the runs, columns first, those outside and inside the mask in turn.
+    """Return the lengths of the runs in column-major order, alternating between outside and inside the mask.
 
     Args:
-        runs: `size`, [height, width], and `counts`, a list or the compressed text of pycocotools (maskApi.c,
-            rleToString).
-        height: of the image in pixels.
-        width: of the image in pixels.
+        runs: `size`, [height, width], and `counts`, a list or pycocotools' compressed text (maskApi.c, rleToString).
+        height: the image's height in pixels.
+        width: the image's width in pixels.
 
     Raises:
-        ValueError: the encoding is of another size, damaged, or does not cover the image exactly.
+        ValueError: the encoding has another size, is damaged, or does not cover the image exactly.
     """
     if {"size", "counts"} - set(runs):
         raise ValueError(f"a run-length encoding needs 'size' and 'counts', got {sorted(map(str, runs))}"[:200])
     if runs["size"] != [height, width]:
-        raise ValueError(f"a mask of size {runs['size']!r:.60} does not fit the image's [{height}, {width}]")
+        raise ValueError(f"a mask of size {runs['size']!r:.60} does not match the image's [{height}, {width}]")
     counts = runs["counts"]
     if isinstance(counts, str):
         lengths = _decompress(counts)
     elif isinstance(counts, list) and set(map(type, counts)) <= {int}:
         if counts and (min(counts) < 0 or max(counts) > height * width):
-            raise ValueError(
-                f"a run-length encoding with a run of {min(counts) if min(counts) < 0 else max(counts)} pixels"
-            )
+            wrong = min(counts) if min(counts) < 0 else max(counts)
+            raise ValueError(f"a run-length encoding has a run of {wrong} pixels")
         lengths = np.array(counts, dtype=np.int64)
     else:
-        raise ValueError(f"the counts of a run-length encoding are whole numbers or text, got {counts!r:.60}")
+        raise ValueError(f"the counts of a run-length encoding must be integers or text, got {counts!r:.60}")
     if lengths.size and lengths.min() < 0:
-        raise ValueError(f"a run-length encoding with a run of {lengths.min()} pixels")
+        raise ValueError(f"a run-length encoding has a run of {lengths.min()} pixels")
     if lengths.sum() != height * width:
         raise ValueError(f"the runs of a mask cover {lengths.sum()} of the image's {height * width} pixels")
     return lengths
 
 
 def decode_runs(runs: Mapping[str, Any], height: int, width: int) -> NDArray[np.bool_]:
-    """The mask (height, width) that a run-length encoding describes; arguments and errors as for `read_counts`."""
+    """Return the mask (height, width) of a run-length encoding; arguments and errors like `read_counts`."""
     read_counts(runs, height, width)
     compressed = coco_mask.frPyObjects(runs, height, width) if isinstance(runs["counts"], list) else runs
     return _decode(compressed)
 
 
 def encode_runs(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """The compressed run-length encoding of a mask (height, width): `size` and `counts`, as COCO's files have them."""
+    """Return the compressed run-length encoding of a mask (height, width): `size` and `counts`, as in COCO files."""
     runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(runs["size"]), "counts": runs["counts"].decode("ascii")}
 
 
 def _decompress(text: str) -> NDArray[np.int64]:
-    """Digits to numbers, signed; from the fourth on they are differences to the number two places before."""
+    """Decode signed base-32 numbers; from the fourth on, each is a difference from the number two places before."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.int64)
     if codes.size and not (codes.min() >= _FIRST and codes.max() <= _LAST):
-        raise ValueError("a compressed run-length encoding with characters that it does not have")
+        raise ValueError("a compressed run-length encoding has invalid characters")
     codes -= _FIRST
     more = codes & _MORE > 0
     if codes.size and more[-1]:
-        raise ValueError("a compressed run-length encoding that is cut short")
+        raise ValueError("a compressed run-length encoding is truncated")
     ends = np.flatnonzero(~more)
     digits = np.diff(ends, prepend=-1)
-    if digits.size and digits.max() > _MOST_DIGITS:
-        raise ValueError("a compressed run-length encoding with a number that no image needs")
+    if digits.size and digits.max() > _MAX_DIGITS:
+        raise ValueError("a compressed run-length encoding has a number out of range")
     starts = ends - digits + 1
     places = np.arange(codes.size) - np.repeat(starts, digits)
     values = np.add.reduceat((codes & 31) << (5 * places), starts) if starts.size else np.zeros(0, np.int64)
@@ -88,30 +86,30 @@ def _decompress(text: str) -> NDArray[np.int64]:
 
 
 def polygons_to_mask(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """The mask (height, width) bool that polygons, each x0, y0, x1, y1, ... in pixels, fill together.
+    """Fill polygons, each x0, y0, x1, y1, ... in pixels, into one mask (height, width) bool.
 
-    pycocotools takes about 100 bytes for each pixel of an outline. One that is absurdly long, because it lies far
-    outside a small raster, is moved to the raster's surroundings first.
+    pycocotools takes about 100 bytes per pixel of an outline. An outline longer than `LONGEST_OUTLINE`, which reaches
+    far outside the raster, is clipped to the raster's surroundings first.
     """
-    near = [_moved_near(polygon, height, width) for polygon in polygons]
+    near = [_clipped_near(polygon, height, width) for polygon in polygons]
     return _decode(coco_mask.merge(coco_mask.frPyObjects(near, height, width)))
 
 
 def outline_is_longer(polygon: Sequence[float] | np.ndarray, limit: float, *, spread: float) -> bool:
-    """Whether the outline of a polygon x0, y0, x1, y1, ... has more pixels than `limit`.
+    """Return whether the outline of a polygon x0, y0, x1, y1, ... has more pixels than `limit`.
 
     Args:
         polygon: at least one point.
-        limit: in pixels.
-        spread: its largest number less its smallest; a list and an array find it fastest in different ways.
+        limit: the limit in pixels.
+        spread: the largest coordinate minus the smallest; the fastest way to compute it differs for lists and arrays.
     """
     if len(polygon) * spread <= 2 * limit:
-        return False  # the bound holds for almost all and costs little
+        return False  # a cheap bound that settles almost all polygons
     points = _points(polygon)
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()) > limit
 
 
-def _moved_near(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
+def _clipped_near(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
     spread = float(np.max(polygon)) - float(np.min(polygon))
     if not outline_is_longer(polygon, LONGEST_OUTLINE, spread=spread):
         return polygon
@@ -124,7 +122,7 @@ def _points(polygon: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def _decode(compressed: Mapping[str, Any]) -> NDArray[np.bool_]:
     with warnings.catch_warnings():
-        # pycocotools 2.0 hands numpy 2 an array interface of numpy 1.
+        # pycocotools 2.0 passes numpy 2 an array interface of numpy 1.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         mask: NDArray[np.bool_] = coco_mask.decode(compressed).astype(bool)
         return mask

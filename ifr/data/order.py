@@ -1,4 +1,4 @@
-"""Which images every training batch holds: a function of the seed and the iteration alone."""
+"""Chooses the images of every training batch from the seed and the iteration only."""
 
 from collections.abc import Iterator
 
@@ -7,25 +7,25 @@ from numpy.typing import NDArray
 
 
 class BatchOrder:
-    """Shuffles a data set anew in every epoch and cuts it into batches of one group where possible.
+    """Reshuffles a data set every epoch and splits it into batches, of one group where possible.
 
-    An epoch has as many batches as fit; the images of a group that fill none share one batch with those of the other
-    groups, and what is left over then is not shown in this epoch. A data set smaller than a batch is repeated in it.
+    Images that do not fill a batch of their group form mixed batches. The last images, too few for a batch, are left
+    out of the epoch. A data set smaller than a batch is repeated to fill it.
 
     Args:
         groups: (n,) the group of every image, for example portrait or landscape.
-        batch_size: images of one batch, those of all processes together.
-        seed: of the order and of the samples' random states, at least 0.
+        batch_size: the images per batch, summed over all processes.
+        seed: the seed of the order and of the samples' seeds, at least 0.
 
     Raises:
-        ValueError: there is no image, or a number is out of range.
+        ValueError: there are no images, or a number is out of range.
     """
 
     def __init__(self, groups: NDArray[np.integer], *, batch_size: int, seed: int) -> None:
         if len(groups) == 0:
-            raise ValueError("there is no image to train on")
+            raise ValueError("there are no images to train on")
         if batch_size < 1:
-            raise ValueError(f"a batch holds at least one image, got {batch_size}")
+            raise ValueError(f"a batch must hold at least one image, got {batch_size}")
         if seed < 0:
             raise ValueError(f"the seed of the data must be at least 0, got {seed}")
         self.groups = groups
@@ -35,7 +35,7 @@ class BatchOrder:
         self._last: tuple[int, list[NDArray[np.integer]]] | None = None
 
     def batch(self, iteration: int) -> list[tuple[int, int]]:
-        """The position and the random seed of every image of the batch of an iteration, counted from 0."""
+        """Return the position and the seed of every image in the batch of an iteration, counted from 0."""
         epoch, place = divmod(iteration, self.batches_per_epoch)
         if self._last is None or self._last[0] != epoch:
             self._last = (epoch, self._shuffle(epoch))
@@ -62,30 +62,30 @@ class BatchOrder:
 
 
 class ShareOfBatches:
-    """One process's share of every batch, without end.
+    """One process's share of every batch, an endless iterable.
 
     Args:
-        order: of the batches.
-        rank: of the process; it gets the images from `rank / world_size` to `(rank + 1) / world_size` of a batch.
-        world_size: number of processes.
+        order: the batches of all processes.
+        rank: the process's rank; it gets the images from `rank / world_size` to `(rank + 1) / world_size` of a batch.
+        world_size: the number of processes.
         start_iteration: the first batch, counted from 0.
 
     Raises:
-        ValueError: the batch cannot be shared equally, or the rank does not exist.
+        ValueError: the batch cannot be shared equally, or the rank is out of range.
     """
 
     def __init__(self, order: BatchOrder, *, rank: int, world_size: int, start_iteration: int = 0) -> None:
         if not 0 <= rank < world_size:
-            raise ValueError(f"there is no rank {rank} among {world_size}")
+            raise ValueError(f"rank {rank} is out of range for {world_size} processes")
         if order.batch_size % world_size:
-            raise ValueError(f"{order.batch_size} images a batch cannot be shared equally by {world_size} processes")
+            raise ValueError(f"{order.batch_size} images per batch cannot be shared equally by {world_size} processes")
         self.order = order
         self.start_iteration = start_iteration
         share = order.batch_size // world_size
         self._slice = slice(rank * share, (rank + 1) * share)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Positions and random seeds, batch by batch."""
+        """Iterate over the batches, each a list of (position, seed)."""
         iteration = self.start_iteration
         while True:
             yield self.order.batch(iteration)[self._slice]

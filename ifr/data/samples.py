@@ -1,4 +1,4 @@
-"""Images and annotations in the form that a detector takes."""
+"""Builds a detector's inputs from images and annotations."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ifr.data.annotations import Annotations
-from ifr.data.augmentation import Augmentation, Geometry, ImageSize
+from ifr.data.annotations import Annotations, ImageSize
+from ifr.data.augmentation import Augmentation, Geometry
 from ifr.data.coco import CocoImage, CocoObject, Segmentation
 from ifr.data.images import read_image
 from ifr.data.masks import decode_runs, polygons_to_mask
@@ -22,13 +22,13 @@ Sample = dict[str, Any]
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Augmented images with their annotations, found by position and random seed.
+    """Augmented images with their annotations, indexed by position and seed.
 
     Args:
-        images: the annotated images, one data set after the other.
-        augmentations: what is done to every image.
-        masks: give the annotations masks.
-        bitmasks: masks are always bitmaps; otherwise polygons stay polygons where a whole image has no other masks.
+        images: the annotated images of all data sets.
+        augmentations: the augmentations applied to every image.
+        masks: include masks in the annotations.
+        bitmasks: always use bitmaps; otherwise an image whose masks are all polygons keeps them.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class TrainingSamples(Dataset[Sample]):
         self.bitmasks = bitmasks
 
     def __getitem__(self, position_and_seed: tuple[int, int]) -> Sample:
-        """`image` (3, H, W) BGR 0-255 uint8, `instances`, and what `describe` gives.
+        """Return `image` (3, H, W) uint8 BGR 0-255, `instances` and the entries of `describe`.
 
         Raises:
-            ImageError: the file is absent, damaged, or of another size than the annotations say.
-            DatasetError: anything else fails; the message names the image.
+            ImageError: the file is missing, damaged, or not of the annotated size.
+            DatasetError: anything else failed; the message names the image.
         """
         position, seed = position_and_seed
         record = self.images[position]
@@ -62,11 +62,11 @@ class TrainingSamples(Dataset[Sample]):
 
 
 class EvaluationSamples(Dataset[Sample]):
-    """Images for a detector in evaluation mode, resized as INPUT.AUG.TEST_PIPELINES says.
+    """Images for a detector in evaluation mode, resized by INPUT.AUG.TEST_PIPELINES.
 
     Args:
         images: the annotated images.
-        transform: of `build_test_transform`.
+        transform: the resizing, from `build_test_transform`.
     """
 
     def __init__(self, images: Dataset[CocoImage], transform: ImageTransform) -> None:
@@ -74,11 +74,11 @@ class EvaluationSamples(Dataset[Sample]):
         self.transform = transform
 
     def __getitem__(self, position: int) -> Sample:
-        """`image` (3, H, W) BGR 0-255 uint8, and what `describe` gives.
+        """Return `image` (3, H, W) uint8 BGR 0-255 and the entries of `describe`.
 
         Raises:
-            ImageError: the file is absent, damaged, or of another size than the annotations say.
-            DatasetError: anything else fails; the message names the image.
+            ImageError: the file is missing, damaged, or not of the annotated size.
+            DatasetError: anything else failed; the message names the image.
         """
         record = self.images[position]
         with named(record):
@@ -86,7 +86,7 @@ class EvaluationSamples(Dataset[Sample]):
 
 
 def describe(record: CocoImage) -> Sample:
-    """`height` and `width` in pixels before any change, `file_name` and `image_id`."""
+    """Return `height` and `width` in pixels before any change, `file_name` and `image_id`."""
     return {
         "height": record.height,
         "width": record.width,
@@ -103,17 +103,17 @@ def annotate(
     masks: bool,
     bitmasks: bool = False,
 ) -> Annotations:
-    """The annotations after these changes, boxes clipped to the image; objects that vanish are left out.
+    """Apply changes to the annotations of an image; clip boxes to the image and drop objects that vanish.
 
     Args:
-        record: an image before any change.
-        geometries: every change with the size (height, width) that the image has before it.
+        record: the image before any change.
+        geometries: every change and the (height, width) of the image before it.
         size: height and width after the changes.
-        masks: give the annotations masks.
-        bitmasks: make them bitmaps even where all are polygons.
+        masks: include masks in the annotations.
+        bitmasks: use bitmaps even if all masks are polygons.
 
     Raises:
-        DatasetError: a run-length encoding is of another size than the image.
+        DatasetError: a run-length encoding does not have the image's size.
     """
     corners = np.array([item.box for item in record.objects], dtype=np.float64).reshape(-1, 2)
     pairs = _move(corners, geometries).reshape(-1, 2, 2)
@@ -138,12 +138,12 @@ def annotate(
 
 @contextlib.contextmanager
 def named(record: CocoImage) -> Iterator[None]:
-    """Add the image to the errors of working on it.
+    """Name the image in errors raised while it is processed.
 
     Raises:
-        ImageError: one was raised.
-        MemoryError: one was raised, which says little of the image.
-        DatasetError: something else was raised.
+        ImageError: the picture cannot be used.
+        MemoryError: unchanged, because the image is not at fault.
+        DatasetError: any other error was raised.
     """
     try:
         yield
@@ -157,10 +157,10 @@ def named(record: CocoImage) -> Iterator[None]:
 
 
 def read_picture(record: CocoImage) -> NDArray[np.uint8]:
-    """The picture (H, W, 3), BGR 0-255, of an image of a data set.
+    """Read the picture (H, W, 3), BGR 0-255, of an image in a data set.
 
     Raises:
-        ImageError: the file is absent, damaged, or of another size than the annotations say.
+        ImageError: the file is missing, damaged, or not of the annotated size.
     """
     return read_image(record.path, (record.height, record.width))
 
@@ -185,7 +185,7 @@ def _polygons(
 def _bitmap(
     item: CocoObject, record: CocoImage, geometries: Sequence[tuple[Geometry, ImageSize]], size: ImageSize
 ) -> NDArray[np.bool_]:
-    """The mask after the changes; polygons are changed first and filled then."""
+    """Return the changed mask; polygons are changed before they are filled."""
     if not isinstance(item.segmentation, dict):
         polygons = _polygons(item.segmentation, geometries)
         return polygons_to_mask(polygons, *size) if polygons else np.zeros(size, dtype=bool)
@@ -196,10 +196,10 @@ def _bitmap(
 
 
 def runs_to_mask(runs: dict[str, Any], record: CocoImage) -> NDArray[np.bool_]:
-    """The mask (H, W) of a run-length encoding, compressed or not.
+    """Decode the mask (H, W) of a run-length encoding, compressed or not.
 
     Raises:
-        DatasetError: it is of another size than the image, or damaged.
+        DatasetError: the encoding does not have the image's size or is damaged.
     """
     height, width = record.height, record.width
     try:

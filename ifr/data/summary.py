@@ -1,4 +1,4 @@
-"""Says what is in a data set."""
+"""Summarizes a data set."""
 
 from dataclasses import dataclass
 
@@ -9,31 +9,31 @@ from ifr.data.coco import CocoDataset
 from ifr.data.coco_rules import CROWD
 from ifr.errors import DatasetError
 
-_SMALL, _LARGE = 32**2, 96**2  # pixels, COCO's limits of small and large objects
+_SMALL, _LARGE = 32**2, 96**2  # pixels; COCO's limits for small and large objects
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a data set."""
+    """Statistics of a data set."""
 
     source: DatasetSource
     images: int
     absent: tuple[str, ...]
-    """Files that are listed and not there."""
+    """Image files that are listed but missing."""
     empty: int
-    """Images without an object that can be trained on."""
+    """Images without objects that training can use."""
     objects: int
     crowds: int
     unusable: int
-    """Objects without a mask or a box that can be used, crowds not counted."""
+    """Objects without a usable mask or box, not counting crowds."""
     sizes: tuple[int, int, int]
-    """Small, medium and large objects as COCO understands it."""
+    """Numbers of small, medium and large objects by COCO's definition."""
     shapes: tuple[tuple[int, int], tuple[int, int]]
-    """Least and greatest (height, width) of the images in pixels, each for itself."""
+    """Least and greatest (height, width) in pixels, with independent extremes."""
     by_class: dict[str, int]
 
     def __str__(self) -> str:
-        """A few lines for people."""
+        """Format the summary in a few lines."""
         (low_height, low_width), (high_height, high_width) = self.shapes
         small, medium, large = self.sizes
         width = max(map(len, self.by_class))
@@ -41,24 +41,24 @@ class Summary:
             f"{self.source.name}: {self.source.json}, images in {self.source.images}",
             f"{self.images} images, {low_width} to {high_width} pixels wide, {low_height} to {high_height} high; "
             f"{self.empty} without objects",
-            f"{self.objects} objects, {self.objects / self.images:.2f} an image: {small} small, {medium} medium, "
+            f"{self.objects} objects, {self.objects / self.images:.2f} per image: {small} small, {medium} medium, "
             f"{large} large; {self.crowds} crowds and {self.unusable} objects without a usable mask or box left out",
             *(f"  {name:<{width}} {count:>8}" for name, count in self.by_class.items()),
         ]
         if self.absent:
-            lines.append(f"{len(self.absent)} images are absent, first {self.absent[0]}")
+            lines.append(f"{len(self.absent)} images are missing, the first is {self.absent[0]}")
         return "\n".join(lines)
 
 
 def summarize(source: DatasetSource) -> Summary:
-    """Count what training would see of a data set.
+    """Summarize what training would see of a data set.
 
     Raises:
-        DatasetError: it is damaged or has no annotations.
+        DatasetError: the set is damaged or has no annotations.
     """
     dataset = CocoDataset(source, masks=True, keep_empty=True, keep_truth=True)
     if dataset.truth is None or "annotations" not in dataset.truth:
-        raise DatasetError(f"{source.json}: there are no annotations")
+        raise DatasetError(f"{source.json}: the file has no annotations")
     records = [dataset[index] for index in range(len(dataset))]
     objects = [item for record in records for item in record.objects]
     areas = np.array([item.area for item in objects])

@@ -15,15 +15,15 @@ ImageTransform = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class ResizeShortestEdge:
-    """Scales the shorter edge to a length, or the longer edge to `max_size` where that makes the image smaller.
+    """Scales the shorter edge to a given length, or the longer edge to `max_size` if that makes the image smaller.
 
     Args:
-        short_edge_length: pixels; the lengths to choose from, or for the style "range" the least and the greatest one.
-        max_size: pixels that the longer edge may have.
+        short_edge_length: the lengths in pixels to choose from; for the style "range", the least and the greatest.
+        max_size: the longer edge's limit in pixels.
         sample_style: "choice" or "range".
 
     Raises:
-        ValueError: the style is unknown, a range has other than two ends, or a length is negative.
+        ValueError: the style is unknown, a range is not (least, greatest), or a length is negative.
     """
 
     short_edge_length: int | Sequence[int]
@@ -38,17 +38,17 @@ class ResizeShortestEdge:
         if not lengths or min(lengths) < 0 or self.max_size < 1:
             raise ValueError(f"edges must be positive; got {self.short_edge_length!r} and max_size {self.max_size!r}")
         if self.sample_style == "range" and (len(lengths) != 2 or lengths[0] > lengths[1]):
-            raise ValueError(f"a range of lengths needs its two ends; got {self.short_edge_length!r}")
+            raise ValueError(f"a range of lengths must be (least, greatest); got {self.short_edge_length!r}")
 
     def sample(self, generator: torch.Generator | None = None) -> int:
-        """A length for the shorter edge, drawn from torch's global generator by default; 0 leaves the image as is."""
+        """Draw a length for the shorter edge, by default from torch's global generator; 0 keeps the image's size."""
         lengths = self._lengths()
         if self.sample_style == "range":
             return int(torch.randint(lengths[0], lengths[1] + 1, (), generator=generator))
         return lengths[int(torch.randint(len(lengths), (), generator=generator))]
 
     def output_size(self, height: int, width: int, short_edge: int) -> tuple[int, int]:
-        """Height and width after scaling, each rounded half up."""
+        """Return the height and width after scaling, each rounded half up."""
         if short_edge == 0:
             return height, width
         scale = short_edge / min(height, width)
@@ -56,11 +56,11 @@ class ResizeShortestEdge:
         if max(new_height, new_width) > self.max_size:
             scale = self.max_size / max(new_height, new_width)
             new_height, new_width = new_height * scale, new_width * scale
-        # An image may be so elongated that its shorter edge would vanish.
+        # The shorter edge of a very elongated image could round to 0.
         return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize an image (H, W, 3) uint8 by a drawn length, bilinearly, with antialiasing."""
+        """Resize an image (H, W, 3) uint8 to a drawn length, bilinearly, with antialiasing."""
         return resize(image, self.output_size(image.shape[0], image.shape[1], self.sample()))
 
     def _lengths(self) -> tuple[int, ...]:
@@ -80,8 +80,8 @@ _IMAGE_TRANSFORMS: dict[str, Callable[..., ImageTransform]] = {"ResizeShortestEd
 
 
 @dataclass(frozen=True)
-class _InTurn:
-    """One transform after the other; an object, for the processes of a loader may need to pickle it."""
+class _Composed:
+    """Applies transforms in order; a class, because a loader's processes may need to pickle it."""
 
     steps: tuple[ImageTransform, ...]
 
@@ -92,13 +92,13 @@ class _InTurn:
 
 
 def build_test_transform(pipeline: Iterable[Any]) -> ImageTransform:
-    """What INPUT.AUG.TEST_PIPELINES does to an image, as one function.
+    """Build one function from the transforms of INPUT.AUG.TEST_PIPELINES.
 
     Args:
-        pipeline: pairs of a transform's name and its settings.
+        pipeline: (name, settings) pairs.
 
     Raises:
-        ValueError: a transform is unknown, or has settings that it does not take.
+        ValueError: a transform or one of its settings is unknown.
     """
     steps = []
     for name, settings in pipeline:
@@ -109,4 +109,4 @@ def build_test_transform(pipeline: Iterable[Any]) -> ImageTransform:
         except TypeError as error:
             raise ValueError(f"INPUT.AUG.TEST_PIPELINES, {name}: {error}") from error
 
-    return _InTurn(tuple(steps))
+    return _Composed(tuple(steps))

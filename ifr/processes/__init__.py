@@ -1,1 +1,1 @@
-"""Start worker processes, stop them, and hear what they have to say."""
+"""Start and stop worker processes and collect their results and errors."""

@@ -1,4 +1,4 @@
-"""Starts the worker processes of a job, waits for them, and raises what they report."""
+"""Starts the worker processes of a job, waits for them and raises their errors."""
 
 import contextlib
 import logging
@@ -23,26 +23,26 @@ from ifr.processes.workers import Worker, from_torchrun, joined
 Job = Callable[..., Any]
 
 _POLL = 0.5  # seconds
-_PATIENCE = 5.0  # seconds; once a worker has failed, the others may still save or report something
+_GRACE = 5.0  # seconds for the other workers to save or report after one has failed
 
 
 def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
-    """Run `job(worker, *arguments)` in every worker and return the result of the worker in this process.
+    """Run `job(worker, *arguments)` in every worker; return the result of a worker in this process, otherwise None.
 
     Under torchrun, this process is one worker. Otherwise it starts the workers of this machine and waits for them; a
-    single worker runs in this very process.
+    single worker runs in this process.
 
     Args:
         job: a module-level function, so that other processes can import it.
         layout: the number of workers.
         device: MODEL.DEVICE.
-        arguments: picklable.
+        arguments: picklable arguments of the job.
 
     Raises:
-        RunError: the layout does not fit this machine, or the workers cannot meet.
-        Stopped: a signal asked the workers to stop, and they did.
-        WorkerError: a worker was killed, or ended without reporting why.
-        UserError: a worker's error, as its text.
+        RunError: the layout does not fit this machine, or the workers cannot connect.
+        Stopped: a signal stopped the workers.
+        WorkerError: a worker was killed or ended without reporting an error.
+        UserError: a worker reported an error.
     """
     own = from_torchrun(device)
     if own is not None:
@@ -58,7 +58,7 @@ def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
 
 
 def _run(job: Job, workers: Sequence[Worker], url: str, device: str, arguments: tuple[Any, ...]) -> None:
-    """Run the job in new processes, one for each worker, and raise the first error among them."""
+    """Run the job in one new process per worker and raise their first error."""
     pipes = [multiprocessing.Pipe(duplex=False) for _ in workers]
     with StopSignals() as signals:
         processes = start_processes(  # type: ignore[no-untyped-call]
@@ -73,8 +73,8 @@ def _run(job: Job, workers: Sequence[Worker], url: str, device: str, arguments: 
         finally:
             _end(processes)
     reports = [_read(*pipe) for pipe in pipes]
-    said = sorted((report for report in reports if report is not None), key=lambda report: report.moment)
-    errors = [report.restored() for report in said]
+    received = sorted((report for report in reports if report is not None), key=lambda report: report.moment)
+    errors = [report.restored() for report in received]
     for stop in errors:
         if isinstance(stop, Stopped):
             raise Stopped(signals.requested or stop.number, stop.iteration, stop.saved)
@@ -101,7 +101,7 @@ def _work(
     arguments: tuple[Any, ...],
     writers: Sequence[connection.Connection],
 ) -> None:
-    """In a started process: run the job, and report an error to the process that waits."""
+    """Run the job in a started process and report its error to the parent."""
     die_with_parent()
     worker = workers[index]
     logging.basicConfig(level=logging.INFO if worker.is_first else logging.WARNING, format="%(message)s")
@@ -111,14 +111,13 @@ def _work(
         with joined(worker, url, device):
             job(worker, *arguments)
     except Exception as error:
-        report = RemoteError.of(error, str(worker))
-        writers[index].send(report)
+        writers[index].send(RemoteError.of(error, str(worker)))
         if not isinstance(error, Stopped):
-            sys.exit(1)  # torch would write an error that is raised further to a file that it leaves in /tmp
+            sys.exit(1)  # torch would write a raised error to a file and leave it in /tmp
 
 
 def _read(reader: connection.Connection, writer: connection.Connection) -> RemoteError | None:
-    """What a worker reported before it ended; None if it was killed before the end of its message."""
+    """Return what a worker reported before it ended; None if nothing, or if it was killed while sending."""
     writer.close()
     with reader, contextlib.suppress(EOFError, OSError):
         report: RemoteError = reader.recv()
@@ -127,23 +126,23 @@ def _read(reader: connection.Connection, writer: connection.Connection) -> Remot
 
 
 def _wait(processes: Sequence[Any], signals: StopSignals) -> list[int]:
-    """Wait until all workers end or one fails; return the indices that failed on their own, killed ones first.
+    """Wait until all workers end or one fails; return the indices that failed on their own, killed workers first.
 
-    A signal to this process is passed on once.
+    Forward a signal to this process once.
     """
-    passed_on = False
+    forwarded = False
     while True:
-        if signals.requested and not passed_on:
-            passed_on = True
+        if signals.requested and not forwarded:
+            forwarded = True
             for process in processes:
                 process.terminate()
         failed = [index for index, process in enumerate(processes) if process.exitcode]
         if failed:
-            deadline = time.monotonic() + _PATIENCE
+            deadline = time.monotonic() + _GRACE
             for process in processes:
                 process.join(max(deadline - time.monotonic(), 0))
             codes = [process.exitcode for process in processes]
-            # A killed worker makes the others fail, even if its end is noticed a little later than theirs.
+            # A killed worker makes the others fail, but its end may be noticed after theirs.
             return sorted((i for i, code in enumerate(codes) if code), key=lambda i: (codes[i] > 0, i not in failed))
         running = [process.sentinel for process in processes if process.exitcode is None]
         if not running:
@@ -152,7 +151,7 @@ def _wait(processes: Sequence[Any], signals: StopSignals) -> list[int]:
 
 
 def _end(processes: Sequence[Any]) -> None:
-    """Kill the workers that still run: one that waits for another may not react to a milder signal."""
+    """Kill the running workers: a worker that waits for another may not react to SIGTERM."""
     for process in processes:
         if process.is_alive():
             process.kill()

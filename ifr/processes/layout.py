@@ -1,4 +1,4 @@
-"""How many workers a job has, on which devices, and where they meet."""
+"""Chooses the number of workers, their devices and the address where they connect."""
 
 import socket
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Layout:
     num_machines: int = 1
     machine_rank: int = 0
     dist_url: str = "auto"
-    """Where the workers meet, `tcp://HOST:PORT`; "auto" serves one machine."""
+    """The address where the workers connect, `tcp://HOST:PORT`; "auto" works on one machine only."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -37,10 +37,10 @@ class Layout:
             raise ValueError("several machines need --dist-url tcp://HOST:PORT, the same on all; got 'auto'")
 
     def workers_here(self, device: str) -> int:
-        """The number of workers on this machine, for MODEL.DEVICE `device`.
+        """Return the number of workers on this machine for MODEL.DEVICE `device`.
 
         Raises:
-            RunError: the machine has fewer GPUs, or `device` names a single one.
+            RunError: the machine has too few GPUs, or `device` names a single GPU for several workers.
         """
         wanted = self.num_gpus
         if not device.startswith("cuda"):
@@ -61,10 +61,10 @@ class Layout:
         return wanted or max(visible, 1)
 
     def meeting_point(self) -> str:
-        """The address at which the workers meet; machine 0 makes sure that it can listen there.
+        """Return the address where the workers connect; machine 0 checks that it can listen there.
 
         Raises:
-            RunError: the address has no port, or another program listens there.
+            RunError: the address has no valid port, or the port is in use.
         """
         if self.dist_url == "auto":
             with socket.socket() as listener:
@@ -76,7 +76,7 @@ class Layout:
 
 
 def _check_port(url: str) -> None:
-    """Make sure that this machine can listen at the address."""
+    """Check that this machine can listen at the address."""
     try:
         port = urlsplit(url).port
     except ValueError as error:
@@ -84,7 +84,7 @@ def _check_port(url: str) -> None:
     if port is None:
         raise RunError(f"--dist-url {url} names no port", "give tcp://HOST:PORT, the same on all machines")
     with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like torch
         try:
             listener.bind(("", port))
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Errors that reach another process as text."""
+"""Errors that are sent to another process as text."""
 
 import time
 import traceback
@@ -10,30 +10,30 @@ from ifr.errors import UserError, explained, shortened
 
 
 class RemoteTraceback(Exception):
-    """Shows where an error was raised in the other process."""
+    """The traceback from the other process."""
 
 
 @dataclass(frozen=True)
 class RemoteError:
-    """An error as a user should read it; its texts are short enough that a pipe takes them without blocking."""
+    """An error as shown to the user; its texts are short enough to fit in a pipe without blocking."""
 
     kind: str
-    """Its class in `ifr.errors`."""
+    """The name of its class in `ifr.errors`."""
     facts: dict[str, Any]
-    """Its attributes that are text or numbers: cause, remedy, exit code and others."""
+    """Its text and integer attributes, such as cause, remedy and exit code."""
     trace: str
     moment: float = field(default_factory=time.monotonic)
 
     @classmethod
     def of(cls, error: Exception, process: str) -> "RemoteError":
-        """Describe an error that was raised here, in the process of this name."""
+        """Describe an error raised in this process, called `process` in the traceback."""
         known = explained(error)
         facts = {name: value for name, value in vars(known).items() if isinstance(value, str | int | None)}
         trace = shortened("".join(traceback.format_exception(error)))
         return cls(type(known).__name__, facts, f"in {process}:\n{trace}")
 
     def restored(self) -> UserError:
-        """The error, to be raised here; its `__cause__` shows where it was raised there."""
+        """Rebuild the error; its `__cause__` holds the traceback from the other process."""
         kind: type[UserError] = getattr(errors, self.kind)
         error = kind.__new__(kind, self.facts["cause"])
         vars(error).update(self.facts)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: asked to stop, a run first finishes its step."""
+"""SIGTERM and Ctrl-C: a run finishes its step before it stops."""
 
 import contextlib
 import ctypes
@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
-_REPEATED = 1.0  # seconds; a terminal and torchrun both pass one Ctrl-C on
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_REPEATED = 1.0  # seconds; the terminal and torchrun both deliver one Ctrl-C
 
 
 class StopSignals:
-    """Notes, while entered, that a signal asked this process to stop; the second Ctrl-C interrupts at once.
+    """Records inside its context that a signal asked this process to stop; a second Ctrl-C interrupts at once.
 
-    A signal that was ignored stays ignored, as Ctrl-C is by what a shell script runs in the background and by processes
-    that `launch` started (`die_with_parent`). In a thread other than the main one nothing is noted: Python gives it no
-    signals.
+    Ignored signals stay ignored: background jobs of a shell script ignore Ctrl-C, and so do the processes that
+    `launch` starts (`die_with_parent`). Outside the main thread nothing is recorded, because Python handles signals
+    only there.
     """
 
     def __init__(self) -> None:
@@ -30,19 +30,19 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        """Take over the signals."""
+        """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
             numbers = (signal.SIGTERM, signal.SIGINT)
-            heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-            self._previous = {number: signal.signal(number, self._note) for number in heard}
+            handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._record) for number in handled}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not self.requested:
             self.requested, self._since = number, now
@@ -52,12 +52,12 @@ class StopSignals:
 
 @contextlib.contextmanager
 def kept_from_children() -> Iterator[None]:
-    """On Linux, processes that this one forks meanwhile heed SIGTERM of this one alone and no Ctrl-C, and die with it.
+    """On Linux, shield processes forked in this context from signals that this process did not send.
 
-    A scheduler or a terminal sends these to all processes of a job; without those that load data no step could be
-    finished. They watch for the end of this process themselves, but torch 2.14 misses one that comes while they start.
-    Python starts processes in other ways than by forking: on macOS, where those that load data are not covered, and
-    since 3.14 on Linux, where `loading_processes` of the data asks for forking.
+    A scheduler or a terminal signals all processes of a job, but a step cannot finish without its loading processes.
+    The forked processes ignore Ctrl-C, react to SIGTERM only from this process and are killed when it dies: torch
+    2.14's own watch for the parent misses a death while they start. Only forked processes are covered; on Linux,
+    `loading_processes` asks for forking.
     """
     if not sys.platform.startswith("linux"):
         yield
@@ -72,20 +72,20 @@ def kept_from_children() -> Iterator[None]:
 
 
 _parents: list[int] = []
-"""The process that is inside `kept_from_children`."""
+"""The id of the process inside `kept_from_children`."""
 
 
 def _tie_to_parent() -> None:
-    """In a forked process, where the signals are blocked; what it may fork itself is its own affair."""
+    """Tie a forked process, which inherits the blocked signals, to its parent; its own children are not affected."""
     if _parents:
         parent = _parents[-1]
         _parents.clear()
         _end_with(parent)
-        threading.Thread(target=_heed, args=(parent,), daemon=True).start()
+        threading.Thread(target=_end_on_parents_sigterm, args=(parent,), daemon=True).start()
 
 
-def _heed(parent: int) -> None:
-    """End by SIGTERM of the parent, which at its own exit waits for those that it has sent one."""
+def _end_on_parents_sigterm(parent: int) -> None:
+    """Exit on SIGTERM from the parent, which sends it at its own exit and then waits for this process."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
@@ -96,9 +96,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def die_with_parent() -> None:
-    """In a started process: leave Ctrl-C to the parent, which passes it on as SIGTERM; on Linux, be killed with it.
+    """Ignore Ctrl-C in a started process, because the parent forwards it as SIGTERM; on Linux, die with the parent.
 
-    No handler of Python's would do: it waits for the main thread, and that may wait in a call for a dead peer.
+    A Python handler is not enough: it runs in the main thread, which may be blocked in a call that waits for a dead
+    peer.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -107,7 +108,7 @@ def die_with_parent() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Have this process killed when its parent dies, and end it if that has happened already; on Linux alone."""
+    """On Linux, have this process killed when its parent dies; exit if the parent is already dead."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -115,11 +116,10 @@ def _end_with(parent: int) -> None:
 
 
 def loading_processes(count: int) -> dict[str, Any]:
-    """Arguments of DataLoader for `count` processes, 0 for none.
+    """Return DataLoader's arguments for `count` loading processes; with 0, this process loads the data.
 
-    On Linux they are forked, whatever Python's default is (since 3.14 it is another), because `kept_from_children`
-    covers forked ones alone. macOS does not fork safely: there they are started afresh, and a signal to all processes
-    of a run also ends those that load its data.
+    On Linux they are forked, although Python 3.14 changed the default, because `kept_from_children` covers only forked
+    processes. Forking is not safe on macOS: there a signal to all processes of a run also ends its loading processes.
     """
     forks = count > 0 and sys.platform.startswith("linux")
     return {"num_workers": count, "multiprocessing_context": "fork" if forks else None}

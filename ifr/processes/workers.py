@@ -1,4 +1,4 @@
-"""The processes of a run and what they say to each other."""
+"""The worker processes of a run and their communication."""
 
 import contextlib
 import gc
@@ -18,28 +18,28 @@ from ifr.errors import RunError, Stopped
 
 @dataclass(frozen=True)
 class Worker:
-    """This process among all of a run."""
+    """One of the processes of a run."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Among the workers of this machine."""
+    """The rank among the workers of this machine."""
 
     def __str__(self) -> str:
-        """How messages name it."""
+        """Return the worker's name in messages."""
         return f"worker {self.rank} of {self.world_size}"
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes the files."""
+        """Whether this worker writes the files."""
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """Where this worker computes, for MODEL.DEVICE `name`: with "cuda", a GPU of its own."""
+        """Return this worker's device for MODEL.DEVICE `name`; with "cuda", each worker has its own GPU."""
         return torch.device("cuda", self.local_rank) if name == "cuda" else torch.device(name)
 
     def broadcast(self, value: Any) -> Any:
-        """The value of the first worker, on all."""
+        """Return the first worker's value on all workers."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -47,7 +47,7 @@ class Worker:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all workers by rank, on all."""
+        """Return the values of all workers, by rank, on all workers."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -55,7 +55,7 @@ class Worker:
         return values
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean over the workers, on all."""
+        """Return the mean over the workers on all workers."""
         if self.world_size == 1:
             return values
         total = values.clone()
@@ -63,20 +63,20 @@ class Worker:
         return total / self.world_size
 
     def wait(self) -> None:
-        """Until all workers are here."""
+        """Wait until all workers have made this call."""
         if self.world_size > 1:
             distributed.barrier()
 
 
 def from_torchrun(device: str) -> Worker | None:
-    """The worker that torchrun's environment describes, if torchrun started this process.
+    """Return the worker described by torchrun's environment; None if torchrun did not start this process.
 
     Args:
         device: MODEL.DEVICE.
 
     Raises:
-        ValueError: the environment is incomplete.
-        RunError: torchrun started more processes than there are GPUs for.
+        ValueError: the environment is incomplete or invalid.
+        RunError: torchrun started more processes than there are GPUs.
     """
     if "WORLD_SIZE" not in os.environ:
         return None
@@ -84,7 +84,7 @@ def from_torchrun(device: str) -> Worker | None:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         worker = Worker(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)))
     except (KeyError, ValueError) as error:
-        raise ValueError(f"WORLD_SIZE is set, but not all that torchrun sets with it: {error}") from error
+        raise ValueError(f"WORLD_SIZE is set, but torchrun's other variables are missing or wrong: {error}") from error
     count, visible = int(os.environ.get("LOCAL_WORLD_SIZE", worker.local_rank + 1)), torch.cuda.device_count()
     if device.startswith("cuda:") and count > 1:
         raise RunError(
@@ -101,15 +101,15 @@ def from_torchrun(device: str) -> Worker | None:
 
 @contextlib.contextmanager
 def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
-    """The worker is connected to the others meanwhile.
+    """Connect the worker to the others inside the context.
 
     Args:
         worker: this process.
-        url: where the workers meet, as `init_method` of `torch.distributed.init_process_group`.
-        device: MODEL.DEVICE; GPUs talk by NCCL, CPUs by gloo.
+        url: the workers' address, like `init_method` of `torch.distributed.init_process_group`.
+        device: MODEL.DEVICE; GPUs use NCCL, CPUs gloo.
 
     Raises:
-        RunError: the workers cannot meet.
+        RunError: the workers cannot connect.
     """
     if worker.world_size == 1:
         yield
@@ -119,7 +119,7 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
         torch.cuda.set_device(gpu)
     try:
         store, _, _ = next(rendezvous(url, worker.rank, worker.world_size))
-        # torchrun 2.14 keeps its store when it restarts the workers: they would find the addresses of the dead ones.
+        # torchrun 2.14 keeps its store across restarts: new workers would find the addresses of the dead ones.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         distributed.init_process_group(
             "gloo" if gpu is None else "nccl",
@@ -132,23 +132,23 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
         if "EADDRINUSE" in str(error) or "in use" in str(error):
             raise RunError(f"the port of {url} is in use", "give another port, or leave --dist-url out") from error
         remedy = "check --dist-url, --num-machines and that every machine runs the command"
-        raise RunError(f"the workers cannot meet at {url}: {error}", remedy) from error
+        raise RunError(f"the workers cannot connect at {url}: {error}", remedy) from error
     except distributed.DistStoreError as error:
         remedy = "check --num-machines and --machine-rank, and that every machine runs the command"
-        raise RunError(f"the workers did not all come to {url}: {error}", remedy) from error
+        raise RunError(f"not all workers connected at {url}: {error}", remedy) from error
     try:
         yield
     except Stopped as stopped:
-        traceback.clear_frames(stopped.__traceback__)  # they hold the trainer
+        traceback.clear_frames(stopped.__traceback__)  # the frames keep the trainer alive
         _leave()
         raise
-    _leave()  # after an error the process ends; leaving the group could wait for workers that wait for this one
+    _leave()  # not after an error: other workers may wait for this one and never leave; the process ends anyway
 
 
 def _leave() -> None:
-    """Leave the group together, so that none closes its connections while another still uses them."""
-    # What still refers to the group, such as DistributedDataParallel in its reference cycles, keeps gloo's threads
-    # alive; one that lets go of its last work while Python shuts down aborts the process (seen with torch 2.14).
+    """Leave the group together with all workers, so that no connection closes while another worker uses it."""
+    # References to the group, such as DistributedDataParallel's reference cycles, keep gloo's threads alive. A thread
+    # that releases its last work while Python shuts down aborts the process (seen with torch 2.14).
     gc.collect()
     distributed.barrier()
     distributed.destroy_process_group()

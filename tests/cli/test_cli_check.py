@@ -40,15 +40,15 @@ def test_every_problem_has_a_line_with_file_and_ids(run, spoiled):
     assert code == 1
     assert lines[:6] == [
         "images",
-        f"  {spoiled.json}: image 4 ('../b.png'): file_name '../b.png' leads out of the folder of the images; "
-        "it must be relative to it",
+        f"  {spoiled.json}: image 4 ('../b.png'): 'file_name' must be a relative path inside the image "
+        "folder, got '../b.png'",
         "annotations",
         f"  {spoiled.json}: annotation 8 (image 3): bbox has a negative width or height: [1, 2, -3, 4]",
-        f"  {spoiled.json}: annotation 9 (image 99): is of the image 99, which the file does not list",
-        f"  {spoiled.json}: annotation 9 (image 99): is of the category 98, which the file does not list",
+        f"  {spoiled.json}: annotation 9 (image 99): image_id 99 is not among the file's images",
+        f"  {spoiled.json}: annotation 9 (image 99): category_id 98 is not among the file's categories",
     ]
     assert lines[6:8] == ["pictures", f"  {spoiled.images / 'absent.png'}: no such file (image 5)"]
-    assert lines[8].startswith(f"  {spoiled.images / 'cut.png'}: a damaged picture (")
+    assert lines[8].startswith(f"  {spoiled.images / 'cut.png'}: the picture is damaged (")
     assert lines[8].endswith("(image 6)")
     assert len(lines) == 9
     assert errors[0] == "error: pictures-a has 6 problems"
@@ -100,7 +100,7 @@ def test_many_pictures_are_read_by_several_processes(run, tmp_path):
     [
         (["absent.json", "."], "no file 'absent.json'"),
         (["a.json", "absent"], "no folder 'absent'"),
-        (["nothing"], "no data set 'nothing'"),
+        (["nothing"], "unknown data set 'nothing'"),
     ],
 )
 def test_what_is_not_there_is_named(run, tmp_path, monkeypatch, arguments, cause):

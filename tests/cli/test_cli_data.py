@@ -51,7 +51,7 @@ def test_inspect_counts_everything(run, tmp_path, entry):
     assert code == 0
     assert "4 images, 60 to 60 pixels wide, 40 to 40 high; 2 without objects" in said
     assert (
-        "4 objects, 1.00 an image: 4 small, 0 medium, 0 large; 1 crowds and 2 objects without a usable mask or box"
+        "4 objects, 1.00 per image: 4 small, 0 medium, 0 large; 1 crowds and 2 objects without a usable mask or box"
         in said
     )
     counts = dict(line.split() for line in said.splitlines() if line.startswith("  "))
@@ -63,14 +63,14 @@ def test_inspect_counts_everything(run, tmp_path, entry):
 def test_inspect_names_absent_images(run, tmp_path):
     entry = write_set(tmp_path, contents())
     (tmp_path / "the images" / "7.png").unlink()
-    assert "1 images are absent, first" in run("inspect", entry)[1]
+    assert "1 images are missing, the first is" in run("inspect", entry)[1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "cause", "remedy"),
     [
-        (["inspect", "nothing"], "no data set 'nothing'", "ifr data inspect --help"),
-        (["inspect", "digits_val"], "there is no", "ifr data inspect --help"),
+        (["inspect", "nothing"], "unknown data set 'nothing'", "ifr data inspect --help"),
+        (["inspect", "digits_val"], "cannot find", "ifr data inspect --help"),
         (["make", "--train", "0"], "at least one image", "ifr data make --help"),
         (["make", "KEY", "1"], "'KEY' means nothing here", "ifr data make --help"),
     ],

@@ -113,7 +113,7 @@ def test_every_experiment_has_the_same_two_scripts() -> None:
         (["--num-gpus", "0"], "--num-gpus must be at least 1, got 0"),
         (["--num-machines", "2"], "--dist-url tcp://HOST:PORT"),
         (["--machine-rank", "1"], "--machine-rank must be from 0 to --num-machines - 1 = 0, got 1"),
-        (["DATASETS.TRAIN", "coco_2018"], "there is no data set 'coco_2018'; did you mean 'coco_2017_val'?"),
+        (["DATASETS.TRAIN", "coco_2018"], "unknown data set 'coco_2018'; did you mean 'coco_2017_val'?"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "5"], "NUM_CLASSES is 5, but"),
         (["MODEL.WEIGHTS", "nothing.pth"], "nothing.pth: no such file"),

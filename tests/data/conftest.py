@@ -1,4 +1,4 @@
-"""A small data set in COCO's format, and the digits."""
+"""Fixtures: a small data set in COCO format, and the digits."""
 
 from pathlib import Path
 

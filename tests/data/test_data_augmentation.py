@@ -9,7 +9,7 @@ from ifr.data.transforms import ResizeShortestEdge
 
 
 def _corner_image(height, width):
-    """All black but a white 10 x 10 square whose corners are at x 10 and 20, y 20 and 30."""
+    """Draw a white 10 x 10 square on black; return the image and the square's corners, (10, 20) and (20, 30)."""
     image = np.zeros((height, width, 3), np.uint8)
     image[20:30, 10:20] = 255
     return image, np.array([[10.0, 20.0], [20.0, 30.0]])
@@ -28,10 +28,10 @@ def test_image_points_and_mask_agree(geometry):
     expected[round(top) : round(bottom), round(left) : round(right)] = True
     np.testing.assert_array_equal(geometry.mask(mask), expected)
     np.testing.assert_array_equal(geometry.image(image)[:, :, 0] > 127, expected)
-    np.testing.assert_array_equal(points, [[10, 20], [20, 30]])  # what was given is left as it is
+    np.testing.assert_array_equal(points, [[10, 20], [20, 30]])  # the argument is unchanged
 
 
-def test_resizing_is_the_one_of_testing():
+def test_resizing_equals_the_test_transform():
     image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
     (step,) = build_augmentations([("ResizeShortestEdge", {"short_edge_length": (30,), "sample_style": "choice"})])
     geometry = step.draw((50, 70), torch.Generator())
@@ -40,7 +40,7 @@ def test_resizing_is_the_one_of_testing():
     assert geometry.size((50, 70)) == expected.shape[:2] == (30, 42)
 
 
-def test_choices_come_from_the_generator_alone():
+def test_choices_depend_only_on_the_generator():
     steps = build_augmentations(
         [("ResizeShortestEdge", {"short_edge_length": (20, 24, 28), "sample_style": "choice"}), ("RandomFlip", {})]
     )
@@ -76,6 +76,6 @@ def test_flip_probabilities():
         (("ResizeShortestEdge", {"short_edge": 3}), "short_edge"),
     ],
 )
-def test_wrong_pipelines_are_refused(step, cause):
+def test_wrong_pipelines_raise(step, cause):
     with pytest.raises(ValueError, match=cause):
         build_augmentations([step])

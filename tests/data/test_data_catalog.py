@@ -1,4 +1,4 @@
-"""Data sets are found where they are, and what is missing is named."""
+"""Known and custom data sets are found; errors name what is missing."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_the_variable_moves_the_root(tmp_path, monkeypatch):
     assert source.name == "coco_2017_val"
 
 
-def test_the_working_directory_comes_first_and_the_variable_alone_counts(tmp_path, monkeypatch):
+def test_the_working_directory_comes_first_but_the_variable_overrides_it(tmp_path, monkeypatch):
     monkeypatch.delenv(ROOT_VARIABLE, raising=False)
     _make_coco(tmp_path / "datasets")
     monkeypatch.chdir(tmp_path)
@@ -32,7 +32,7 @@ def test_the_working_directory_comes_first_and_the_variable_alone_counts(tmp_pat
         find_dataset("coco_2017_val")
 
 
-def test_the_repository_comes_second(tmp_path, monkeypatch):
+def test_the_repository_is_searched_second(tmp_path, monkeypatch):
     monkeypatch.delenv(ROOT_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     assert (dataset_roots()[1].parent / "ifr" / "__init__.py").is_file()
@@ -50,7 +50,7 @@ def test_the_repository_comes_second(tmp_path, monkeypatch):
         (".:a.json", "no file 'a.json'"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path, monkeypatch, name, remedy):
+def test_errors_name_what_is_missing(tmp_path, monkeypatch, name, remedy):
     monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DatasetError, match=remedy) as caught:
@@ -67,7 +67,7 @@ def test_annotations_without_images(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["images", "my images", "a:b"])
-def test_any_folder_and_file(tmp_path, monkeypatch, folder):
+def test_custom_sets_of_any_name(tmp_path, monkeypatch, folder):
     (tmp_path / folder).mkdir()
     (tmp_path / "my boxes.json").write_text("{}")
     for base in (tmp_path, "."):

@@ -1,4 +1,4 @@
-"""Annotation files are read by COCO's rules, and a defect is named with its place."""
+"""Annotation files are read by COCO's rules; errors name the defect and where it is."""
 
 import json
 
@@ -10,10 +10,10 @@ from ifr.data.coco import CocoDataset, classes_of, read_annotations
 from ifr.errors import DatasetError
 
 
-def test_what_is_trained_on(entry, caplog):
+def test_training_uses_the_valid_objects(entry, caplog):
     dataset = CocoDataset(find_dataset(entry))
     assert (dataset.class_names, dataset.category_ids) == (("three", "eight"), (3, 8))
-    assert dataset.image_ids == [4, 9]  # 5 has a crowd alone, 7 nothing
+    assert dataset.image_ids == [4, 9]  # 5 has only a crowd, 7 has no objects
     four, nine = dataset[0], dataset[1]
     assert (nine.image_id, nine.height, nine.width, nine.path.name) == (9, 40, 60, "9.png")
     assert [item.label for item in nine.objects] == [1, 0]
@@ -22,16 +22,16 @@ def test_what_is_trained_on(entry, caplog):
     assert nine.objects[0].area == 400
     assert four.objects[0].segmentation["size"] == [40, 60]
     assert four.objects[0].area == 300
-    assert "left out are 1 objects without a mask" in caplog.text
-    assert "left out are 1 objects without a polygon of three points" in caplog.text
+    assert "leaving out 1 objects without a mask" in caplog.text
+    assert "leaving out 1 objects without a polygon of at least three (x, y) points" in caplog.text
     assert dataset[-1] == nine
     with pytest.raises(IndexError, match="2 images"):
         dataset[2]
 
 
-def test_boxes_alone_need_no_masks(entry):
+def test_without_masks_boxes_suffice(entry):
     dataset = CocoDataset(find_dataset(entry), masks=False)
-    assert len(dataset[1].objects) == 3  # the one without segmentation counts, the one with a broken one does not
+    assert len(dataset[1].objects) == 3  # the object without segmentation is kept, the one with a broken polygon is not
 
 
 def test_images_without_objects_are_kept_on_request(entry):
@@ -41,12 +41,12 @@ def test_images_without_objects_are_kept_on_request(entry):
     assert dataset[2].objects == ()
 
 
-def test_a_test_set_has_no_annotations(tmp_path, content):
+def test_a_test_set_may_lack_annotations(tmp_path, content):
     del content["annotations"]
     source = find_dataset(write_set(tmp_path, content))
     assert len(CocoDataset(source, keep_empty=True)) == 4
     assert classes_of(read_annotations(source)) == (("three", "eight"), (3, 8))
-    with pytest.raises(DatasetError, match="no image with objects"):
+    with pytest.raises(DatasetError, match="no image has objects"):
         CocoDataset(source)
 
 
@@ -63,22 +63,22 @@ def _change(path, value):
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (_change(["images"], 3), "needs a list 'images'"),
-        (_change(["images", 0, "height"], "40"), r"image 9 \('9.png'\): needs 'height' of int, above 0, got '40'"),
-        (_change(["images", 1], "a"), r"images\[1\]: needs to be an object, got 'a'"),
-        (_change(["images", 1, "id"], 9), "the id 9 is that of another one; ids must be unique"),
-        (_change(["categories", 0, "id"], 3), "category 3: the id 3 is that of another one"),
+        (_change(["images"], 3), "images: must be a list, got int"),
+        (_change(["images", 0, "height"], "40"), r"image 9 \('9.png'\): 'height' must be a positive int, got '40'"),
+        (_change(["images", 1], "a"), r"images\[1\]: must be a JSON object, got 'a'"),
+        (_change(["images", 1, "id"], 9), "id 9 is already used; ids must be unique"),
+        (_change(["categories", 0, "id"], 3), "category 3: id 3 is already used"),
         (_change(["categories"], []), "no categories"),
         (_change(["annotations", 1, "bbox"], [1, 2, 3]), r"x, y, width, height in pixels, got \[1, 2, 3\]"),
-        (_change(["annotations", 0, "bbox"], None), r"annotation 100 \(image 9\): needs 'bbox' of list, got None"),
+        (_change(["annotations", 0, "bbox"], None), r"annotation 100 \(image 9\): 'bbox' must be a list, got None"),
         (_change(["annotations", 0, "bbox"], [1, 2, 3, "4"]), r"annotation 100 \(image 9\): bbox"),
-        (_change(["annotations", 0, "image_id"], 1), "of the image 1"),
-        (_change(["annotations", 0, "category_id"], 1), "of the category 1"),
+        (_change(["annotations", 0, "image_id"], 1), "image_id 1 is not among"),
+        (_change(["annotations", 0, "category_id"], 1), "category_id 1 is not among"),
         (_change(["annotations", 0, "segmentation"], {"counts": []}), "needs 'size' and 'counts'"),
         (_change(["annotations", 0, "segmentation"], [1, 2]), "list of polygons"),
     ],
 )
-def test_defects_are_named(tmp_path, content, change, cause):
+def test_errors_name_the_defect(tmp_path, content, change, cause):
     change(content)
     entry = f"{tmp_path}:{tmp_path / 'a.json'}"
     (tmp_path / "a.json").write_text(json.dumps(content))
@@ -87,8 +87,8 @@ def test_defects_are_named(tmp_path, content, change, cause):
     assert "a.json" in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "cause"), [("{", "not a JSON file"), ("[]", "are an object, got list")])
-def test_files_that_are_none(tmp_path, text, cause):
+@pytest.mark.parametrize(("text", "cause"), [("{", "not a JSON file"), ("[]", "must be a JSON object, got list")])
+def test_files_that_are_not_annotations(tmp_path, text, cause):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DatasetError, match=cause):
         CocoDataset(find_dataset(f"{tmp_path}:{tmp_path / 'a.json'}"))

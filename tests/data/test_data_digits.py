@@ -1,4 +1,4 @@
-"""The digits: the same bytes for the same seed, exact masks, and nothing shared between train and val."""
+"""The digits: same seed, same bytes; exact masks; train and val share nothing."""
 
 import hashlib
 import json
@@ -28,18 +28,18 @@ def test_the_same_seed_gives_the_same_bytes(digits_root, tmp_path):
     assert not set(ours.values()) & set(others.values())
 
 
-def test_what_is_there_is_left_and_what_is_not_whole_is_made_again(tmp_path):
+def test_a_complete_set_is_kept_and_an_incomplete_or_different_one_is_remade(tmp_path):
     assert make_digits(tmp_path, seed=3, train=2, val=2)
     made = _digest(tmp_path)
     assert not make_digits(tmp_path, seed=3, train=2, val=2)
     (tmp_path / "digits" / "annotations" / "instances_val.json").unlink()
     assert make_digits(tmp_path, seed=3, train=2, val=2)
     assert _digest(tmp_path) == made
-    assert make_digits(tmp_path, seed=3, train=1, val=2)  # other numbers
+    assert make_digits(tmp_path, seed=3, train=1, val=2)
     assert len(list((tmp_path / "digits" / "train").iterdir())) == 1
 
 
-def test_an_interrupted_making_leaves_no_annotations(tmp_path, monkeypatch):
+def test_an_interruption_leaves_no_annotations(tmp_path, monkeypatch):
     make_digits(tmp_path, seed=3, train=2, val=2)
 
     def interrupted(*_):
@@ -52,7 +52,7 @@ def test_an_interrupted_making_leaves_no_annotations(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["digits_train", "digits_val"])
-def test_annotations_fit_each_other(digits, name):
+def test_boxes_areas_and_masks_are_consistent(digits, name):
     dataset = CocoDataset(find_dataset(name))
     assert dataset.class_names == tuple("0123456789")
     assert (dataset.sizes == SIDE).all()
@@ -61,7 +61,7 @@ def test_annotations_fit_each_other(digits, name):
     for record in (dataset[index] for index in range(len(dataset))):
         assert read_image(record.path).shape == (SIDE, SIDE, 3)
         masks = np.stack([runs_to_mask(item.segmentation, record) for item in record.objects])
-        assert masks.sum(axis=0).max() == 1  # of overlapping digits each pixel belongs to the one on top
+        assert masks.sum(axis=0).max() == 1  # an overlapped pixel belongs only to the digit on top
         for item, mask in zip(record.objects, masks, strict=True):
             left, top, right, bottom = map(int, item.box)
             assert mask[top:bottom, left:right].sum() == mask.sum() == item.area
@@ -72,7 +72,7 @@ def test_annotations_fit_each_other(digits, name):
 
 
 def test_masks_are_exact(monkeypatch):
-    """Each digit is painted into a channel of its own, so that the pixels say to which one they belong."""
+    """Paint each digit into its own channel, so that the pixels show which digit they belong to."""
     painted = iter(np.eye(7, dtype=np.float32) * 255)
     monkeypatch.setattr(recipe, "_background", lambda *_: np.zeros((SIDE, SIDE, 7), dtype=np.float32))
     monkeypatch.setattr(recipe, "_color", lambda *_: next(painted))
@@ -101,7 +101,7 @@ def test_the_splits_share_nothing():
 
 
 def test_pictures_show_the_digit_that_is_annotated():
-    """The mean scan of a class, put where its objects are, correlates with their masks more than other classes do."""
+    """A drawn digit correlates best with the mean scan of its own class."""
     pool = recipe._pools(0)["train"]
     means = np.stack([pool.digits[pool.labels == label].mean(axis=0) for label in range(10)])
     hits = []
@@ -112,18 +112,18 @@ def test_pictures_show_the_digit_that_is_annotated():
         small = recipe.cv2.resize(opacity, (8, 8), interpolation=recipe.cv2.INTER_AREA)
         scores = [np.corrcoef(small.ravel(), mean.ravel())[0, 1] for mean in means]
         hits.append(int(np.argmax(scores)) == pool.labels[chosen])
-    # the nearest of ten means; turned some digits look like others, chance is one in ten
+    # chance is 0.1; some rotated digits look like others
     assert np.mean(hits) > 0.5
 
 
 @pytest.mark.parametrize("settings", [{"seed": -1}, {"train": 0}, {"val": 0}])
-def test_numbers_out_of_range_are_refused(tmp_path, settings):
+def test_numbers_out_of_range_raise(tmp_path, settings):
     with pytest.raises(ValueError, match="got DigitsSettings"):
         make_digits(tmp_path, **settings)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_annotations_say_how_they_were_made(digits_root):
+def test_the_annotations_record_their_settings(digits_root):
     content = json.loads((digits_root / "digits" / "annotations" / "instances_val.json").read_text())
     assert {"seed": 3, "train": 13, "val": 4}.items() <= content["info"].items()
     first = content["annotations"][0]

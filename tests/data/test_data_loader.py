@@ -1,4 +1,4 @@
-"""A batch is a function of the seed and the iteration alone, however many processes and workers make it."""
+"""A batch depends only on the seed and the iteration, not on the number of processes or loaders."""
 
 import itertools
 
@@ -30,7 +30,7 @@ def test_an_epoch_shows_an_image_at_most_once_and_leaves_out_less_than_a_batch()
         assert len(set(shown)) == len(shown) == 20
 
 
-def test_batches_are_of_one_group_but_at_most_one():
+def test_at_most_one_batch_per_epoch_mixes_groups():
     groups = _groups(50, portrait=18)
     order = BatchOrder(groups, batch_size=4, seed=1)
     for epoch in range(5):
@@ -54,7 +54,7 @@ def test_a_small_set_is_repeated_in_the_batch():
         assert sorted(np.bincount(_positions(order, [iteration])[0])) == [2, 3, 3]
 
 
-def test_any_iteration_without_the_ones_before():
+def test_any_iteration_is_available_without_the_previous_ones():
     whole = BatchOrder(_groups(23, portrait=5), batch_size=4, seed=7)
     expected = [whole.batch(iteration) for iteration in range(12)]
     fresh = BatchOrder(_groups(23, portrait=5), batch_size=4, seed=7)
@@ -62,7 +62,7 @@ def test_any_iteration_without_the_ones_before():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_shares_make_the_whole_batch(world_size):
+def test_shares_add_up_to_the_batch(world_size):
     order = BatchOrder(_groups(23), batch_size=8, seed=0)
     shares = [ShareOfBatches(order, rank=rank, world_size=world_size, start_iteration=5) for rank in range(world_size)]
     for iteration, parts in enumerate(itertools.islice(zip(*shares, strict=True), 6), start=5):
@@ -73,15 +73,15 @@ def test_shares_make_the_whole_batch(world_size):
 @pytest.mark.parametrize(
     ("settings", "cause"),
     [
-        ({"rank": 2}, "no rank 2 among 2"),
-        ({"rank": -1}, "no rank -1"),
-        ({"world_size": 3}, "4 images a batch cannot be shared equally by 3"),
+        ({"rank": 2}, "rank 2 is out of range for 2 processes"),
+        ({"rank": -1}, "rank -1 is out of range"),
+        ({"world_size": 3}, "4 images per batch cannot be shared equally by 3"),
         ({"batch_size": 0}, "got 0"),
         ({"seed": -1}, "got -1"),
-        ({"groups": _groups(0)}, "no image"),
+        ({"groups": _groups(0)}, "no images"),
     ],
 )
-def test_misuse_is_refused(settings, cause):
+def test_misuse_raises(settings, cause):
     settings = {"rank": 0, "world_size": 2, "batch_size": 4, "seed": 0, "groups": _groups(9), **settings}
     with pytest.raises(ValueError, match=cause):
         ShareOfBatches(
@@ -124,7 +124,7 @@ def _same(one, other):
         assert torch.equal(first["instances"].classes, second["instances"].classes)
 
 
-def test_resumed_shared_and_worked_on_by_others_batches_are_the_same(config):
+def test_batches_are_the_same_when_resumed_shared_or_loaded_by_workers(config):
     state = torch.get_rng_state()
     loader = iter(build_train_loader(config))
     expected = [next(loader) for _ in range(8)]  # 13 images, so more than two epochs
@@ -138,7 +138,7 @@ def test_resumed_shared_and_worked_on_by_others_batches_are_the_same(config):
     worked = iter(build_train_loader(config))
     for batch in expected:
         _same(next(worked), batch)
-    assert torch.equal(state, torch.get_rng_state())  # training's own random numbers are untouched
+    assert torch.equal(state, torch.get_rng_state())  # training's own random state is unchanged
     config.merge_from_list(["SEED", 6])
     other = iter(build_train_loader(config))
     assert [item["file_name"] for item in next(other)] != [item["file_name"] for item in expected[0]]
@@ -153,7 +153,7 @@ def test_augmentation_differs_between_epochs(config):
     assert max(map(len, shapes.values())) > 1
 
 
-def test_sets_are_joined_and_portraits_kept_apart(config, tmp_path):
+def test_sets_are_joined_and_portraits_batched_separately(config, tmp_path):
     content = contents()
     (one,) = [image for image in content["images"] if image["id"] == 9]
     content["images"] = [{**one, "id": identity, "file_name": f"{identity}.png"} for identity in range(8)]
@@ -171,7 +171,7 @@ def test_sets_are_joined_and_portraits_kept_apart(config, tmp_path):
         assert all(item["instances"].masks[0][0].shape == (6,) for item in batch)  # polygons stay polygons
 
 
-def test_the_test_loader_shares_every_image_once(config):
+def test_the_test_loaders_load_every_image_once(config):
     dataset = open_test_set("digits_val")
     shares = [list(evaluation_loader(config, dataset, rank=rank, world_size=3)) for rank in range(3)]
     assert [len(share) for share in shares] == [2, 1, 1]
@@ -189,19 +189,19 @@ def test_the_test_loader_shares_every_image_once(config):
         (["SEED", -1], "got -1"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(config, overrides, cause):
+def test_settings_that_do_not_fit_raise(config, overrides, cause):
     config.merge_from_list(overrides)
     with pytest.raises(ValueError, match=cause):
         build_train_loader(config)
 
 
-def test_sets_of_other_classes_are_not_joined(config, entry):
+def test_sets_with_different_classes_are_not_joined(config, entry):
     config.merge_from_list(["DATASETS.TRAIN", ["digits_train", entry]])
     with pytest.raises(DatasetError, match="digits_train and the images-the annotations do not have the same"):
         build_train_loader(config)
 
 
-def test_an_image_that_is_absent_is_named(config, digits_root, tmp_path):
+def test_an_error_names_the_missing_image(config, digits_root, tmp_path):
     annotations = digits_root / "digits" / "annotations" / "instances_train.json"
     (tmp_path / "empty").mkdir()
     config.merge_from_list(["DATASETS.TRAIN", [f"{tmp_path / 'empty'}:{annotations}"]])

@@ -1,4 +1,4 @@
-"""What a detector is given: pixels, boxes, classes and masks that belong together."""
+"""Samples for a detector: pixels, boxes, classes and masks are consistent."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_polygons_stay_polygons_and_boxes_are_clipped(dataset):
     assert len(truth.masks) == 2
 
 
-def test_run_lengths_make_bitmaps_of_all(dataset):
+def test_one_run_length_encoding_turns_all_masks_into_bitmaps(dataset):
     truth = annotate(dataset[0], (), SIZE, masks=True)
     assert truth.masks.shape == (2, *SIZE)
     holed = box_mask(10, 5, 30, 25) & ~box_mask(15, 10, 20, 20)
@@ -57,7 +57,7 @@ def test_polygons_and_bitmaps_move_alike(dataset, geometries):
         for box, mask in zip(bitmaps.boxes.tolist(), bitmaps.masks, strict=True):
             left, top, right, bottom = map(int, box)
             inside = mask[top:bottom, left:right]
-            # these masks reach to all sides of their boxes
+            # these masks touch all sides of their boxes
             assert mask.sum() == inside.sum() > 0
             assert inside.any(dim=0).all()
             assert inside.any(dim=1).all()
@@ -68,7 +68,7 @@ def test_polygons_and_bitmaps_move_alike(dataset, geometries):
     assert last[0] == (WIDTH - 10) * scale
 
 
-def test_what_leaves_the_image_or_vanishes_is_dropped(tmp_path):
+def test_objects_outside_the_image_or_empty_are_dropped(tmp_path):
     content = contents()
     outside = {"image_id": 9, "category_id": 8, "iscrowd": 0}
     empty = runs(np.zeros(SIZE, dtype=bool))
@@ -127,10 +127,10 @@ def test_evaluation_samples(dataset):
     assert (sample["height"], sample["width"], sample["image_id"]) == (HEIGHT, WIDTH, 9)
 
 
-def test_a_file_of_another_size_or_none_is_named(dataset):
+def test_errors_name_a_file_of_another_size_or_a_missing_file(dataset):
     samples = TrainingSamples(dataset, augmentations=(), masks=True, bitmasks=False)
     Image.new("RGB", (HEIGHT, WIDTH)).save(dataset[1].path)
-    with pytest.raises(ImageError, match=r"9\.png is 40 x 60 pixels, the annotations say 60 x 40.*\(image 9\)"):
+    with pytest.raises(ImageError, match=r"9\.png is 40 x 60 pixels, but the annotations say 60 x 40.*\(image 9\)"):
         samples[1, 0]
     dataset[1].path.unlink()
     with pytest.raises(ImageError, match=r"9\.png"):

@@ -1,4 +1,4 @@
-"""Annotations that are odd and not wrong are used as cvpods uses them, or left out as it leaves them out."""
+"""Unusual but valid annotations are used or left out as in cvpods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def area(left: int, top: int, right: int, bottom: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Odd:
-    """How it is brought about, and the boxes and masks that come of it; an object beside it is always there."""
+    """An unusual case: the change that causes it, and the expected boxes, masks and note."""
 
     change: Callable[[Any], object]
     boxes: list[list[float]]
@@ -34,7 +34,7 @@ class Odd:
 
 
 def odd_object(**changes: Any) -> Callable[[Any], None]:
-    """A second object, which differs from the first one."""
+    """Return a change that adds a second object with these differences."""
 
     def change(content: Any) -> None:
         content["annotations"].append({**content["annotations"][0], "id": 8, **changes})
@@ -64,8 +64,8 @@ CASES = {
     "box as fractions": Odd(annotation("bbox", [10.5, 5.25, 20.0, 20.0]), [[10.5, 5.25, 30.5, 25.25]], [WHOLE]),
     "segmentation null": left_out(odd_object(segmentation=None), "objects without a mask: 8"),
     "segmentation empty": left_out(odd_object(segmentation=[]), "objects without a mask: 8"),
-    "polygon of odd length": left_out(odd_object(segmentation=[SQUARE[:7]]), "each an x and a y: 8"),
-    "polygon of two points": left_out(odd_object(segmentation=[SQUARE[:4]]), "each an x and a y: 8"),
+    "polygon of odd length": left_out(odd_object(segmentation=[SQUARE[:7]]), "at least three (x, y) points: 8"),
+    "polygon of two points": left_out(odd_object(segmentation=[SQUARE[:4]]), "at least three (x, y) points: 8"),
     "two points beside a polygon": Odd(annotation("segmentation", [SQUARE[:4], SQUARE]), [BOX], [WHOLE]),
     "polygon outside the image": left_out(
         odd_object(segmentation=[[70, 5, 80, 5, 80, 25]]), "mask is outside the image: 8"
@@ -103,8 +103,8 @@ def test_boxes_masks_and_notes(tmp_path, name):
     "name",
     ["image id 0", "annotation id 0", "annotation without id", "category id 0", "polygon of two points", "a crowd"],
 )
-def test_the_right_mask_scores_100(tmp_path, name):
-    """COCO's metrics take an annotation of id 0 for none, and a polygon of two points for a box."""
+def test_the_correct_mask_scores_100(tmp_path, name):
+    """COCO's own tool takes annotation id 0 for no match and a polygon of two points for a box."""
     content = sound_content()
     CASES[name].change(content)
     dataset = CocoDataset(write(tmp_path, content), masks=False, keep_empty=True, keep_truth=True)
@@ -120,7 +120,7 @@ def test_the_right_mask_scores_100(tmp_path, name):
 
 
 def test_a_polygon_that_crosses_itself(tmp_path):
-    """It is filled as pycocotools fills it; the two triangles of an hourglass are both inside."""
+    """Both triangles of an hourglass are filled, as pycocotools does."""
     content = sound_content()
     annotation("segmentation", [[0, 0, 20, 20, 20, 0, 0, 20]])(content)
     mask = use_all(write(tmp_path, content))[1]["instances"].masks[0]
@@ -137,7 +137,7 @@ def test_a_set_of_one_image_fills_a_batch(tmp_path):
     assert [position for position, _ in order.batch(5)] == [0, 0, 0, 0]
 
 
-def test_a_set_that_is_all_crowd_is_tested_on(tmp_path):
+def test_a_set_of_only_crowds_can_be_tested_on(tmp_path):
     content = sound_content()
     annotation("iscrowd", 1)(content)
     dataset = CocoDataset(write(tmp_path, content), masks=False, keep_empty=True, keep_truth=True)
@@ -145,15 +145,15 @@ def test_a_set_that_is_all_crowd_is_tested_on(tmp_path):
     assert np.isnan(score(dataset, [], masks=True)["segm"]["AP"])
 
 
-def test_a_test_set_without_annotations_is_no_problem(tmp_path):
+def test_a_set_without_annotations_is_a_note(tmp_path):
     content = sound_content()
     del content["annotations"]
     (finding,) = check_dataset(write(tmp_path, content))
     assert not finding.is_problem
-    assert "predicted on, not trained on" in finding.text
+    assert "usable for prediction, not for training" in finding.text
 
 
-def test_categories_of_one_name_are_noted(tmp_path):
+def test_categories_with_the_same_name_are_a_note(tmp_path):
     content = sound_content()
     content["categories"].append({"id": 0, "name": "square"})
     (finding,) = check_dataset(write(tmp_path, content))

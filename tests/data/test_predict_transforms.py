@@ -1,4 +1,4 @@
-"""Resizing equals the published pipeline's to the bit."""
+"""Resizing equals the published pipeline bit for bit."""
 
 import pickle
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_sizes(height, width, short_edge, max_size):
     new = ResizeShortestEdge(short_edge, max_size, "choice").output_size(height, width, short_edge)
     assert 1 <= min(new) <= short_edge
     assert max(new) <= max(max_size, 1)
-    # One of the two limits is reached, up to rounding to whole pixels.
+    # One of the two limits is reached, up to rounding.
     assert min(new) == short_edge or max(new) == max_size
     assert (new[0] <= new[1]) if height < width else (new[0] >= new[1])
 
@@ -44,7 +44,7 @@ def test_rounds_half_up():
     assert resize.output_size(4, 9, 2) == (2, 5)  # 4.5
 
 
-def test_zero_leaves_the_image():
+def test_zero_keeps_the_image():
     image = np.zeros((3, 5, 3), np.uint8)
     assert ResizeShortestEdge(0, 10, "choice")(image) is image
 
@@ -68,12 +68,12 @@ def test_lengths_are_drawn_from_the_choice_or_the_range():
         {"max_size": 0},
     ],
 )
-def test_wrong_settings_are_refused(settings):
+def test_wrong_settings_raise(settings):
     with pytest.raises(ValueError, match="got"):
         ResizeShortestEdge(**{"short_edge_length": 800, "max_size": 1333, "sample_style": "choice", **settings})
 
 
-def test_pipelines_run_in_order_and_refuse_the_unknown():
+def test_pipelines_run_in_order_and_unknown_steps_raise():
     image = np.zeros((10, 20, 3), np.uint8)
     steps = [("ResizeShortestEdge", {"short_edge_length": size, "sample_style": "choice"}) for size in (40, 5)]
     assert build_test_transform(steps)(image).shape == (5, 10, 3)
@@ -84,7 +84,7 @@ def test_pipelines_run_in_order_and_refuse_the_unknown():
 
 
 def test_a_pipeline_can_be_sent_to_another_process():
-    """As loaders do it in every process that was not forked: those of a test on several workers."""
+    """Loaders pickle it for processes that are not forked."""
     image = np.random.default_rng(0).integers(0, 256, (10, 20, 3), dtype=np.uint8)
     transform = build_test_transform([("ResizeShortestEdge", {"short_edge_length": 5, "sample_style": "choice"})])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(transform))(image), transform(image))

@@ -1,4 +1,4 @@
-"""Experiments that meet with a fault at a chosen moment."""
+"""Experiments that fail at a chosen step."""
 
 import dataclasses
 import os
@@ -16,7 +16,7 @@ Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def faulty(prepare: Prepare) -> Callable[[str], Experiment]:
-    """What loads an experiment whose model is prepared for a fault."""
+    """Return a loader of experiments that calls `prepare` on the model."""
 
     def load(folder: str) -> Experiment:
         experiment = load_experiment(folder)
@@ -32,7 +32,7 @@ def faulty(prepare: Prepare) -> Callable[[str], Experiment]:
 
 
 def before_call(number: int, action: Callable[[], None], *, training: bool = True) -> Prepare:
-    """Act before the model is called for the `number`-th time, from 1, in training or in evaluation."""
+    """Run `action` before the `number`-th call of the model, from 1, in training or in evaluation."""
     calls = []
 
     def count(module: nn.Module, inputs: Any) -> None:
@@ -48,7 +48,7 @@ def before_call(number: int, action: Callable[[], None], *, training: bool = Tru
 
 
 def both(first: Prepare, second: Prepare) -> Prepare:
-    """One fault after the other."""
+    """Prepare the model for two faults."""
 
     def prepare(model: nn.Module) -> None:
         first(model)
@@ -58,12 +58,12 @@ def both(first: Prepare, second: Prepare) -> Prepare:
 
 
 def signalled(number: int, kind: signal.Signals, *, training: bool = True) -> Prepare:
-    """This process gets a signal in the `number`-th call."""
+    """Send this process a signal in the `number`-th call."""
     return before_call(number, lambda: os.kill(os.getpid(), kind), training=training)
 
 
 def changed_losses(number: int, change: Change) -> Prepare:
-    """The losses of the `number`-th training step are changed."""
+    """Change the losses of the `number`-th training step."""
     calls = []
 
     def alter(module: nn.Module, inputs: Any, losses: Any) -> Any:
@@ -79,9 +79,9 @@ def changed_losses(number: int, change: Change) -> Prepare:
 
 
 def write_experiment(original: Path, folder: Path, fault: str) -> Path:
-    """A copy of an experiment that runs `fault`, Python text, before every training step; `step` counts from 1.
+    """Copy an experiment so that it runs `fault`, Python code, before every training step; `step` counts from 1.
 
-    Processes of a job see it where a hook of this process would not reach.
+    Unlike a hook in this process, it also runs in the workers of a job.
     """
     folder.mkdir(parents=True)
     (folder / "config.py").write_text((original / "config.py").read_text())

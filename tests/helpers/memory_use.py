@@ -1,4 +1,4 @@
-"""Runs tests/soak/memory.py in a process of its own, for the short and for the long test of steady memory."""
+"""Runs tests/soak/memory.py in a separate process, for the short and the long test of steady memory."""
 
 import json
 import os
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def memory_use(what: str, experiment: Path, output: Path, calls: int, timeout: float) -> dict[str, Any]:
-    """What so many iterations of "train" or calls of "predict" held, as that script sums it up; times in seconds."""
+    """Return the script's summary for `calls` iterations of "train" or calls of "predict"; `timeout` in seconds."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/soak/memory.py"), what, str(experiment), str(output), str(calls)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""The official models' files and outputs, which the tests of every host compare with."""
+"""Files and outputs of the official models, with which the tests compare every host."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ MATCHED = 0.995  # ties in NMS may flip
 
 
 def write_official_checkpoint(name: str, path: Path) -> None:
-    """Write the official checkpoint of an experiment, 175 to 300 MB; skips where the reference data are absent."""
+    """Write the official checkpoint of an experiment, 175 to 300 MB; skip the test without the reference data."""
     if not REFERENCE.is_dir():
         pytest.skip("the reference data is not beside the repository, at ../shared/reference")
     subprocess.run([sys.executable, REFERENCE / "checkpoint.py", name, path], check=True, stdout=subprocess.DEVNULL)
@@ -39,7 +39,7 @@ def resized(image: np.ndarray, short_edge: int) -> Tensor:
 def matched(
     boxes: Tensor, scores: Tensor, labels: Tensor, want: tuple[Tensor, Tensor, Tensor]
 ) -> list[tuple[int, int]]:
-    """Pairs (own, wanted), one to one: same label, box and score within the tolerances."""
+    """Return one-to-one pairs (own, wanted) with the same label, and box and score within the tolerances."""
     want_boxes, want_scores, want_labels = want
     near = (boxes[:, None] - want_boxes[None]).abs().amax(dim=2) < BOX
     near &= (scores[:, None] - want_scores[None]).abs() < SCORE

@@ -2,9 +2,9 @@
 
     python tests/helpers/orphans.py early|late FOLDER
 
-The worker leaves its process id in FOLDER/pid. One that is `early` ties itself to its parent first and then stays in a
-call that no handler of Python's interrupts. One that is `late` does so only once its parent is dead; it is started
-without torch, whose own watch for the parent begins a little earlier and has the same gap.
+The worker writes its process id to FOLDER/pid. An `early` worker calls `die_with_parent` first and then blocks in a
+call that no Python handler interrupts. A `late` worker calls it only after its parent is dead. It is started without
+torch, whose own watch for the parent starts a little earlier and has the same gap.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from ifr.processes.signals import die_with_parent
 
 
 def work(moment: str, folder: Path) -> None:
-    """The worker; it leaves FOLDER/survived if it is still there in the end."""
+    """Run the worker; it creates FOLDER/survived if nothing killed it."""
     parent = os.getppid()
     if moment == "early":
         die_with_parent()

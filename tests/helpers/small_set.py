@@ -1,4 +1,4 @@
-"""A sound data set of one image with one square, which the cases of this folder spoil."""
+"""A valid data set of one image with one square, which test cases then damage."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ def sound_content() -> Content:
 
 
 def put(*path_and_value: Any) -> Change:
-    """A change that sets the entry at this path, for example put("images", 0, "id", 5)."""
+    """Return a change that sets the entry at a path, for example put("images", 0, "id", 5)."""
     *path, key, value = path_and_value
 
     def change(content: Content) -> None:
@@ -65,7 +65,7 @@ def without(*path: Any) -> Change:
 
 
 def write(folder: Path, content: Any) -> DatasetSource:
-    """Write an annotation file and the picture of the sound set."""
+    """Write an annotation file and the picture of the valid set."""
     images, json_file = folder / "pictures", folder / "a.json"
     images.mkdir(exist_ok=True)
     Image.fromarray(PIXELS).save(images / "a.png")
@@ -74,7 +74,7 @@ def write(folder: Path, content: Any) -> DatasetSource:
 
 
 def use_all(source: DatasetSource) -> list[Any]:
-    """What training and testing would do with a data set to its end: every picture decoded, every object annotated."""
+    """Load every picture and object, as training and testing would."""
     CocoDataset(source, masks=True)
     dataset = CocoDataset(source, masks=True, keep_empty=True)
     samples = []

@@ -1,4 +1,4 @@
-"""A small data set in COCO's format with everything that such a file may hold."""
+"""A small data set in COCO format with every kind of annotation."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def runs(mask):
 
 
 def contents():
-    """Image 9 has polygons, 4 polygons and run-length encodings, 5 a crowd alone, 7 nothing."""
+    """Image 9 has polygons, 4 polygons and run-length encodings, 5 only a crowd, 7 no objects."""
     images = [
         {"id": identity, "file_name": f"{identity}.png", "height": HEIGHT, "width": WIDTH} for identity in (9, 4, 5, 7)
     ]
@@ -51,7 +51,7 @@ def contents():
 
 
 def write_set(folder: Path, content) -> str:
-    """Write annotations and random images; return the entry of DATASETS."""
+    """Write annotations and random images; return their DATASETS entry."""
     (folder / "the images").mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for image in content["images"]:

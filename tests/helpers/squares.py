@@ -1,4 +1,4 @@
-"""Images of one coloured square a class, and a detector that finds exactly these."""
+"""Images with a coloured square per class, and a detector that finds exactly these."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ CHANNELS = {2: 1, 7: 0}  # of an RGB image
 
 
 def draw(annotations):
-    """An image (H, W, 3) RGB, black but for a square in the channel of its class for each object."""
+    """Draw an image (H, W, 3) RGB: black, with a square per object in the channel of its class."""
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for annotation in annotations:
         left, top, width, height = annotation["bbox"]
@@ -19,7 +19,7 @@ def draw(annotations):
 
 
 class ColourDetector(nn.Module):
-    """Finds the bounding box of everything green and of everything red, in pixels of the output."""
+    """Finds the bounding boxes of all green and of all red pixels, in pixels of the output."""
 
     def __init__(self, fail_at=None):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A tiny data set in COCO's format and experiments that train on it in seconds."""
+"""A tiny data set in COCO format and experiments that train on it in seconds."""
 
 import json
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ config = TinyConfig()
 
 
 def make_dataset(folder: Path, count: int, seed: int) -> str:
-    """Images of 64 x 64 with a square and a bar each; returns the entry of DATASETS that means it."""
+    """Write 64 x 64 images with a square and a bar each; return their DATASETS entry."""
     random = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
     images: list[dict[str, Any]] = []
@@ -85,7 +85,7 @@ def make_dataset(folder: Path, count: int, seed: int) -> str:
 
 
 def write_tiny(root: Path) -> Path:
-    """The folder of an experiment of six iterations, the first two explicit, with data beside it."""
+    """Write an experiment of six iterations, the first two explicit, and its data; return its folder."""
     folder = root / "tiny"
     folder.mkdir()
     sets = {"train": make_dataset(root / "train", 8, 0), "test": make_dataset(root / "val", 3, 1)}
@@ -95,10 +95,10 @@ def write_tiny(root: Path) -> Path:
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.json."""
+    """Return the lines of metrics.json."""
     return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
 
 
 def values(output: Path, name: str) -> Sequence[float]:
-    """A figure of every iteration."""
+    """Return a metric of every iteration that has it."""
     return [line[name] for line in metrics(output) if name in line]

@@ -1,4 +1,4 @@
-"""The processes that load data are beyond the reach of the signals that a whole job gets."""
+"""Loading processes are shielded from signals sent to all processes of a job."""
 
 import multiprocessing
 import signal
@@ -15,13 +15,13 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 
 def blocked(process):
-    """The signals that a process has blocked."""
+    """Return the signals that a process blocks."""
     with open(f"/proc/{process}/status") as status:
         (mask,) = (int(line.split()[1], 16) for line in status if line.startswith("SigBlk"))
     return {number for number in signal.valid_signals() if mask >> (number - 1) & 1}
 
 
-def test_they_run_on_leaving_the_protection_and_have_the_signals_blocked():
+def test_they_start_with_the_signals_blocked_and_keep_running_outside_the_context():
     before = blocked("self")
     with kept_from_children():
         batches = iter(Batches(DataLoader([1, 2, 3], num_workers=2, collate_fn=list)))
@@ -33,7 +33,7 @@ def test_they_run_on_leaving_the_protection_and_have_the_signals_blocked():
     assert list(batches) == [[1], [2], [3]]
 
 
-def test_they_outlive_a_signal_of_others_and_end_by_one_of_their_parent():
+def test_they_ignore_signals_except_sigterm_from_their_parent():
     with kept_from_children():
         batches = iter(Batches(DataLoader(range(20), num_workers=2, collate_fn=list)))
     children = multiprocessing.active_children()
@@ -49,15 +49,15 @@ def test_they_outlive_a_signal_of_others_and_end_by_one_of_their_parent():
 
 
 @pytest.fixture
-def started_afresh():
-    """Python starts processes afresh unless told otherwise, as by default on macOS and since 3.14."""
+def spawn_by_default():
+    """Make spawn the default start method, as on macOS."""
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)
     yield
     multiprocessing.set_start_method(before, force=True)
 
 
-def test_they_are_forked_whatever_the_default_is(started_afresh):
+def test_they_are_forked_whatever_the_default(spawn_by_default):
     batches = iter(DataLoader([1, 2, 3], batch_size=None, **loading_processes(2)))
     kinds = {type(child).__name__ for child in multiprocessing.active_children()}
     assert kinds == {"ForkProcess"}

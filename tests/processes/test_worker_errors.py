@@ -1,4 +1,4 @@
-"""What goes wrong with an image in a worker process reaches the user as one line that names the image."""
+"""An error with an image in a loading process reaches the user as one line that names the image."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def entry(tmp_path):
-    """A data set of two images, the second one cut short."""
+    """A data set of two images; the second is truncated."""
     content = sound_content()
     content["images"].append({**content["images"][0], "id": 5, "file_name": "cut.png"})
     content["annotations"].append({**content["annotations"][0], "id": 8, "image_id": 5})
@@ -53,13 +53,13 @@ def settings(entry, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("training", [True, False])
-def test_one_line_names_the_image_and_the_cause_shows_where(entry, workers, training):
+def test_one_line_names_the_image_and_the_cause_has_the_traceback(entry, workers, training):
     config = settings(entry, workers)
     if training:
         loader = build_train_loader(config, open_training_sets(config))
     else:
         loader = evaluation_loader(config, open_test_set(entry))
-    with pytest.raises(ImageError, match=r"cut\.png: a damaged picture \(.*\) \(image 5\)$") as caught:
+    with pytest.raises(ImageError, match=r"cut\.png: the picture is damaged \(.*\) \(image 5\)$") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, RemoteTraceback)
@@ -67,7 +67,7 @@ def test_one_line_names_the_image_and_the_cause_shows_where(entry, workers, trai
 
 
 class Fails(Dataset):
-    """Fails in the way that it is asked to."""
+    """A data set whose sample 1 raises `error`."""
 
     def __init__(self, record, error):
         self.record, self.error = record, error
@@ -91,7 +91,7 @@ def test_errors_of_any_kind_name_the_image(tmp_path, error, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_want_of_memory_is_no_fault_of_the_data_set(tmp_path, workers):
+def test_running_out_of_memory_is_not_a_data_set_error(tmp_path, workers):
     record = CocoDataset(write(tmp_path, sound_content()))[0]
     samples = Watched(Fails(record, MemoryError("1 GB")))
     batches = iter(Batches(DataLoader(samples, sampler=range(1, 3), num_workers=workers, collate_fn=list)))
@@ -101,7 +101,7 @@ def test_a_want_of_memory_is_no_fault_of_the_data_set(tmp_path, workers):
     assert "lower SOLVER.IMS_PER_BATCH" in caught.value.remedy
 
 
-def test_the_command_prints_a_line_of_cause_and_one_of_remedy(entry, tmp_path):
+def test_the_command_prints_one_line_of_cause_and_one_of_remedy(entry, tmp_path):
     overrides = {
         "DATASETS.TRAIN": f"({entry!r},)",
         "DATASETS.TEST": f"({entry!r},)",
@@ -118,6 +118,6 @@ def test_the_command_prints_a_line_of_cause_and_one_of_remedy(entry, tmp_path):
     assert done.returncode == 1
     *_, cause, remedy = done.stderr.splitlines()
     assert cause.startswith("error: ")
-    assert "cut.png: a damaged picture" in cause
+    assert "cut.png: the picture is damaged" in cause
     assert cause.endswith("(image 5)")
     assert remedy.startswith("remedy: replace the picture")

@@ -1,4 +1,4 @@
-"""What the workers of a job raise reaches the process that started them, and the user, whatever it is."""
+"""Any error of a worker reaches the process that started it, and the user."""
 
 import multiprocessing
 import os
@@ -27,31 +27,31 @@ TWO = Layout(num_gpus=2)
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
 
 
-def says_much(worker: Worker) -> None:
+def raises_a_long_error(worker: Worker) -> None:
     raise ValueError(f"worker {worker.rank} says {'x' * 200_000} end")
 
 
-class NeedsMore(Exception):
-    """Its pickle cannot be read back."""
+class NotUnpicklable(Exception):
+    """An exception that can be pickled but not unpickled."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(first + second)
 
 
-def raises_what_cannot_travel(worker: Worker) -> None:
-    raise NeedsMore("one", "two")
+def raises_not_unpicklable(worker: Worker) -> None:
+    raise NotUnpicklable("one", "two")
 
 
-def refuses(worker: Worker) -> None:
+def raises_run_error(worker: Worker) -> None:
     raise RunError("a cause", "a remedy")
 
 
-def killed_without_a_name(worker: Worker) -> None:
+def killed_by_unnamed_signal(worker: Worker) -> None:
     if worker.rank == 1:
         os.kill(os.getpid(), signal.SIGRTMIN + 3)
     time.sleep(60)
@@ -60,13 +60,13 @@ def killed_without_a_name(worker: Worker) -> None:
 def test_long_errors_of_all_workers_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UserError, match=r"^worker [01] says x+ \[\d+ characters left out\] x+ end$") as caught:
-        launch(says_much, TWO, "cpu")
+        launch(raises_a_long_error, TWO, "cpu")
     assert len(str(caught.value)) < 5000
     assert len(str(caught.value.__cause__)) < 5000
     assert not list(tmp_path.glob("pytorch-errorfile-*"))
 
 
-def test_the_longest_error_fits_into_a_pipe_that_nobody_reads_yet() -> None:
+def test_the_longest_error_fits_in_a_pipe_before_it_is_read() -> None:
     reader, writer = multiprocessing.Pipe(duplex=False)
     writer.send(RemoteError.of(RunError("\U0001f600" * 200_000, "\U0001f600" * 200_000), "worker 1"))
     report = _read(reader, writer)
@@ -74,40 +74,40 @@ def test_the_longest_error_fits_into_a_pipe_that_nobody_reads_yet() -> None:
     assert "characters left out" in str(report.restored())
 
 
-def test_a_worker_that_is_killed_in_the_middle_of_a_message_keeps_nobody_waiting() -> None:
+def test_a_truncated_report_of_a_killed_worker_does_not_block() -> None:
     reader, writer = multiprocessing.Pipe(duplex=False)
     os.write(writer.fileno(), struct.pack("!i", 200_000) + b"the beginning")
     assert _read(reader, writer) is None
 
 
-def test_an_error_shows_where_in_the_worker_it_was_raised() -> None:
+def test_an_error_has_the_traceback_of_the_worker() -> None:
     with pytest.raises(RunError, match="a cause") as caught:
-        launch(refuses, TWO, "cpu")
+        launch(raises_run_error, TWO, "cpu")
     assert caught.value.remedy == "a remedy"
     assert isinstance(caught.value.__cause__, RemoteTraceback)
     trace = str(caught.value.__cause__)
     assert trace.startswith("in worker ")
-    assert "in refuses" in trace
+    assert "in raises_run_error" in trace
 
 
-def test_an_error_that_cannot_travel_keeps_its_words() -> None:
-    with pytest.raises(UserError, match=r"^NeedsMore: onetwo$") as caught:
-        launch(raises_what_cannot_travel, TWO, "cpu")
-    assert "in raises_what_cannot_travel" in str(caught.value.__cause__)
+def test_an_error_that_cannot_be_unpickled_keeps_its_message() -> None:
+    with pytest.raises(UserError, match=r"^NotUnpicklable: onetwo$") as caught:
+        launch(raises_not_unpicklable, TWO, "cpu")
+    assert "in raises_not_unpicklable" in str(caught.value.__cause__)
 
 
-def test_an_error_whose_state_cannot_be_pickled_keeps_its_words() -> None:
+def test_an_error_whose_state_cannot_be_pickled_keeps_its_message() -> None:
     error = ValueError("holds a function")
     error.held = lambda: None  # type: ignore[attr-defined]
     assert str(RemoteError.of(error, "here").restored()) == "holds a function"
 
 
-def test_a_signal_without_a_name_is_given_by_its_number() -> None:
+def test_a_signal_without_a_name_is_reported_by_number() -> None:
     with pytest.raises(WorkerError, match=f"worker 1 of 2 was killed by signal {signal.SIGRTMIN + 3};"):
-        launch(killed_without_a_name, TWO, "cpu")
+        launch(killed_by_unnamed_signal, TWO, "cpu")
 
 
-def test_only_a_worker_that_was_killed_ran_out_of_memory(tmp_path: Path) -> None:
+def test_only_a_killed_worker_may_have_run_out_of_memory(tmp_path: Path) -> None:
     remedies = []
     for cause in ("worker 1 of 2 was killed by SIGKILL; the others were ended", "worker 1 of 2 ended with code 3"):
         with pytest.raises(WorkerError) as caught, helpful(tmp_path):
@@ -132,7 +132,7 @@ def test_out_of_memory_in_one_of_two_workers_says_what_to_lower(
 @pytest.mark.parametrize(
     ("local_rank", "expected"), [(0, ["fetch x", "wait", "read"]), (1, ["wait", "fetch x", "read"])]
 )
-def test_weights_are_fetched_by_one_worker_of_a_machine_before_any_reads_them(
+def test_one_worker_per_machine_fetches_weights_before_any_reads_them(
     monkeypatch: pytest.MonkeyPatch, local_rank: int, expected: list[str]
 ) -> None:
     done: list[str] = []

@@ -1,4 +1,4 @@
-"""Whatever is done to a sound data set, `ifr data check` and training both accept it or both refuse it."""
+"""`ifr data check` and training accept and refuse the same mutated data sets."""
 
 import copy
 import json
@@ -13,16 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
+from small_set import HEIGHT, SQUARE, WIDTH, use_all
 
 from ifr.data.catalog import DatasetSource
 from ifr.data.check import check_dataset
 from ifr.data.coco import CocoDataset
 from ifr.data.masks import decode_runs, read_counts
-from ifr.data.samples import TrainingSamples
 from ifr.errors import DatasetError, ImageError
-
-HEIGHT, WIDTH = 40, 60
-SQUARE = [10, 5, 30, 5, 30, 25, 10, 25]
 
 _RUN_CHARACTERS = "".join(chr(code) for code in range(ord("0") - 1, ord("o") + 2))
 _NUMBERS = st.sampled_from([0, 1, -1, 2, 3, 7, 8, 40, 60, 2400, 1e9, -0.5, 1e300, 2**31, 2**63, 10**40])
@@ -62,7 +59,7 @@ def _content() -> dict[str, Any]:
 
 
 def _edit(content: Any, steps: list[int], way: str, value: Any) -> None:
-    """Change what these steps lead to, at most as deep as the content goes."""
+    """Change the entry that the steps lead to, or the deepest one on the way."""
     node, parent, key = content, None, None
     for step in steps:
         if not isinstance(node, dict | list) or not node:
@@ -74,7 +71,7 @@ def _edit(content: Any, steps: list[int], way: str, value: Any) -> None:
     elif way == "remove":
         del parent[key]
     else:
-        parent[key] = copy.deepcopy(value)  # the edits of one example must not reach the next one
+        parent[key] = copy.deepcopy(value)  # edits must not leak into the next example
 
 
 def _picture(path: Path, kind: str) -> None:
@@ -86,16 +83,6 @@ def _picture(path: Path, kind: str) -> None:
         path.write_bytes(path.read_bytes()[: 70 if kind == "cut" else 0])
 
 
-def _use_all(source: DatasetSource) -> None:
-    """What training and testing would do with a data set to its end."""
-    CocoDataset(source, masks=True)
-    dataset = CocoDataset(source, masks=True, keep_empty=True)
-    for bitmasks in (False, True):
-        samples = TrainingSamples(dataset, augmentations=(), masks=True, bitmasks=bitmasks)
-        for position in range(len(dataset)):
-            samples[position, 0]
-
-
 def _compare(content: Any, pictures: tuple[str, str], folder: Path) -> None:
     for name, kind in zip(("a.png", "b.png"), pictures, strict=True):
         _picture(folder / name, kind)
@@ -104,13 +91,13 @@ def _compare(content: Any, pictures: tuple[str, str], folder: Path) -> None:
     problems = [finding.text for finding in check_dataset(source) if finding.is_problem]
     refusal = None
     try:
-        _use_all(source)
+        use_all(source)
     except (DatasetError, ImageError) as error:  # anything else fails the test
         refusal = str(error).partition(" (and ")[0]
     if refusal is None:
-        assert problems == [], "training has no objection"
+        assert problems == [], "training accepts the set"
     else:
-        assert any(refusal in problem for problem in problems), f"training says {refusal}"
+        assert any(refusal in problem for problem in problems), f"training refuses it: {refusal}"
 
 
 @pytest.mark.parametrize("examples", [300, pytest.param(20_000, marks=pytest.mark.soak)])
@@ -128,7 +115,7 @@ def test_check_and_training_agree(examples):
 
 
 @pytest.mark.parametrize("examples", [300, pytest.param(20_000, marks=pytest.mark.soak)])
-def test_files_of_changed_bytes_are_read_or_refused(examples):
+def test_files_with_changed_bytes_are_read_or_refused(examples):
     whole = json.dumps(_content()).encode()
     piece = st.sampled_from(
         [b"{", b"}", b"[", b"]", b",", b":", b'"', b"-", b"9", b"e9", b"NaN", b"\xff", b"\\ud800", b"null"]
@@ -161,8 +148,8 @@ def test_files_of_changed_bytes_are_read_or_refused(examples):
 
 
 @pytest.mark.parametrize("examples", [300, pytest.param(20_000, marks=pytest.mark.soak)])
-def test_run_lengths_of_any_text_are_decoded_as_pycocotools_does_or_refused(examples):
-    """What comes through the checks is safe to give to C code, which says the same about it."""
+def test_run_lengths_are_refused_or_decoded_like_pycocotools(examples):
+    """Run lengths that pass the checks are safe for pycocotools' C code, which decodes them to the same mask."""
 
     @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(
