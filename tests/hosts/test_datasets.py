@@ -63,7 +63,7 @@ def test_annotations_of_both_kinds_are_resized_and_flipped(datasets: Any, config
     from cvpods.data.build import build_dataset, build_transform_gens
 
     entry = write_set(tmp_path)
-    assert datasets.has_bitmaps(entry)
+    assert datasets.inspect(entry, classes=False).has_bitmaps
     config.INPUT.MASK_FORMAT = "bitmask"
     resize = {"short_edge_length": (SMALLER[0],), "max_size": 100, "sample_style": "choice"}
     transforms = build_transform_gens([("ResizeShortestEdge", resize), ("RandomFlip", {"prob": 1.0})])
