@@ -1,4 +1,4 @@
-"""`ifr show`: what a trained experiment finds beside the truth, and how its solver gets to the equilibrium."""
+"""`ifr show`: draws detections next to the ground truth, and plots how solvers converge in the mask head."""
 
 import argparse
 import json
@@ -30,14 +30,14 @@ from ifr.solvers import Anderson, Broyden, Picard, Solver
 from ifr.visualize import contact_sheet, draw_detections, plot_residuals
 
 logger = logging.getLogger(__name__)
-_STEPS = 30  # of the picture of residuals
+_STEPS = 30  # of each solver in the plot of residuals
 
 
 def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr show`.
 
     Raises:
-        UserError: there is nothing trained to show, or a picture cannot be made.
+        UserError: there are no trained weights, or an output file cannot be written.
     """
     require_standalone("show")
     experiment = find_experiment(args.experiment)
@@ -65,16 +65,16 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         contact_sheet(pictures, columns=2, side=2 * max(max(picture.size) for picture in pictures)).save(
             target / "found_beside_truth.png"
         )
-    logger.info("found (left) beside the truth (right): %s", target / "found_beside_truth.png")
+    logger.info("detections (left) and ground truth (right): %s", target / "found_beside_truth.png")
     x = torch.cat(regions) if regions else torch.empty(0)
     if len(x):
         _draw_residuals(model, x, target)
     else:
-        logger.info("no residuals to draw: nothing was found (lower --score), or the mask head solves for nothing")
+        logger.info("no residuals to plot: nothing was found (lower --score), or the mask head has no solver")
 
 
 def _beside_the_truth(predictor: Predictor, dataset: CocoDataset, count: int, hook: Any) -> list[Image.Image]:
-    """For `count` images at equal distances, what is found next to what is there."""
+    """Draw `count` evenly spaced images twice, side by side: with detections and with ground truth."""
     count = min(count, len(dataset))
     pictures = []
     for number in range(count):
@@ -92,7 +92,7 @@ def _beside_the_truth(predictor: Predictor, dataset: CocoDataset, count: int, ho
 
 
 def _listen(model: Any, regions: list[Tensor]) -> Any:
-    """Collect the features that the mask head refines; None where there is no equilibrium to look at."""
+    """Collect in `regions` the features that the mask head refines, if its refinement is implicit."""
     refinement = _refinement(model)
     if refinement is None:
         return None
@@ -106,7 +106,7 @@ def _refinement(model: Any) -> Implicit | None:
 
 
 def _draw_residuals(model: Any, x: Tensor, target: Path) -> None:
-    """The residual of every solver against evaluations of f, on the regions x (N, C, H, W) of the pictures."""
+    """Plot the residual of each solver by evaluation of f, for the regions x (N, C, H, W)."""
     solvers: dict[str, Solver] = {
         "Broyden": Broyden(_STEPS, 0.0),
         "Anderson": Anderson(_STEPS, 0.0),
@@ -121,12 +121,12 @@ def _draw_residuals(model: Any, x: Tensor, target: Path) -> None:
     with advise("pip install matplotlib", ImportError):
         picture = plot_residuals(curves)
     picture.save(target / "residuals.png")
-    logger.info("residual of the equilibrium against evaluations: %s", target / "residuals.png")
+    logger.info("residuals by evaluation: %s", target / "residuals.png")
 
 
 @torch.no_grad()
 def residuals_by_evaluation(block: RefinementBlock, x: Tensor, solver: Solver) -> Tensor:
-    """Root mean square (E, N) of f(z) - z at each of E evaluations of f, for N regions x (N, C, H, W)."""
+    """Return the RMS (E, N) of f(z) - z at each of E evaluations of f, for N regions x (N, C, H, W)."""
     f = block.at(x)
     residuals = []
 

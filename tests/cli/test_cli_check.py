@@ -68,7 +68,7 @@ def test_a_sound_set_is_code_0(run, tmp_path, caplog, as_entry):
     source = write(tmp_path, sound_content())
     arguments = [f"{source.images}:{source.json}"] if as_entry else [source.json, source.images]
     assert run(*arguments)[:2] == (0, [])
-    assert "nothing is wrong" in caplog.text
+    assert "no problems found" in caplog.text
 
 
 def test_what_is_left_out_is_a_note_and_no_problem(run, tmp_path):
@@ -130,6 +130,6 @@ def test_the_help_says_what_it_does(capsys):
         "one line each",
         "exit code is 0",
         "--headers",
-        "every picture is decoded",
+        "every image is decoded",
     ):
         assert part.lower() in text.lower()

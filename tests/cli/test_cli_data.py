@@ -72,7 +72,7 @@ def test_inspect_names_absent_images(run, tmp_path):
         (["inspect", "nothing"], "no data set 'nothing'", "ifr data inspect --help"),
         (["inspect", "digits_val"], "there is no", "ifr data inspect --help"),
         (["make", "--train", "0"], "at least one image", "ifr data make --help"),
-        (["make", "KEY", "1"], "'KEY' means nothing here", "ifr data make --help"),
+        (["make", "KEY", "1"], "unexpected argument 'KEY'", "ifr data make --help"),
     ],
 )
 def test_errors_are_one_line_of_cause_and_one_of_remedy(run, tmp_path, monkeypatch, arguments, cause, remedy):
@@ -90,7 +90,7 @@ def test_errors_are_one_line_of_cause_and_one_of_remedy(run, tmp_path, monkeypat
 def test_samples_are_at_least_one(run, tmp_path, entry, capsys, count):
     with pytest.raises(SystemExit, match="2"):
         run("inspect", entry, "--output", tmp_path / "a.png", "--samples", count)
-    assert f"a number from 1 was expected, got {count}" in capsys.readouterr().err
+    assert f"expected a number from 1, got {count}" in capsys.readouterr().err
 
 
 def test_a_picture_of_an_unknown_kind(run, tmp_path, entry):

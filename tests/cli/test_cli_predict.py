@@ -96,7 +96,7 @@ def test_an_unreadable_picture_is_named_and_the_others_are_done(run, pictures, t
     (pictures / "000000000001.jpg").write_bytes(b"\xff\xd8\xff no picture")
     code, errors = run(pictures, "--json", tmp_path / "r.json")
     assert code == 1
-    assert "1 of 3 pictures could not be read" in errors[-2]
+    assert "1 of 3 images could not be read" in errors[-2]
     assert "000000000001.jpg" in errors[-2]
     assert len(list((tmp_path / "out").iterdir())) == 2
     assert (tmp_path / "r.json").exists()
@@ -108,7 +108,7 @@ def test_results_stay_where_no_picture_could_be_read(run, tmp_path):
     results.write_text("[1]")
     code, errors = run(text, "--json", results)
     assert code == 1
-    assert "no picture could be read" in errors[-2]
+    assert "no image could be read" in errors[-2]
     assert results.read_text() == "[1]"
 
 
@@ -124,14 +124,14 @@ def test_errors_are_one_line_of_cause_and_one_of_remedy(run, experiment, picture
     (tmp_path / "file").write_text("")
     weights = str(experiment / "weights.pth")
     cases = [
-        (("nowhere", {}), (), "no picture", "--input takes"),
+        (("nowhere", {}), (), "no image found", "--input takes"),
         ((pictures, {"folder": tmp_path / "nothing"}), (), "no experiment", "experiment's folder"),
         ((pictures, {"weights": ()}), (), "there are no trained weights", "give MODEL.WEIGHTS"),
         ((pictures, {"weights": ("MODEL.WEIGHTS", "absent.pth")}), (), "no such file", "give MODEL.WEIGHTS"),
         ((pictures, {"weights": ("MODEL.WEIGHTS",)}), (), "no value", "settings"),
         ((pictures, {"weights": ("MODEL.WEIGHT", weights)}), (), "did you mean 'MODEL.WEIGHTS'", "config.py"),
         ((pictures, {}), ("INPUT.AUG.TEST_PIPELINES", "[('Turn', {})]"), "Turn", "settings"),
-        ((pictures, {}), ("--output", tmp_path / "file"), "this is a file", "--output takes a folder"),
+        ((pictures, {}), ("--output", tmp_path / "file"), "is a file", "--output takes a folder"),
         ((pictures / "000000000139.jpg", {}), ("--output", pictures), "would be overwritten", "another folder"),
         ((pictures, {}), ("--json", tmp_path / "file" / "r.json"), "file", "--json"),
         ((pictures, {}), ("--device", "nonsense"), "nonsense", "--device cpu"),
@@ -189,7 +189,7 @@ def test_a_glob_without_quotes_is_recognised(run, pictures):
     first, second = sorted(str(path) for path in pictures.iterdir() if path.suffix != ".txt")
     code, errors = run(first, second)
     assert code == 1
-    _one_line_each(errors, "000000000285.png is no setting", "quotes around a glob")
+    _one_line_each(errors, "000000000285.png is not a setting", "quotes around a glob")
 
 
 @pytest.mark.parametrize("arguments", [["--score", "2"], ["--score", "x"], ["--scor", "0.5"], ["--nonsense"]])

@@ -189,7 +189,7 @@ def test_convert_writes_the_weights_alone(tiny: Path, tmp_path: Path, capsys: py
     other = ["--weights", str(trained), "--output", str(tmp_path / "other.pth"), "MODEL.ROI_HEADS"]
     assert main(["convert", str(tiny), *other, "{'NUM_CLASSES': 5}"]) == 1
     assert main(["convert", str(tiny), "--weights", str(trained), "--output", str(tmp_path / "x.bin")]) == 1
-    assert "x.bin has another ending" in capsys.readouterr().err
+    assert "x.bin has an unknown extension" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU OpenMP on Linux alone")
