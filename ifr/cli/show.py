@@ -58,7 +58,8 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         model = experiment.build_model(config)
         load_weights(model, weights, allow_backbone_only=False)
         regions: list[Tensor] = []
-        pictures = _beside_the_truth(Predictor(model, config), dataset, args.samples, _listen(model, regions))
+        _collect(model, regions)
+        pictures = _draw_pairs(Predictor(model, config), dataset, args.samples)
     target = output / "pictures"
     with advise("choose an OUTPUT_DIR that can be written", OSError):
         target.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         logger.info("no residuals to plot: nothing was found (lower --score), or the mask head has no solver")
 
 
-def _beside_the_truth(predictor: Predictor, dataset: CocoDataset, count: int, hook: Any) -> list[Image.Image]:
+def _draw_pairs(predictor: Predictor, dataset: CocoDataset, count: int) -> list[Image.Image]:
     """Draw `count` evenly spaced images twice, side by side: with detections and with ground truth."""
     count = min(count, len(dataset))
     pictures = []
@@ -86,23 +87,15 @@ def _beside_the_truth(predictor: Predictor, dataset: CocoDataset, count: int, ho
         pair.paste(found, (0, 0))
         pair.paste(truth, (found.width, 0))
         pictures.append(pair)
-    if hook is not None:
-        hook.remove()
     return pictures
 
 
-def _listen(model: Any, regions: list[Tensor]) -> Any:
-    """Collect in `regions` the features that the mask head refines, if its refinement is implicit."""
-    refinement = _refinement(model)
-    if refinement is None:
-        return None
-    return refinement.register_forward_pre_hook(lambda _, inputs: regions.append(inputs[1]))
-
-
-def _refinement(model: Any) -> Implicit | None:
+def _collect(model: Any, regions: list[Tensor]) -> None:
+    """Append the features that the mask head refines to `regions`, if its refinement is implicit."""
     head = model.roi_heads.mask_head if isinstance(model, RCNN) else None
     refinement = getattr(head, "refinement", None)
-    return refinement if isinstance(refinement, Implicit) else None
+    if isinstance(refinement, Implicit):
+        refinement.register_forward_pre_hook(lambda _, inputs: regions.append(inputs[1]))
 
 
 def _draw_residuals(model: Any, x: Tensor, target: Path) -> None:
