@@ -86,11 +86,11 @@ def test_errors_are_one_line_of_cause_and_one_of_remedy(run, tmp_path, monkeypat
     assert remedy in second
 
 
-@pytest.mark.parametrize("count", ["0", "-1"])
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
 def test_samples_are_at_least_one(run, tmp_path, entry, capsys, count):
     with pytest.raises(SystemExit, match="2"):
         run("inspect", entry, "--output", tmp_path / "a.png", "--samples", count)
-    assert f"expected a number from 1, got {count}" in capsys.readouterr().err
+    assert f"expected a whole number of at least 1, got {count}" in capsys.readouterr().err
 
 
 def test_a_picture_of_an_unknown_kind(run, tmp_path, entry):
