@@ -84,7 +84,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def named_dataset(dataset: str, images: str | None) -> DatasetSource:
-    """Find the data set `JSON IMAGES`, or the one that an entry of DATASETS.TRAIN names.
+    """Find the data set of `JSON IMAGES`, or of an entry as in DATASETS.TRAIN.
 
     Raises:
         DatasetError: a file or folder is missing.

@@ -73,8 +73,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         commands,
         "predict",
         help="detect objects in images",
-        description="Detect objects in images and draw them. The trained weights are given by MODEL.WEIGHTS FILE. "
-        + _SETTINGS,
+        description="Detect objects in images and draw them. Give trained weights as MODEL.WEIGHTS FILE. " + _SETTINGS,
         usage="ifr predict EXPERIMENT --input IMAGE|FOLDER|GLOB --output DIR [--score T] [--json FILE] "
         "[--device DEVICE] [--debug] [KEY VALUE ...]",
     )

@@ -57,7 +57,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             draw_detections(image, found, names).save(target, quality=92)
         logger.info("%s: %d objects found, drawn in %s", picture, len(found["scores"]), target)
-        if args.json is not None:  # do not keep the results of many images otherwise
+        if args.json is not None:  # kept only if needed, to save memory
             results += [{**result, "file_name": picture.name} for result in coco_results(found, image_id, category_ids)]
     if len(unreadable) == len(pictures):
         raise UserError(f"no image could be read: {', '.join(unreadable)}", "give images as --input")
