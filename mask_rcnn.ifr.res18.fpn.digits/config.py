@@ -1,4 +1,4 @@
-"""Mask R-CNN with an implicit mask head on handwritten digits, small enough to be trained on a laptop's CPU."""
+"""Mask R-CNN with an implicit mask head for handwritten digits, small enough to train on a laptop's CPU."""
 
 from ifr.hosts import RCNNFPNConfig
 from ifr.hosts.recipes import from_scratch_on_cpu
@@ -8,8 +8,8 @@ _config_dict = {
         "ROI_HEADS": {"NUM_CLASSES": 10},
         "ROI_MASK_HEAD": {
             "REFINEMENT": "implicit",
-            "F_THRES": 7,  # most steps of the forward solver
-            "B_THRES": 7,  # most steps of the backward solver
+            "F_THRES": 7,  # maximum steps of the forward solver
+            "B_THRES": 7,  # maximum steps of the adjoint solver
             "PRETRAINED_STEPS": 300,  # iterations of weight sharing before the first implicit one
         },
     },
@@ -19,7 +19,7 @@ _config_dict = {
         "OPTIMIZER": {"BASE_LR": 0.02},
         "CLIP_GRADIENTS": {"ENABLED": True, "CLIP_TYPE": "norm", "CLIP_VALUE": 5.0},
         "EMA": {"ENABLED": True, "DECAY": 0.995},
-        "IMS_PER_BATCH": 4,  # of so small a set, on any number of workers that divides it
+        "IMS_PER_BATCH": 4,  # for a small set; any number of workers that divides it
         "RESCALE": False,
     },
     "DATALOADER": {"NUM_WORKERS": 1},
@@ -33,7 +33,7 @@ class DigitsConfig(RCNNFPNConfig):
 
     def __init__(self):
         super().__init__()
-        self._register_configuration(from_scratch_on_cpu(short_edge=192))  # no flip: a mirrored digit is none
+        self._register_configuration(from_scratch_on_cpu(short_edge=192))  # no flip: mirrored digits are not digits
         self._register_configuration(_config_dict)
 
 

@@ -1,4 +1,4 @@
-"""The model of this experiment: Mask R-CNN; config.py says how its mask head refines."""
+"""The model of this experiment: Mask R-CNN; config.py selects its mask head."""
 
 from ifr.hosts import build_mask_rcnn as build_model
 

@@ -1,4 +1,4 @@
-"""`ifr convert`: weights alone, checked against an experiment."""
+"""`ifr convert`: checks weights against an experiment and writes only them."""
 
 import argparse
 import json
@@ -30,10 +30,10 @@ def convert(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     require_standalone("convert")
     output = Path(args.output)
     if output.suffix not in (".pth", ".safetensors"):
-        raise UserError(f"--output {output} has another ending", "use .pth or .safetensors")
+        raise UserError(f"--output {output} has an unknown extension", "use .pth or .safetensors")
     experiment = find_experiment(args.experiment)
     folder, config = experiment.folder, experiment.config
-    with helpful(folder), advise("give --weights of this experiment", CheckpointError):
+    with helpful(folder), advise("give --weights that fit this experiment", CheckpointError):
         config.merge_from_list(overrides)
         file = read_checkpoint(resolve(args.weights))
         classes = take_classes(config, file, overrides)
@@ -46,11 +46,11 @@ def convert(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         else:
             _save_safetensors(output, model, classes)
     count, size = int(config.MODEL.ROI_HEADS.NUM_CLASSES), output.stat().st_size / 1e6
-    logger.info("%s: the weights of %s for %d classes, %.1f MB", output, folder.name, count, size)
+    logger.info("%s: weights of %s, %d classes, %.1f MB", output, folder.name, count, size)
 
 
 def _save_safetensors(path: Path, model: nn.Module, classes: dict[str, Any] | None) -> None:
-    """Write the weights once each: this format has no place for the second names of the published files."""
+    """Write each weight once: safetensors does not store the duplicate names of published files."""
     weights = published_weights(model)
     own = {key: value.contiguous() for key, value in weights.items() if not is_published_duplicate(key, weights)}
     metadata = {"classes": json.dumps(classes)} if classes else None

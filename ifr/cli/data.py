@@ -1,4 +1,4 @@
-"""`ifr data`: makes the digits, shows what is in a data set, and what is wrong with it."""
+"""`ifr data`: makes the digits, summarizes and draws a data set, and lists its problems."""
 
 import argparse
 import logging
@@ -28,7 +28,7 @@ def data(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         UserError: the data set cannot be made, found or drawn, or has problems.
     """
     if overrides:
-        raise UserError(f"{overrides[0]!r} means nothing here", f"see ifr data {args.action} --help")
+        raise UserError(f"unexpected argument {overrides[0]!r}", f"see ifr data {args.action} --help")
     if args.action == "make":
         _make(args)
     elif args.action == "check":
@@ -60,7 +60,7 @@ def _inspect(args: argparse.Namespace) -> None:
     with advise("choose an --output that can be written, such as samples.png", OSError, ValueError):
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         sheet.save(args.output)
-    logger.info("drawn in %s", args.output)
+    logger.info("samples drawn in %s", args.output)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -77,17 +77,17 @@ def _check(args: argparse.Namespace) -> None:
     if problems:
         raise UserError(
             f"{source.name} has {problems} problem{'s' * (problems > 1)}",
-            "correct what the lines above name, or remove those images and annotations from the file",
+            "correct the images and annotations listed above, or remove them from the file",
         )
-    unseen = "; pictures were not decoded" if args.headers else ""
-    logger.info("%s: nothing is wrong%s", source.name, unseen)
+    unseen = "; images were not decoded" if args.headers else ""
+    logger.info("%s: no problems found%s", source.name, unseen)
 
 
 def named_dataset(dataset: str, images: str | None) -> DatasetSource:
-    """What `JSON IMAGES` or an entry of DATASETS.TRAIN names.
+    """Find the data set of `JSON IMAGES`, or of an entry as in DATASETS.TRAIN.
 
     Raises:
-        DatasetError: a file or folder is absent.
+        DatasetError: a file or folder is missing.
     """
     if images is None:
         return find_dataset(dataset)
@@ -100,10 +100,10 @@ def named_dataset(dataset: str, images: str | None) -> DatasetSource:
 
 
 def draw_dataset(dataset: CocoDataset, count: int) -> Image.Image:
-    """Images of a data set, at equal distances, with their annotations.
+    """Draw `count` evenly spaced images of a data set with their annotations.
 
     Raises:
-        ImageError: an image is absent, damaged, or of another size than the annotations say.
+        ImageError: an image is missing or damaged, or its size differs from the annotation file's.
     """
     count = min(count, len(dataset))
     pictures = []
@@ -113,10 +113,10 @@ def draw_dataset(dataset: CocoDataset, count: int) -> Image.Image:
 
 
 def draw_truth(record: CocoImage, class_names: Sequence[str]) -> Image.Image:
-    """An image with its annotations.
+    """Draw an image with its annotations.
 
     Raises:
-        ImageError: the image is absent, damaged, or of another size than the annotations say.
+        ImageError: the image is missing or damaged, or its size differs from the annotation file's.
     """
     truth = annotate(record, (), (record.height, record.width), masks=True, bitmasks=True)
     drawn = {"boxes": truth.boxes, "classes": truth.classes, "masks": torch.as_tensor(truth.masks)}

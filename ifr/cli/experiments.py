@@ -1,4 +1,4 @@
-"""What the commands on an experiment share: finding it, and what to say when it fails."""
+"""Shared by the commands that run an experiment: loading it, and explaining its errors."""
 
 import argparse
 import contextlib
@@ -13,7 +13,7 @@ from ifr.processes.layout import Layout
 
 
 def require_standalone(command: str) -> None:
-    """Run in the standalone host, unless IFR_HOST names another one.
+    """Set IFR_HOST to standalone if it is unset.
 
     Raises:
         UserError: IFR_HOST names another host.
@@ -21,14 +21,14 @@ def require_standalone(command: str) -> None:
     os.environ["IFR_HOST"] = os.environ.get("IFR_HOST") or "standalone"
     with advise("set IFR_HOST=standalone", ValueError):
         if host_name() != "standalone":
-            raise ValueError(f"{command} does not run in the host {host_name()}")
+            raise ValueError(f"ifr {command} does not run in the {host_name()} host")
 
 
 def find_experiment(name: str) -> Experiment:
-    """The experiment that EXPERIMENT names.
+    """Load the experiment that EXPERIMENT names.
 
     Raises:
-        UserError: there is none, or one of its files lacks something.
+        UserError: it does not exist, or one of its files is incomplete.
     """
     here = sorted(path.parent.name for path in Path().glob("*/config.py") if path.with_name("net.py").is_file())
     names = f"; here are {', '.join(here)}" if here else ""
@@ -37,7 +37,7 @@ def find_experiment(name: str) -> Experiment:
 
 
 def layout_of(args: argparse.Namespace) -> Layout:
-    """How many workers the arguments ask for.
+    """Read the number and place of workers from the arguments.
 
     Raises:
         UserError: they contradict each other.
@@ -48,7 +48,7 @@ def layout_of(args: argparse.Namespace) -> Layout:
 
 @contextlib.contextmanager
 def helpful(folder: Path, *, resumes: bool = False) -> Iterator[None]:
-    """Give every error that a run on the experiment in `folder` can expect a cause and a remedy."""
+    """Turn errors of a run on the experiment in `folder` into a `UserError` with cause and remedy."""
     try:
         yield
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""`ifr info`: what a report of a defect should say."""
+"""`ifr info`: prints what a bug report should contain."""
 
 import argparse
 import importlib.metadata
@@ -37,7 +37,7 @@ def info(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr info`.
 
     Raises:
-        UserError: there are settings, which it does not take.
+        UserError: settings were given.
     """
     if overrides:
         raise UserError(f"info takes no settings, got {' '.join(overrides)}", "leave them out")

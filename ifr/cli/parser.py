@@ -1,4 +1,4 @@
-"""The arguments of every command and its `--help`."""
+"""The arguments of all commands and their `--help` texts."""
 
 import argparse
 import contextlib
@@ -7,15 +7,15 @@ from typing import Any
 from ifr import __version__
 
 _SETTINGS = (
-    "KEY VALUE pairs change settings of the experiment, for example SOLVER.OPTIMIZER.BASE_LR 0.01; a key is one of "
-    "cvpods' or IFR's, a value a Python literal or plain text."
+    "KEY VALUE pairs override settings of the experiment, for example SOLVER.OPTIMIZER.BASE_LR 0.01. Keys are those of "
+    "cvpods and IFR; a value is a Python literal or plain text."
 )
-_DEBUG = "show the traceback of an error"
+_DEBUG = "show the full traceback of an error"
 _WORKERS = "[--num-gpus N] [--num-machines M --machine-rank R --dist-url URL]"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `ifr`; what it does not know are KEY VALUE pairs."""
+    """Build the parser of `ifr`; arguments that it does not know are KEY VALUE pairs."""
     parser = argparse.ArgumentParser(
         prog="ifr", description="Implicit Feature Refinement for instance segmentation.", allow_abbrev=False
     )
@@ -34,19 +34,18 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
         "train",
         help="train an experiment",
         usage=f"ifr train EXPERIMENT {_WORKERS} [--resume] [--debug] [KEY VALUE ...]",
-        description="Train an experiment on DATASETS.TRAIN and leave log.txt, metrics.json, config.yaml and the "
-        "checkpoints in OUTPUT_DIR. "
+        description="Train an experiment on DATASETS.TRAIN. Writes log.txt, metrics.json, config.yaml and checkpoints "
+        "to OUTPUT_DIR. "
         + _SETTINGS
-        + " The schedule of config.py is meant for its own SOLVER.IMS_PER_BATCH: with "
-        "another number of workers, or another IMS_PER_BATCH here, its iterations and learning rate are converted "
-        "together, except those given here. SOLVER.RESCALE False converts nothing. `torchrun ... -m ifr train "
-        "EXPERIMENT` works too. SIGTERM or Ctrl-C finishes the step and writes a checkpoint, from which --resume goes "
-        "on; a second Ctrl-C stops at once. The exit code is 0 when training is complete, 143 after SIGTERM, 130 after "
-        "Ctrl-C, 2 for wrong arguments, 1 for any other error.",
+        + " If the number of workers or SOLVER.IMS_PER_BATCH changes the batch size of config.py, the iterations and "
+        "the learning rate of the schedule are rescaled to fit, except those given on the command line; SOLVER.RESCALE "
+        "False turns this off. `torchrun ... -m ifr train EXPERIMENT` also works. On SIGTERM or Ctrl-C, training "
+        "finishes the step and writes a checkpoint; continue from it with --resume. A second Ctrl-C stops at once. "
+        "Exit codes: 0 training is complete, 143 SIGTERM, 130 Ctrl-C, 2 wrong arguments, 1 any other error.",
     )
     _add_workers(parser)
     parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint of OUTPUT_DIR, if there is one"
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR, if there is one"
     )
     return parser
 
@@ -57,15 +56,15 @@ def _add_test(commands: Any) -> argparse.ArgumentParser:
         "test",
         help="test a trained experiment",
         usage=f"ifr test EXPERIMENT {_WORKERS} [--start-iter I] [--end-iter I] [--debug] [KEY VALUE ...]",
-        description="Test MODEL.WEIGHTS if it is given here, otherwise the newest checkpoint of OUTPUT_DIR, on every "
-        "data set of DATASETS.TEST: the 12 COCO metrics and AP by class of boxes and masks. Results are in "
-        "OUTPUT_DIR/inference. " + _SETTINGS,
+        description="Test the newest checkpoint in OUTPUT_DIR, or the MODEL.WEIGHTS of the command line, on every data "
+        "set in DATASETS.TEST. Reports the 12 COCO metrics and the AP of each class for boxes and masks, and writes "
+        "results to OUTPUT_DIR/inference. " + _SETTINGS,
     )
     _add_workers(parser)
     parser.add_argument(
-        "--start-iter", type=int, metavar="I", help="test all checkpoints of OUTPUT_DIR from this iteration on"
+        "--start-iter", type=int, metavar="I", help="test every checkpoint in OUTPUT_DIR from iteration I on"
     )
-    parser.add_argument("--end-iter", type=int, metavar="I", help="... up to this one")
+    parser.add_argument("--end-iter", type=int, metavar="I", help="test every checkpoint up to iteration I")
     return parser
 
 
@@ -73,17 +72,16 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     parser = _command(
         commands,
         "predict",
-        help="find objects in pictures",
-        description="Find objects in pictures and draw them. KEY VALUE pairs change settings of the experiment; "
-        "MODEL.WEIGHTS names the trained weights.",
+        help="detect objects in images",
+        description="Detect objects in images and draw them. Give trained weights as MODEL.WEIGHTS FILE. " + _SETTINGS,
         usage="ifr predict EXPERIMENT --input IMAGE|FOLDER|GLOB --output DIR [--score T] [--json FILE] "
         "[--device DEVICE] [--debug] [KEY VALUE ...]",
     )
-    parser.add_argument("--input", required=True, metavar="WHAT", help="a picture, a folder of them, or a quoted glob")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures with what was found")
-    parser.add_argument("--score", type=_probability, metavar="T", help="keep detections above it (default 0.5)")
-    parser.add_argument("--json", metavar="FILE", help="also write the detections in COCO's results format")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    parser.add_argument("--input", required=True, metavar="WHAT", help="an image, a folder of images, or a quoted glob")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images with drawn detections")
+    parser.add_argument("--score", type=_probability, metavar="T", help="lowest score of a detection (default 0.5)")
+    parser.add_argument("--json", metavar="FILE", help="also write the detections to FILE in COCO's results format")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     return parser
 
 
@@ -91,14 +89,14 @@ def _add_show(commands: Any) -> argparse.ArgumentParser:
     parser = _command(
         commands,
         "show",
-        help="draw what a trained experiment finds beside the truth",
+        help="draw detections next to the ground truth",
         usage="ifr show EXPERIMENT [--samples N] [--score T] [--debug] [KEY VALUE ...]",
-        description="Draw what MODEL.WEIGHTS, or the newest checkpoint of OUTPUT_DIR, finds on the first data set of "
-        "DATASETS.TEST beside the truth, and how fast solvers reach the equilibrium of its mask head, into "
-        "OUTPUT_DIR/pictures. " + _SETTINGS,
+        description="Draw detections on the first data set in DATASETS.TEST next to the ground truth, and plot how "
+        "fast solvers reach the equilibrium of the mask head. Uses the newest checkpoint in OUTPUT_DIR, or the "
+        "MODEL.WEIGHTS of the command line; writes to OUTPUT_DIR/pictures. " + _SETTINGS,
     )
     parser.add_argument("--samples", type=_positive, default=8, metavar="N", help="images to draw (default 8)")
-    parser.add_argument("--score", type=_probability, default=0.5, metavar="T", help="as of predict (default 0.5)")
+    parser.add_argument("--score", type=_probability, default=0.5, metavar="T", help="lowest score (default 0.5)")
     return parser
 
 
@@ -106,8 +104,7 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "data",
         help="make, inspect or check a data set",
-        description="Make the digits that the small experiment is trained on, or say what is in a data set, or what is "
-        "wrong with it.",
+        description="Make the digits data set of the small experiment, summarize a data set, or list its problems.",
         usage="ifr data make|inspect|check ... [--debug]",
         allow_abbrev=False,
     )
@@ -115,29 +112,29 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
     make = actions.add_parser(
         "make",
         help="make digits_train and digits_val",
-        description="Make digits_train and digits_val, handwritten digits that overlap on photographs, with exact "
-        "masks, unless they are there already; a set of other numbers is replaced. The same numbers give the same "
-        "bytes. scikit-learn has the material.",
+        description="Make digits_train and digits_val: overlapping handwritten digits on photographs, with exact "
+        "masks. Existing sets are kept if their seed and sizes are the same, otherwise replaced. The same seed and "
+        "sizes always give the same files. Needs scikit-learn.",
         usage="ifr data make [--root DIR] [--seed S] [--train N] [--val N]",
         allow_abbrev=False,
     )
-    make.add_argument("--root", metavar="DIR", help="folder of the data sets (default: IFR_DATASETS, else datasets)")
-    make.add_argument("--seed", type=int, default=0, metavar="S", help="of every random choice (default 0)")
-    make.add_argument("--train", type=int, default=1500, metavar="N", help="images to train on (default 1500)")
-    make.add_argument("--val", type=int, default=200, metavar="N", help="images to test on (default 200)")
+    make.add_argument("--root", metavar="DIR", help="folder for data sets (default: $IFR_DATASETS, else datasets)")
+    make.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (default 0)")
+    make.add_argument("--train", type=int, default=1500, metavar="N", help="number of training images (default 1500)")
+    make.add_argument("--val", type=int, default=200, metavar="N", help="number of test images (default 200)")
     inspect = actions.add_parser(
         "inspect",
-        help="count and draw what is in a data set",
-        description="Count the images, objects and classes of a data set, name images that are absent, and draw some "
-        "images with their annotations.",
+        help="summarize and draw a data set",
+        description="Count the images, objects and classes of a data set and report missing images. With --output, "
+        "also draw some images with their annotations.",
         usage="ifr data inspect DATASET [--output FILE] [--samples N]",
         allow_abbrev=False,
     )
     inspect.add_argument(
-        "dataset", metavar="DATASET", help="coco_2017_train, digits_val ..., or IMAGES_FOLDER:ANNOTATIONS.json"
+        "dataset", metavar="DATASET", help="coco_2017_train, digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json"
     )
-    inspect.add_argument("--output", metavar="FILE", help="draw annotated images into this file, such as samples.png")
-    inspect.add_argument("--samples", type=_positive, default=12, metavar="N", help="how many to draw (default 12)")
+    inspect.add_argument("--output", metavar="FILE", help="draw annotated images into FILE, such as samples.png")
+    inspect.add_argument("--samples", type=_positive, default=12, metavar="N", help="images to draw (default 12)")
     _add_check(actions)
     for action in actions.choices.values():
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)
@@ -148,23 +145,23 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
 def _add_check(actions: Any) -> None:
     check = actions.add_parser(
         "check",
-        help="list everything that is wrong with a data set",
-        description="Read a data set in COCO's format as training does, but to its end, and list every problem: one "
-        "line each, with the file and the ids of image and annotation. The exit code is 0 if there is none. Every "
-        "picture is decoded, because one that is cut short looks sound from its header; that takes about as long as "
-        "one epoch of loading, and the memory of one picture for each worker. What training only leaves out (crowds, "
-        "objects without a mask or outside their image) is counted in notes, which are no problems.",
+        help="list every problem of a data set",
+        description="Read a data set in COCO's format the way training does and list every problem, one line each, "
+        "with the file and the ids of image and annotation. The exit code is 0 if there are none. Every image is "
+        "decoded, because a truncated file can have a valid header; this takes about as long as loading one epoch, and "
+        "memory for one image per worker. Notes, which are not problems, count what training skips: crowds, and "
+        "objects without a mask or outside their image.",
         usage="ifr data check JSON IMAGES [--headers]\n       ifr data check DATASET [--headers]",
         allow_abbrev=False,
     )
     check.add_argument(
         "dataset",
         metavar="JSON|DATASET",
-        help="the annotations; or coco_2017_train, digits_val ..., or IMAGES_FOLDER:ANNOTATIONS.json",
+        help="annotation file; or coco_2017_train, digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json",
     )
-    check.add_argument("images", nargs="?", metavar="IMAGES", help="the folder to which file names are relative")
+    check.add_argument("images", nargs="?", metavar="IMAGES", help="folder that contains the images of JSON")
     check.add_argument(
-        "--headers", action="store_true", help="read the headers of the pictures alone: faster, but blind to damage"
+        "--headers", action="store_true", help="read only the headers of images: faster, but misses damaged files"
     )
 
 
@@ -174,20 +171,20 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
         "convert",
         help="convert trained weights",
         usage="ifr convert EXPERIMENT --weights FILE --output FILE [--debug] [KEY VALUE ...]",
-        description="Check that weights of any known format (cvpods' and IFR's .pth, Caffe2's .pkl, .safetensors) fit "
-        "an experiment, and write them alone, without the state of the training: as .pth, which cvpods and the "
-        "published code read, or as .safetensors. " + _SETTINGS,
+        description="Check that weights fit an experiment, and write them without the training state. Reads every "
+        "known format (.pth of cvpods and IFR, .pkl of Caffe2, .safetensors); writes .safetensors, or .pth, which "
+        "cvpods and the published code read. " + _SETTINGS,
     )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="a file, or an https:// address")
-    parser.add_argument("--output", required=True, metavar="FILE", help="ends in .pth or .safetensors")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="a file or an https:// address")
+    parser.add_argument("--output", required=True, metavar="FILE", help="output file, .pth or .safetensors")
     return parser
 
 
 def _add_info(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "info",
-        help="versions, devices and the host, for reports of defects",
-        description="Say which versions, devices and host IFR finds. Put it into reports of defects.",
+        help="print versions, devices and the host, for bug reports",
+        description="Print the versions, devices and host that IFR finds. Include the output in bug reports.",
         usage="ifr info [--debug]",
         allow_abbrev=False,
     )
@@ -196,26 +193,27 @@ def _add_info(commands: Any) -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, **texts: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, allow_abbrev=False, **texts)
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="an experiment's folder, or its name")
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="folder or name of an experiment")
     return parser
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--num-gpus", type=int, metavar="N", help="workers on each machine (default: all visible GPUs, else the CPU)"
+        "--num-gpus", type=int, metavar="N", help="workers per machine (default: one per GPU, else one on the CPU)"
     )
-    parser.add_argument("--num-machines", type=int, default=1, metavar="M", help="run the command on each of them")
-    parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="of this machine, from 0 to M - 1")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="M", help="machines; run this command on each")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="rank of this machine, 0 to M - 1")
     parser.add_argument(
         "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0, the same on all machines"
     )
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"a number from 1 was expected, got {text}")
-    return value
+    with contextlib.suppress(ValueError):
+        value = int(text)
+        if value >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
 
 
 def _probability(text: str) -> float:
@@ -223,4 +221,4 @@ def _probability(text: str) -> float:
         value = float(text)
         if 0 <= value <= 1:
             return value
-    raise argparse.ArgumentTypeError(f"a number from 0 to 1 was expected, got {text}")
+    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")

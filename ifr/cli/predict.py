@@ -1,4 +1,4 @@
-"""`ifr predict`: pictures in, pictures with what was found and a COCO results file out."""
+"""`ifr predict`: draws detections on images and writes them to a COCO results file."""
 
 import argparse
 import glob
@@ -30,14 +30,14 @@ _SCORE_KEY = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
 
 
 def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Carry out `ifr predict`; a picture that cannot be read is left out and named at the end.
+    """Carry out `ifr predict`; images that cannot be read are skipped and named at the end.
 
     Raises:
-        UserError: the arguments do not fit together, or some picture could not be read.
+        UserError: the arguments do not fit together, or an image cannot be read.
     """
     stray = [text for text in overrides if Path(text).suffix.lower() in _PICTURES]
-    if stray:  # the shell has taken a glob apart
-        raise UserError(f"{stray[0]} is no setting, and --input takes one argument", "put quotes around a glob")
+    if stray:  # the shell expanded a glob
+        raise UserError(f"{stray[0]} is not a setting, and --input takes one argument", "put quotes around a glob")
     pictures = find_pictures(args.input)
     targets = output_files(pictures, Path(args.output))
     predictor, names, category_ids = _build(args, overrides)
@@ -56,27 +56,27 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         with advise("choose an --output that can be written", OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
             draw_detections(image, found, names).save(target, quality=92)
-        logger.info("%s: %d found, drawn in %s", picture, len(found["scores"]), target)
-        if args.json is not None:  # otherwise a folder of many pictures would fill the memory for nothing
+        logger.info("%s: %d objects found, drawn in %s", picture, len(found["scores"]), target)
+        if args.json is not None:  # kept only if needed, to save memory
             results += [{**result, "file_name": picture.name} for result in coco_results(found, image_id, category_ids)]
     if len(unreadable) == len(pictures):
-        raise UserError(f"no picture could be read: {', '.join(unreadable)}", "give pictures as --input")
+        raise UserError(f"no image could be read: {', '.join(unreadable)}", "give images as --input")
     if args.json is not None:
         with advise("choose a --json that can be written", OSError):
             Path(args.json).parent.mkdir(parents=True, exist_ok=True)
             Path(args.json).write_text(json.dumps(results))
     if unreadable:
         raise UserError(
-            f"{len(unreadable)} of {len(pictures)} pictures could not be read: {', '.join(unreadable)}",
-            "replace or remove them; the others are done",
+            f"{len(unreadable)} of {len(pictures)} images could not be read: {', '.join(unreadable)}",
+            "replace or remove them; the results of the others are written",
         )
 
 
 def find_pictures(what: str) -> list[Path]:
-    """The pictures that a path, a folder or a glob means, in the order of their names.
+    """List the images of a path, folder or glob, sorted by name.
 
     Raises:
-        UserError: there is none.
+        UserError: no image is found.
     """
     path = Path(what).expanduser()
     if path.is_file():
@@ -87,18 +87,18 @@ def find_pictures(what: str) -> list[Path]:
         found = [file for file in map(Path, glob.glob(str(path), recursive=True)) if file.is_file()]
     if not found:
         kinds = " ".join(sorted(_PICTURES))
-        raise UserError(f"{what}: no picture there", f"--input takes a picture, a folder with {kinds}, or a glob")
+        raise UserError(f"{what}: no image found", f"--input takes an image, a folder with {kinds}, or a glob")
     return sorted(found)
 
 
 def output_files(pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Where each picture's result goes: a JPEG of its name, under the folders in which the pictures differ.
+    """Return the output file of each image: a JPEG of the same name, in the same subfolder.
 
     Raises:
-        UserError: a result would overwrite one of the pictures, or the folder is a file.
+        UserError: an output file would overwrite an input, or `folder` is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: this is a file", "--output takes a folder")
+        raise UserError(f"{folder} is a file", "--output takes a folder")
     absolute = [picture.resolve() for picture in pictures]
     root = Path(os.path.commonpath([picture.parent for picture in absolute]))
     relative = [picture.relative_to(root) for picture in absolute]
@@ -114,14 +114,14 @@ def output_files(pictures: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predictor, Sequence[str], Sequence[int]]:
-    """The experiment's model with trained weights, and the names and category ids of its classes."""
+    """Build the model with trained weights; return its predictor, class names and category ids."""
     require_standalone("predict")
     experiment = find_experiment(args.experiment)
     config = experiment.config
-    settings = f"settings and their values are in {experiment.folder / 'config.py'} and the defaults"
+    settings = f"settings are in {experiment.folder / 'config.py'} and its host's defaults"
     with advise(settings, ValueError):
         config.merge_from_list(overrides)
-    weights, advice = str(config.MODEL.WEIGHTS), "give MODEL.WEIGHTS PATH with weights trained by this experiment"
+    weights, advice = str(config.MODEL.WEIGHTS), "give MODEL.WEIGHTS FILE with weights trained in this experiment"
     if not weights or weights.startswith("detectron2://ImageNetPretrained/"):
         raise UserError(f"there are no trained weights: MODEL.WEIGHTS is {weights!r}", advice)
     with advise(advice, CheckpointError):
@@ -135,7 +135,7 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predicto
             config.merge_from_list(["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")])
     names, category_ids = _classes(int(config.MODEL.ROI_HEADS.NUM_CLASSES), trained)
     with advise(settings, ValueError):
-        with advise("use --device cpu", RuntimeError, AssertionError):  # torch without CUDA asserts
+        with advise("use --device cpu", RuntimeError, AssertionError):  # torch without CUDA raises AssertionError
             model = experiment.build_model(config)
         predictor = Predictor(model, config)
     with advise(advice, CheckpointError):
@@ -144,7 +144,7 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predicto
 
 
 def _classes(count: int, trained: Mapping[str, Any] | None) -> tuple[Sequence[str], Sequence[int]]:
-    """Names and category ids: those of the data that it was trained on; COCO's for 80 classes; plain numbers."""
+    """Return class names and category ids: of the training data, else of COCO for 80 classes, else numbers."""
     if trained and len(trained["names"]) == count:
         return trained["names"], trained["category_ids"]
     if count == len(CLASS_NAMES):
@@ -153,7 +153,7 @@ def _classes(count: int, trained: Mapping[str, Any] | None) -> tuple[Sequence[st
 
 
 def _image_ids(pictures: Sequence[Path]) -> list[int]:
-    """The numbers that the files are called, as COCO's are; otherwise 1, 2, 3 ..."""
+    """Return the file names as ids if they are distinct numbers, like COCO's, otherwise 1, 2, 3 ..."""
     stems = [picture.stem for picture in pictures]
     if all(stem.isascii() and stem.isdigit() for stem in stems) and len(set(map(int, stems))) == len(stems):
         return [int(stem) for stem in stems]

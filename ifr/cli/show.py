@@ -1,4 +1,4 @@
-"""`ifr show`: what a trained experiment finds beside the truth, and how its solver gets to the equilibrium."""
+"""`ifr show`: draws detections next to the ground truth, and plots how solvers converge in the mask head."""
 
 import argparse
 import json
@@ -30,14 +30,14 @@ from ifr.solvers import Anderson, Broyden, Picard, Solver
 from ifr.visualize import contact_sheet, draw_detections, plot_residuals
 
 logger = logging.getLogger(__name__)
-_STEPS = 30  # of the picture of residuals
+_STEPS = 30  # of each solver in the plot of residuals
 
 
 def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr show`.
 
     Raises:
-        UserError: there is nothing trained to show, or a picture cannot be made.
+        UserError: there are no trained weights, or an output file cannot be written.
     """
     require_standalone("show")
     experiment = find_experiment(args.experiment)
@@ -58,23 +58,24 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         model = experiment.build_model(config)
         load_weights(model, weights, allow_backbone_only=False)
         regions: list[Tensor] = []
-        pictures = _beside_the_truth(Predictor(model, config), dataset, args.samples, _listen(model, regions))
+        _collect(model, regions)
+        pictures = _draw_pairs(Predictor(model, config), dataset, args.samples)
     target = output / "pictures"
     with advise("choose an OUTPUT_DIR that can be written", OSError):
         target.mkdir(parents=True, exist_ok=True)
         contact_sheet(pictures, columns=2, side=2 * max(max(picture.size) for picture in pictures)).save(
             target / "found_beside_truth.png"
         )
-    logger.info("found (left) beside the truth (right): %s", target / "found_beside_truth.png")
+    logger.info("detections (left) and ground truth (right): %s", target / "found_beside_truth.png")
     x = torch.cat(regions) if regions else torch.empty(0)
     if len(x):
         _draw_residuals(model, x, target)
     else:
-        logger.info("no residuals to draw: nothing was found (lower --score), or the mask head solves for nothing")
+        logger.info("no residuals to plot: nothing was found (lower --score), or the mask head has no solver")
 
 
-def _beside_the_truth(predictor: Predictor, dataset: CocoDataset, count: int, hook: Any) -> list[Image.Image]:
-    """For `count` images at equal distances, what is found next to what is there."""
+def _draw_pairs(predictor: Predictor, dataset: CocoDataset, count: int) -> list[Image.Image]:
+    """Draw `count` evenly spaced images twice, side by side: with detections and with ground truth."""
     count = min(count, len(dataset))
     pictures = []
     for number in range(count):
@@ -86,27 +87,19 @@ def _beside_the_truth(predictor: Predictor, dataset: CocoDataset, count: int, ho
         pair.paste(found, (0, 0))
         pair.paste(truth, (found.width, 0))
         pictures.append(pair)
-    if hook is not None:
-        hook.remove()
     return pictures
 
 
-def _listen(model: Any, regions: list[Tensor]) -> Any:
-    """Collect the features that the mask head refines; None where there is no equilibrium to look at."""
-    refinement = _refinement(model)
-    if refinement is None:
-        return None
-    return refinement.register_forward_pre_hook(lambda _, inputs: regions.append(inputs[1]))
-
-
-def _refinement(model: Any) -> Implicit | None:
+def _collect(model: Any, regions: list[Tensor]) -> None:
+    """Append the features that the mask head refines to `regions`, if its refinement is implicit."""
     head = model.roi_heads.mask_head if isinstance(model, RCNN) else None
     refinement = getattr(head, "refinement", None)
-    return refinement if isinstance(refinement, Implicit) else None
+    if isinstance(refinement, Implicit):
+        refinement.register_forward_pre_hook(lambda _, inputs: regions.append(inputs[1]))
 
 
 def _draw_residuals(model: Any, x: Tensor, target: Path) -> None:
-    """The residual of every solver against evaluations of f, on the regions x (N, C, H, W) of the pictures."""
+    """Plot the residual of each solver by evaluation of f, for the regions x (N, C, H, W)."""
     solvers: dict[str, Solver] = {
         "Broyden": Broyden(_STEPS, 0.0),
         "Anderson": Anderson(_STEPS, 0.0),
@@ -121,12 +114,12 @@ def _draw_residuals(model: Any, x: Tensor, target: Path) -> None:
     with advise("pip install matplotlib", ImportError):
         picture = plot_residuals(curves)
     picture.save(target / "residuals.png")
-    logger.info("residual of the equilibrium against evaluations: %s", target / "residuals.png")
+    logger.info("residuals by evaluation: %s", target / "residuals.png")
 
 
 @torch.no_grad()
 def residuals_by_evaluation(block: RefinementBlock, x: Tensor, solver: Solver) -> Tensor:
-    """Root mean square (E, N) of f(z) - z at each of E evaluations of f, for N regions x (N, C, H, W)."""
+    """Return the RMS (E, N) of f(z) - z at each of E evaluations of f, for N regions x (N, C, H, W)."""
     f = block.at(x)
     residuals = []
 

@@ -1,4 +1,4 @@
-"""`ifr test`."""
+"""`ifr test`: starts a test run."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ def test(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr test`.
 
     Raises:
-        UserError: the run cannot start or go on.
+        UserError: the run cannot start or continue.
     """
     experiment = find_experiment(args.experiment)
     with helpful(experiment.folder):
@@ -20,4 +20,4 @@ def test(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         start(hosts.test, hosts.check_run, experiment, options)
 
 
-test.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's tests
+test.__test__ = False  # type: ignore[attr-defined]  # keeps pytest from collecting it

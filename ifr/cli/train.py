@@ -1,4 +1,4 @@
-"""`ifr train`."""
+"""`ifr train`: starts a training run."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr train`.
 
     Raises:
-        UserError: the run cannot start or go on.
+        UserError: the run cannot start or continue.
     """
     experiment = find_experiment(args.experiment)
     with helpful(experiment.folder, resumes=args.resume):

@@ -1,8 +1,8 @@
-"""Chooses the detection framework, called host, that experiments run in, and hands out its parts.
+"""Selects the detection framework (the host) that experiments run in, and exports its parts.
 
-Experiment files import `RCNNFPNConfig`, `build_mask_rcnn` and `build_cascade_rcnn` from here, so that the same files
-run in every host. The command line takes `train`, `test` and `check_run`. The environment variable IFR_HOST chooses; unset means
-cvpods if it imports, else standalone.
+Experiment files import `RCNNFPNConfig`, `build_mask_rcnn` and `build_cascade_rcnn` from here, so the same files run in
+every host. The command line uses `train`, `test` and `check_run`. The environment variable IFR_HOST selects the host;
+the default is cvpods if it can be imported, else standalone.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import Any
 
 from ifr.errors import CvpodsError
 
-# One line for each host: a package with these parts in these modules, imported only when the host is chosen.
+# Each host is a package that has the modules in _PARTS; it is imported only if selected.
 _HOSTS = {
     "cvpods": "ifr.hosts.cvpods",
     "standalone": "ifr.hosts.standalone",
@@ -32,11 +32,11 @@ _logger = logging.getLogger(__name__)
 
 
 def host_name() -> str:
-    """The chosen host.
+    """Return the name of the selected host.
 
     Raises:
-        ValueError: IFR_HOST names no host of this version.
-        CvpodsError: IFR_HOST is unset, and IFR_CVPODS names a cvpods that cannot be used.
+        ValueError: IFR_HOST is not a known host.
+        CvpodsError: IFR_HOST is unset and IFR_CVPODS names a cvpods that cannot be used.
     """
     name = os.environ.get("IFR_HOST") or _default()
     if name not in _HOSTS:
@@ -46,7 +46,7 @@ def host_name() -> str:
 
 @functools.cache
 def _default() -> str:
-    """cvpods if it imports; a checkout that the user names has to."""
+    """Return cvpods if it can be imported, else standalone; a checkout in IFR_CVPODS must import."""
     from ifr.hosts.cvpods.importing import VARIABLE, import_cvpods, is_there
 
     if not is_there():
@@ -63,12 +63,12 @@ def _default() -> str:
 
 @functools.cache
 def _announce(name: str) -> None:
-    if multiprocessing.parent_process() is None:  # which has said it to those that it started
+    if multiprocessing.parent_process() is None:  # the parent has already logged it
         _logger.info("IFR runs in the %s host", name)
 
 
 def __getattr__(name: str) -> Any:
-    """A part of the chosen host."""
+    """Return a part of the selected host."""
     if name not in _PARTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     host = host_name()

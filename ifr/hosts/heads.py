@@ -1,4 +1,4 @@
-"""The mask head that IFR adds to a host, built from its settings."""
+"""Builds the mask head that IFR adds to a host."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,15 @@ from ifr.solvers import make_solver
 
 
 def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Module]) -> nn.Module:
-    """The mask head that MODEL.ROI_MASK_HEAD.REFINEMENT names: implicit, explicit or conv.
+    """Build the mask head for MODEL.ROI_MASK_HEAD.REFINEMENT: "implicit", "explicit" or "conv".
 
     Args:
-        config: settings.
-        in_channels: of the region features.
+        config: the settings.
+        in_channels: number of channels of the region features.
         conv_head: builds the host's own head of plain convolutions, for "conv".
 
     Raises:
-        ValueError: there is no such refinement or solver.
+        ValueError: the refinement or a solver is unknown.
     """
     head = config.MODEL.ROI_MASK_HEAD
     if head.REFINEMENT == "conv":
@@ -37,12 +37,12 @@ def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Mo
 
 
 def mask_classes(config: Any) -> int:
-    """The number of masks that a head predicts for a region."""
+    """Return the number of masks that the head predicts for each region."""
     return 1 if config.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else int(config.MODEL.ROI_HEADS.NUM_CLASSES)
 
 
 def _implicit(head: Any) -> Implicit:
-    """The refinement by equilibrium; the published solver comes with everything else that the published code did."""
+    """Build the implicit refinement; "broyden-published" reproduces the whole refinement of the published code."""
     if head.SOLVER == "broyden-published":
         return Implicit.published(max_steps=head.F_THRES, warmup_steps=head.NUM_CONV)
     return Implicit(

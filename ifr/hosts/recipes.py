@@ -5,10 +5,10 @@ from typing import Any
 
 
 def coco_1x(short_edges: Sequence[int]) -> dict[str, Any]:
-    """COCO 2017 with a ResNet-50 from ImageNet, for 90000 iterations of 16 images.
+    """Return settings for COCO 2017: an ImageNet ResNet-50, 90000 iterations, 16 images each.
 
     Args:
-        short_edges: in training the shorter side of an image becomes one of these, in pixels; in testing 800.
+        short_edges: lengths in pixels from which training picks the shorter side of an image; testing uses 800.
     """
     resize = {"short_edge_length": tuple(short_edges), "max_size": 1333, "sample_style": "choice"}
     return {
@@ -33,23 +33,23 @@ def coco_1x(short_edges: Sequence[int]) -> dict[str, Any]:
 
 
 def implicit_1x() -> dict[str, Any]:
-    """MODEL.ROI_MASK_HEAD of the paper: weight sharing for 50000 iterations, then the equilibrium in 15 steps."""
+    """Return MODEL.ROI_MASK_HEAD of the paper: 50000 iterations of weight sharing, then 15 solver steps."""
     return {
         "REFINEMENT": "implicit",
         "SOLVER": "broyden",  # "broyden-published" reproduces published checkpoints
-        "F_THRES": 15,  # most steps of the forward solver
-        "B_THRES": 15,  # most steps of the adjoint solver
+        "F_THRES": 15,  # maximum steps of the forward solver
+        "B_THRES": 15,  # maximum steps of the adjoint solver
         "PRETRAINED_STEPS": 50000,
     }
 
 
 def from_scratch_on_cpu(short_edge: int) -> dict[str, Any]:
-    """A ResNet-18 with group normalisation and narrow heads for objects of 30 to 80 pixels, learnt from nothing.
+    """Return settings to train a ResNet-18 with group norm and narrow heads from scratch, for objects of 30-80 pixels.
 
-    An iteration of 4 images of 192 pixels takes a third of a second on two cores.
+    An iteration with 4 images of 192 pixels takes a third of a second on two cores.
 
     Args:
-        short_edge: the shorter side of an image becomes this, in pixels.
+        short_edge: length of the shorter side of an image, in pixels.
     """
     resize = {"short_edge_length": (short_edge,), "max_size": 2 * short_edge, "sample_style": "choice"}
     pipeline = [("ResizeShortestEdge", resize)]
@@ -57,10 +57,10 @@ def from_scratch_on_cpu(short_edge: int) -> dict[str, Any]:
         "MODEL": {
             "MASK_ON": True,
             "BACKBONE": {"FREEZE_AT": 0},
-            "PIXEL_STD": (57.375, 57.12, 58.395),  # of ImageNet, BGR 0-255
+            "PIXEL_STD": (57.375, 57.12, 58.395),  # ImageNet, BGR 0-255
             "RESNETS": {"DEPTH": 18, "NORM": "GN", "RES2_OUT_CHANNELS": 64, "ZERO_INIT_RESIDUAL": True},
             "FPN": {"OUT_CHANNELS": 64, "NORM": "GN"},
-            # One level is enough for objects of so similar a size, and its anchors have their shape.
+            # One level suffices for objects of similar size; its anchors have their aspect ratio.
             "ANCHOR_GENERATOR": {"SIZES": ((36, 50, 68),), "ASPECT_RATIOS": ((1.6,),)},
             "RPN": {
                 "IN_FEATURES": ("p3",),
@@ -71,8 +71,8 @@ def from_scratch_on_cpu(short_edge: int) -> dict[str, Any]:
                 "POST_NMS_TOPK_TEST": 100,
             },
             "ROI_HEADS": {"BATCH_SIZE_PER_IMAGE": 32, "POSITIVE_FRACTION": 0.375},
-            # Normalised convolutions alone: the units of a linear layer die before they have learnt to tell classes
-            # apart. The loss is smooth, for signs as gradients make the predictor of so many inputs overshoot.
+            # Only normalized convolutions, because the units of a linear layer die before they separate the classes.
+            # A smooth loss, because the +-1 gradients of L1 make a predictor with so many inputs overshoot.
             "ROI_BOX_HEAD": {
                 "NUM_CONV": 4,
                 "CONV_DIM": 32,

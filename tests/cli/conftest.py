@@ -49,7 +49,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder with two pictures and a text."""
+    """A folder with two images and a text file."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     random = np.random.default_rng(0)

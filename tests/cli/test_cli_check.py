@@ -1,4 +1,4 @@
-"""`ifr data check` lists everything that is wrong, a line each, and says by its exit code whether there is anything."""
+"""`ifr data check` lists every problem, one line each; its exit code says whether there are any."""
 
 import pytest
 from PIL import Image
@@ -18,7 +18,7 @@ def run(capsys):
 
 
 @pytest.fixture
-def spoiled(tmp_path):
+def damaged(tmp_path):
     content = sound_content()
     first = content["annotations"][0]
     content["images"] += [
@@ -35,43 +35,43 @@ def spoiled(tmp_path):
     return source
 
 
-def test_every_problem_has_a_line_with_file_and_ids(run, spoiled):
-    code, lines, errors = run(spoiled.json, spoiled.images)
+def test_every_problem_has_a_line_with_file_and_ids(run, damaged):
+    code, lines, errors = run(damaged.json, damaged.images)
     assert code == 1
     assert lines[:6] == [
         "images",
-        f"  {spoiled.json}: image 4 ('../b.png'): 'file_name' must be a relative path inside the image "
+        f"  {damaged.json}: image 4 ('../b.png'): 'file_name' must be a relative path inside the image "
         "folder, got '../b.png'",
         "annotations",
-        f"  {spoiled.json}: annotation 8 (image 3): bbox has a negative width or height: [1, 2, -3, 4]",
-        f"  {spoiled.json}: annotation 9 (image 99): image_id 99 is not among the file's images",
-        f"  {spoiled.json}: annotation 9 (image 99): category_id 98 is not among the file's categories",
+        f"  {damaged.json}: annotation 8 (image 3): bbox has a negative width or height: [1, 2, -3, 4]",
+        f"  {damaged.json}: annotation 9 (image 99): image_id 99 is not among the file's images",
+        f"  {damaged.json}: annotation 9 (image 99): category_id 98 is not among the file's categories",
     ]
-    assert lines[6:8] == ["pictures", f"  {spoiled.images / 'absent.png'}: no such file (image 5)"]
-    assert lines[8].startswith(f"  {spoiled.images / 'cut.png'}: the picture is damaged (")
+    assert lines[6:8] == ["pictures", f"  {damaged.images / 'absent.png'}: no such file (image 5)"]
+    assert lines[8].startswith(f"  {damaged.images / 'cut.png'}: the picture is damaged (")
     assert lines[8].endswith("(image 6)")
     assert len(lines) == 9
     assert errors[0] == "error: pictures-a has 6 problems"
     assert errors[1].startswith("remedy: ")
 
 
-def test_headers_alone_do_not_show_damage(run, spoiled):
-    code, lines, errors = run(spoiled.json, spoiled.images, "--headers")
+def test_reading_only_headers_misses_damage(run, damaged):
+    code, lines, errors = run(damaged.json, damaged.images, "--headers")
     assert code == 1
     assert not any("cut.png" in line for line in lines)
     assert errors[0] == "error: pictures-a has 5 problems"
 
 
 @pytest.mark.parametrize("as_entry", [True, False])
-def test_a_sound_set_is_code_0(run, tmp_path, caplog, as_entry):
+def test_a_valid_data_set_exits_with_0(run, tmp_path, caplog, as_entry):
     caplog.set_level("INFO")
     source = write(tmp_path, sound_content())
     arguments = [f"{source.images}:{source.json}"] if as_entry else [source.json, source.images]
     assert run(*arguments)[:2] == (0, [])
-    assert "nothing is wrong" in caplog.text
+    assert "no problems found" in caplog.text
 
 
-def test_what_is_left_out_is_a_note_and_no_problem(run, tmp_path):
+def test_skipped_annotations_are_notes_not_problems(run, tmp_path):
     content = sound_content()
     first = content["annotations"][0]
     content["annotations"] += [{**first, "id": number, "iscrowd": 1} for number in range(8, 31)]
@@ -82,7 +82,7 @@ def test_what_is_left_out_is_a_note_and_no_problem(run, tmp_path):
     assert lines == ["left out", f"  note: {source.json}: 23 annotations are crowds: {shown} and 3 more"]
 
 
-def test_many_pictures_are_read_by_several_processes(run, tmp_path):
+def test_many_images_are_read_by_several_processes(run, tmp_path):
     content = sound_content()
     source = write(tmp_path, content)
     for number in range(10, 330):
@@ -103,7 +103,7 @@ def test_many_pictures_are_read_by_several_processes(run, tmp_path):
         (["nothing"], "unknown data set 'nothing'"),
     ],
 )
-def test_what_is_not_there_is_named(run, tmp_path, monkeypatch, arguments, cause):
+def test_missing_inputs_are_named(run, tmp_path, monkeypatch, arguments, cause):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.json").write_text("{}")
     code, _, (first, second) = run(*arguments)
@@ -112,7 +112,7 @@ def test_what_is_not_there_is_named(run, tmp_path, monkeypatch, arguments, cause
     assert second == "remedy: see ifr data check --help"
 
 
-def test_a_file_that_is_no_json_is_one_problem(run, tmp_path):
+def test_an_invalid_json_file_is_one_problem(run, tmp_path):
     (tmp_path / "a.json").write_text("{")
     code, lines, _ = run(tmp_path / "a.json", tmp_path)
     assert code == 1
@@ -130,6 +130,6 @@ def test_the_help_says_what_it_does(capsys):
         "one line each",
         "exit code is 0",
         "--headers",
-        "every picture is decoded",
+        "every image is decoded",
     ):
         assert part.lower() in text.lower()

@@ -1,4 +1,4 @@
-"""`ifr data` makes the digits and shows what is in any data set."""
+"""`ifr data` makes the digits and summarizes any data set."""
 
 import logging
 
@@ -17,7 +17,7 @@ def entry(tmp_path) -> str:
 
 @pytest.fixture
 def run(capsys, caplog):
-    """Runs `ifr data` with these arguments; returns the code, what it says and the error lines."""
+    """Run `ifr data`; return the exit code, the log and the text on stderr."""
 
     def run(*arguments):
         caplog.clear()
@@ -41,7 +41,7 @@ def test_make_then_inspect(run, tmp_path, monkeypatch):
         assert sheet.size == (384, 192)
 
 
-def test_a_root_of_its_own(run, tmp_path):
+def test_another_root(run, tmp_path):
     assert run("make", "--train", "1", "--val", "1", "--root", tmp_path / "r")[0] == 0
     assert (tmp_path / "r" / "digits" / "annotations" / "instances_train.json").is_file()
 
@@ -60,7 +60,7 @@ def test_inspect_counts_everything(run, tmp_path, entry):
         assert np.asarray(sheet).any()
 
 
-def test_inspect_names_absent_images(run, tmp_path):
+def test_inspect_names_missing_images(run, tmp_path):
     entry = write_set(tmp_path, contents())
     (tmp_path / "the images" / "7.png").unlink()
     assert "1 images are missing, the first is" in run("inspect", entry)[1]
@@ -72,10 +72,10 @@ def test_inspect_names_absent_images(run, tmp_path):
         (["inspect", "nothing"], "unknown data set 'nothing'", "ifr data inspect --help"),
         (["inspect", "digits_val"], "cannot find", "ifr data inspect --help"),
         (["make", "--train", "0"], "at least one image", "ifr data make --help"),
-        (["make", "KEY", "1"], "'KEY' means nothing here", "ifr data make --help"),
+        (["make", "KEY", "1"], "unexpected argument 'KEY'", "ifr data make --help"),
     ],
 )
-def test_errors_are_one_line_of_cause_and_one_of_remedy(run, tmp_path, monkeypatch, arguments, cause, remedy):
+def test_errors_are_a_cause_and_a_remedy(run, tmp_path, monkeypatch, arguments, cause, remedy):
     monkeypatch.setenv("IFR_DATASETS", str(tmp_path))
     code, _, errors = run(*arguments)
     assert code == 1
@@ -86,14 +86,14 @@ def test_errors_are_one_line_of_cause_and_one_of_remedy(run, tmp_path, monkeypat
     assert remedy in second
 
 
-@pytest.mark.parametrize("count", ["0", "-1"])
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
 def test_samples_are_at_least_one(run, tmp_path, entry, capsys, count):
     with pytest.raises(SystemExit, match="2"):
         run("inspect", entry, "--output", tmp_path / "a.png", "--samples", count)
-    assert f"a number from 1 was expected, got {count}" in capsys.readouterr().err
+    assert f"expected a whole number of at least 1, got {count}" in capsys.readouterr().err
 
 
-def test_a_picture_of_an_unknown_kind(run, tmp_path, entry):
+def test_an_unknown_image_extension(run, tmp_path, entry):
     code, _, errors = run("inspect", entry, "--output", tmp_path / "a.nothing")
     assert code == 1
     assert "samples.png" in errors

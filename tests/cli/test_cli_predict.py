@@ -1,4 +1,4 @@
-"""`ifr predict` from the command line: what it writes, and what it says when it cannot."""
+"""`ifr predict`: the files that it writes, and its errors."""
 
 import json
 import subprocess
@@ -17,13 +17,13 @@ from ifr.errors import CheckpointError
 from ifr.experiment import build_model, load_experiment
 from ifr.hosts.standalone.predictor import Predictor
 
-# pycocotools 2.0.11 decodes by an __array__ of the old form, of which numpy 2 warns.
+# pycocotools 2.0.11 has an outdated __array__ signature; numpy 2 warns about it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.fixture
 def run(experiment, tmp_path, capsys):
-    """Runs `ifr predict` with the trained weights and these further arguments; returns the code and the error lines."""
+    """Run `ifr predict` with trained weights; return the exit code and the lines on stderr."""
 
     def run(what, *arguments, weights=("MODEL.WEIGHTS", str(experiment / "weights.pth")), folder=experiment):
         common = ["predict", str(folder), "--input", str(what), "--output", str(tmp_path / "out"), "--device", "cpu"]
@@ -53,7 +53,7 @@ def test_draws_pictures_and_writes_coco_results(run, experiment, pictures, tmp_p
     for index, result in enumerate(ours):
         left, top, width, height = result["bbox"]
         corners = torch.tensor([left, top, left + width, top + height])
-        # the width is written in double precision, the corners are single precision
+        # widths are written in double precision, corners are in single precision
         torch.testing.assert_close(corners, found["boxes"][index], rtol=1e-6, atol=1e-4)
         np.testing.assert_array_equal(coco_mask.decode(result["segmentation"]), found["masks"][index].numpy())
 
@@ -72,16 +72,16 @@ def test_the_score_threshold_drops_detections(run, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["pictures/000000000139.jpg", "pictures/*.jpg", "**/*9.jpg"])
-def test_a_picture_or_a_glob(run, pictures, tmp_path, what):
+def test_an_image_or_a_glob(run, pictures, tmp_path, what):
     assert run(tmp_path / what)[0] == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["000000000139.jpg"]
 
 
-def test_pictures_of_one_name_keep_apart(run, pictures, tmp_path):
+def test_images_of_the_same_name_get_separate_files(run, pictures, tmp_path):
     (pictures / "deep").mkdir()
     for name in ("000000000139.png", "deep/000000000139.jpg"):
         Image.new("RGB", (20, 20)).save(pictures / name)
-    assert run(pictures / "**", "--json", tmp_path / "r.json")[0] == 1  # the text is no picture
+    assert run(pictures / "**", "--json", tmp_path / "r.json")[0] == 1  # the text file is not an image
     out = tmp_path / "out"
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*.jpg"))
     assert written == [
@@ -92,27 +92,27 @@ def test_pictures_of_one_name_keep_apart(run, pictures, tmp_path):
     ]
 
 
-def test_an_unreadable_picture_is_named_and_the_others_are_done(run, pictures, tmp_path):
+def test_an_unreadable_image_is_named_and_the_others_are_processed(run, pictures, tmp_path):
     (pictures / "000000000001.jpg").write_bytes(b"\xff\xd8\xff no picture")
     code, errors = run(pictures, "--json", tmp_path / "r.json")
     assert code == 1
-    assert "1 of 3 pictures could not be read" in errors[-2]
+    assert "1 of 3 images could not be read" in errors[-2]
     assert "000000000001.jpg" in errors[-2]
     assert len(list((tmp_path / "out").iterdir())) == 2
     assert (tmp_path / "r.json").exists()
 
 
-def test_results_stay_where_no_picture_could_be_read(run, tmp_path):
+def test_old_results_stay_if_no_image_can_be_read(run, tmp_path):
     text, results = tmp_path / "text.jpg", tmp_path / "r.json"
     text.write_text("no picture")
     results.write_text("[1]")
     code, errors = run(text, "--json", results)
     assert code == 1
-    assert "no picture could be read" in errors[-2]
+    assert "no image could be read" in errors[-2]
     assert results.read_text() == "[1]"
 
 
-def _one_line_each(errors, cause, advice):
+def _assert_cause_and_remedy(errors, cause, advice):
     assert len(errors) == 2, errors
     assert errors[0].startswith("error: ")
     assert cause in errors[0]
@@ -120,18 +120,18 @@ def _one_line_each(errors, cause, advice):
     assert advice in errors[1]
 
 
-def test_errors_are_one_line_of_cause_and_one_of_remedy(run, experiment, pictures, tmp_path):
+def test_errors_are_a_cause_and_a_remedy(run, experiment, pictures, tmp_path):
     (tmp_path / "file").write_text("")
     weights = str(experiment / "weights.pth")
     cases = [
-        (("nowhere", {}), (), "no picture", "--input takes"),
+        (("nowhere", {}), (), "no image found", "--input takes"),
         ((pictures, {"folder": tmp_path / "nothing"}), (), "no experiment", "experiment's folder"),
         ((pictures, {"weights": ()}), (), "there are no trained weights", "give MODEL.WEIGHTS"),
         ((pictures, {"weights": ("MODEL.WEIGHTS", "absent.pth")}), (), "no such file", "give MODEL.WEIGHTS"),
         ((pictures, {"weights": ("MODEL.WEIGHTS",)}), (), "no value", "settings"),
         ((pictures, {"weights": ("MODEL.WEIGHT", weights)}), (), "did you mean 'MODEL.WEIGHTS'", "config.py"),
         ((pictures, {}), ("INPUT.AUG.TEST_PIPELINES", "[('Turn', {})]"), "Turn", "settings"),
-        ((pictures, {}), ("--output", tmp_path / "file"), "this is a file", "--output takes a folder"),
+        ((pictures, {}), ("--output", tmp_path / "file"), "is a file", "--output takes a folder"),
         ((pictures / "000000000139.jpg", {}), ("--output", pictures), "would be overwritten", "another folder"),
         ((pictures, {}), ("--json", tmp_path / "file" / "r.json"), "file", "--json"),
         ((pictures, {}), ("--device", "nonsense"), "nonsense", "--device cpu"),
@@ -139,18 +139,18 @@ def test_errors_are_one_line_of_cause_and_one_of_remedy(run, experiment, picture
     for (what, options), arguments, cause, advice in cases:
         code, errors = run(what, *arguments, **options)
         assert code == 1, cause
-        _one_line_each(errors, cause, advice)
+        _assert_cause_and_remedy(errors, cause, advice)
 
 
-def test_a_backbone_alone_is_refused(run, pictures, experiment, tmp_path):
+def test_weights_of_only_a_backbone_are_rejected(run, pictures, experiment, tmp_path):
     backbone = build_model(experiment, device="cpu").backbone.bottom_up
     torch.save({f"backbone.bottom_up.{key}": value for key, value in backbone.state_dict().items()}, tmp_path / "b.pth")
     code, errors = run(pictures, weights=("MODEL.WEIGHTS", str(tmp_path / "b.pth")))
     assert code == 1
-    _one_line_each(errors, "backbone alone", "give MODEL.WEIGHTS")
+    _assert_cause_and_remedy(errors, "backbone alone", "give MODEL.WEIGHTS")
 
 
-def test_another_number_of_classes_in_a_section_is_not_overruled_by_the_weights(run, pictures, experiment, tmp_path):
+def test_the_weights_do_not_override_a_number_of_classes_given_in_a_section(run, pictures, experiment, tmp_path):
     """The experiment's own config.py says 3."""
     weights = tmp_path / "classes.pth"
     five = build_model(experiment, device="cpu", overrides=["MODEL.ROI_HEADS.NUM_CLASSES", 5])
@@ -165,31 +165,31 @@ def test_another_number_of_classes_in_a_section_is_not_overruled_by_the_weights(
         assert "classes.pth" in errors[0]
 
 
-def test_weights_of_another_experiment_are_refused(run, pictures, experiment, tmp_path):
+def test_weights_of_another_experiment_are_rejected(run, pictures, experiment, tmp_path):
     other = build_model(experiment, device="cpu", overrides=["MODEL.ROI_HEADS.NUM_CLASSES", 5])
     save_checkpoint(tmp_path / "other.pth", other)
     code, errors = run(pictures, weights=("MODEL.WEIGHTS", str(tmp_path / "other.pth")))
     assert code == 1
-    _one_line_each(errors, "(6, 16)", "give MODEL.WEIGHTS")
+    _assert_cause_and_remedy(errors, "(6, 16)", "give MODEL.WEIGHTS")
 
 
-def test_the_unexpected_points_to_debug_and_debug_shows_it(run, pictures, monkeypatch):
+def test_unexpected_errors_suggest_debug_which_raises_them(run, pictures, monkeypatch):
     def broken(*_):
         raise RuntimeError("a bug\nin two lines")
 
     monkeypatch.setattr("ifr.cli.predict.draw_detections", broken)
     code, errors = run(pictures)
     assert code == 1
-    _one_line_each(errors, "RuntimeError: a bug in two lines", "--debug")
+    _assert_cause_and_remedy(errors, "RuntimeError: a bug in two lines", "--debug")
     with pytest.raises(RuntimeError, match="a bug"):
         run(pictures, "--debug")
 
 
-def test_a_glob_without_quotes_is_recognised(run, pictures):
+def test_a_glob_without_quotes_is_recognized(run, pictures):
     first, second = sorted(str(path) for path in pictures.iterdir() if path.suffix != ".txt")
     code, errors = run(first, second)
     assert code == 1
-    _one_line_each(errors, "000000000285.png is no setting", "quotes around a glob")
+    _assert_cause_and_remedy(errors, "000000000285.png is not a setting", "quotes around a glob")
 
 
 @pytest.mark.parametrize("arguments", [["--score", "2"], ["--score", "x"], ["--scor", "0.5"], ["--nonsense"]])

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: the scripts from another directory, and errors of one line and a remedy."""
+"""The commands as a user runs them: scripts run from another directory, and errors with a remedy."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from ifr.cli import main
 pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
 
 ROOT = Path(__file__).parents[2]
-# What makes an experiment for COCO small enough for a test; a schedule given here is not converted.
+# Shrinks a COCO experiment for tests; a schedule given on the command line is not rescaled.
 SMALL = shlex.split("""
     MODEL.DEVICE cpu MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.RESNETS.NORM GN
     MODEL.BACKBONE.FREEZE_AT 0 MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.ROI_MASK_HEAD.CONV_DIM 16
@@ -49,8 +49,8 @@ def sh(cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["sh", *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=170)
 
 
-def test_train_test_and_predict_by_the_scripts_from_another_directory(checkout: Path, tmp_path: Path) -> None:
-    """A set that IFR does not know, named on the command line, with classes and category ids of its own."""
+def test_the_scripts_train_test_and_predict_from_another_directory(checkout: Path, tmp_path: Path) -> None:
+    """A custom data set with its own classes and category ids, given on the command line."""
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
     experiment = checkout / "mask_rcnn.ifr.res50.fpn.coco.multiscale.1x"
@@ -139,7 +139,7 @@ def test_debug_shows_the_traceback(tiny: Path) -> None:
         main(["train", str(tiny), "--debug", "X", "1"])
 
 
-def test_more_gpus_than_there_are(
+def test_more_gpus_than_the_machine_has(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -148,9 +148,7 @@ def test_more_gpus_than_there_are(
     assert "--num-gpus 4, but this machine has 2 GPUs" in capsys.readouterr().err
 
 
-def test_a_gpu_that_is_asked_for_and_absent(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cuda_without_a_gpu(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["train", str(tiny), "MODEL.DEVICE", "cuda"]) == 1
     assert "torch finds no GPU" in capsys.readouterr().err
@@ -168,7 +166,7 @@ def test_torchrun(tiny: Path, tmp_path: Path) -> None:
     assert len(metrics(tmp_path)) == 1
 
 
-def test_convert_writes_the_weights_alone(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_writes_only_the_weights(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["MODEL.DEVICE", "cpu", "SOLVER.LR_SCHEDULER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "1"]
     assert main(["train", str(tiny), "OUTPUT_DIR", str(tmp_path), *settings]) == 0
     trained = tmp_path / "model_final.pth"
@@ -189,12 +187,12 @@ def test_convert_writes_the_weights_alone(tiny: Path, tmp_path: Path, capsys: py
     other = ["--weights", str(trained), "--output", str(tmp_path / "other.pth"), "MODEL.ROI_HEADS"]
     assert main(["convert", str(tiny), *other, "{'NUM_CLASSES': 5}"]) == 1
     assert main(["convert", str(tiny), "--weights", str(trained), "--output", str(tmp_path / "x.bin")]) == 1
-    assert "x.bin has another ending" in capsys.readouterr().err
+    assert "x.bin has an unknown extension" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="torch brings GNU OpenMP on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="torch uses GNU OpenMP only on Linux")
 @pytest.mark.parametrize(("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")])
-def test_threads_that_wait_do_not_spin_for_long(given: dict[str, str], spins: str) -> None:
+def test_waiting_threads_spin_only_briefly(given: dict[str, str], spins: str) -> None:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     command = [sys.executable, "-m", "ifr", "info"]
     environment = {**kept, "OMP_DISPLAY_ENV": "verbose", **given}
@@ -202,7 +200,7 @@ def test_threads_that_wait_do_not_spin_for_long(given: dict[str, str], spins: st
     assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr
 
 
-def test_info_says_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_prints_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
     assert facts["torch"] == torch.__version__.split("+")[0] or facts["torch"] == torch.__version__
@@ -212,7 +210,7 @@ def test_info_says_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("command", ["train", "test", "predict", "convert", "info"])
-def test_help_is_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_exists(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0

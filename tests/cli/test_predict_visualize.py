@@ -1,4 +1,4 @@
-"""Pictures show what was found, where it was found."""
+"""Drawn images show each detection in its place."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def _found(boxes, scores, size):
     }
 
 
-def test_nothing_found_leaves_the_picture():
+def test_no_detections_leave_the_image_unchanged():
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     picture = np.asarray(draw_detections(image, _found([], [], (20, 30)), ["thing"]))
     np.testing.assert_array_equal(picture, image[:, :, ::-1])
@@ -40,7 +40,7 @@ def test_only_the_object_and_its_label_change():
 
 
 @pytest.mark.parametrize("scores", [[0.9, 0.1], [0.1, 0.9]])
-def test_the_surest_is_on_top(scores):
+def test_the_highest_score_is_on_top(scores):
     found = _found([(0, 20, 40, 60), (20, 20, 60, 60)], scores, (60, 60))
     picture = np.asarray(draw_detections(np.zeros((60, 60, 3), np.uint8), found, ["t"]), dtype=int)
     first_only, both, second_only = picture[50, 10], picture[50, 30], picture[50, 50]
@@ -57,12 +57,12 @@ def test_without_masks_boxes_are_drawn():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
-def test_tiny_pictures(size):
+def test_tiny_images(size):
     found = _found([(0, 0, size[1], size[0])], [0.5], size)
     assert draw_detections(np.zeros((*size, 3), np.uint8), found, ["thing"]).size == (size[1], size[0])
 
 
-def test_misfits_are_refused():
+def test_mismatched_detections_are_rejected():
     found = _found([(0, 0, 5, 5)], [0.5], (9, 9))
     with pytest.raises(ValueError, match="class 0 has no name"):
         draw_detections(np.zeros((9, 9, 3), np.uint8), found, [])
@@ -70,7 +70,7 @@ def test_misfits_are_refused():
         draw_detections(np.zeros((9, 8, 3), np.uint8), found, ["t"])
 
 
-def test_a_contact_sheet_has_no_room_between_pictures_of_one_size():
+def test_a_contact_sheet_has_no_gaps_between_images_of_one_size():
     colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
     sheet = contact_sheet([Image.new("RGB", (40, 20), color) for color in colors], columns=2)
     assert sheet.size == (80, 40)

@@ -1,4 +1,4 @@
-"""What users get wrong: one line of cause, one of remedy, an exit code that is not 0, and no traceback."""
+"""User errors print a cause and a remedy and no traceback, and exit with a nonzero code."""
 
 import json
 import os
@@ -24,7 +24,7 @@ Fails = Callable[..., tuple[str, str]]
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that must fail; returns its two lines."""
+    """Run a command that must fail; return its error and remedy lines."""
 
     def run(*arguments: Any, code: int = 1) -> tuple[str, str]:
         assert main([str(argument) for argument in arguments]) == code
@@ -40,7 +40,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
 
 @pytest.fixture(scope="module")
 def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of one iteration."""
+    """OUTPUT_DIR after one iteration."""
     output = tmp_path_factory.mktemp("trained")
     settings = ["OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", "SOLVER.LR_SCHEDULER.MAX_ITER", "1"]
     assert main(["train", str(tiny), *settings]) == 0
@@ -49,7 +49,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def three_classes(tmp_path: Path) -> str:
-    """A data set with one class more."""
+    """A data set with one more class."""
     entry = make_dataset(tmp_path / "three classes", 4, 2)
     file = Path(entry.partition(":")[2])
     content = json.loads(file.read_text())
@@ -59,7 +59,7 @@ def three_classes(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("command", ["train", "test", "show"])
-def test_a_folder_that_is_not_there_or_no_experiment(command: str, tmp_path: Path, fails: Fails) -> None:
+def test_a_folder_that_is_missing_or_not_an_experiment(command: str, tmp_path: Path, fails: Fails) -> None:
     error, remedy = fails(command, "mask_rcnn.typo")
     assert "there is no experiment 'mask_rcnn.typo'" in error
     assert "name an experiment's folder" in remedy
@@ -68,27 +68,27 @@ def test_a_folder_that_is_not_there_or_no_experiment(command: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("command", ["train", "test"])
-def test_weights_that_are_not_there(command: str, tiny: Path, tmp_path: Path, fails: Fails) -> None:
+def test_missing_weights(command: str, tiny: Path, tmp_path: Path, fails: Fails) -> None:
     missing = tmp_path / "missing.pth"
     error, remedy = fails(command, tiny, "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", missing)
     assert f"{missing}: no such file" in error
     assert remedy == "remedy: give another MODEL.WEIGHTS"
 
 
-def test_nothing_to_resume_and_weights_that_are_not_there(tiny: Path, tmp_path: Path, fails: Fails) -> None:
+def test_nothing_to_resume_and_missing_weights(tiny: Path, tmp_path: Path, fails: Fails) -> None:
     settings = ("OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", tmp_path / "missing.pth")
     _, remedy = fails("train", tiny, "--resume", *settings)
     assert remedy == "remedy: give another MODEL.WEIGHTS or OUTPUT_DIR, or train without --resume"
 
 
 @pytest.mark.parametrize("command", ["test", "show"])
-def test_weights_that_a_section_names(command: str, tiny: Path, tmp_path: Path, fails: Fails) -> None:
+def test_missing_weights_given_in_a_section(command: str, tiny: Path, tmp_path: Path, fails: Fails) -> None:
     section = f"{{'WEIGHTS': {str(tmp_path / 'missing.pth')!r}, 'DEVICE': 'cpu'}}"
     error, _ = fails(command, tiny, "OUTPUT_DIR", tmp_path, "MODEL", section)
     assert f"{tmp_path / 'missing.pth'}: no such file" in error
 
 
-def test_a_run_that_is_all_warm_up(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_without_an_implicit_phase(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "SOLVER.LR_SCHEDULER.MAX_ITER", "2"]
     assert main(["train", str(tiny), *settings]) == 0
     assert "all 2 iterations take the explicit path" in caplog.text
@@ -102,14 +102,14 @@ def test_testing_before_training(tiny: Path, tmp_path: Path, fails: Fails) -> No
     assert "has no model_*.pth; train first" in error
 
 
-def test_classes_that_are_not_those_of_the_data_set(tiny: Path, tmp_path: Path, fails: Fails) -> None:
+def test_classes_that_differ_from_the_data_set(tiny: Path, tmp_path: Path, fails: Fails) -> None:
     error, remedy = fails("train", tiny, "OUTPUT_DIR", tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 5)
     assert "MODEL.ROI_HEADS.NUM_CLASSES is 5, but" in error
     assert "has 2 classes" in error
     assert remedy == "remedy: leave MODEL.ROI_HEADS.NUM_CLASSES out, or give 2"
 
 
-def test_classes_that_are_not_those_of_the_checkpoint(
+def test_classes_that_differ_from_the_checkpoint(
     tiny: Path, trained: Path, tmp_path: Path, three_classes: str, fails: Fails
 ) -> None:
     weights = trained / "model_final.pth"
@@ -129,7 +129,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
-def test_no_gpu_where_one_is_asked_for(tiny: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
+def test_a_requested_gpu_is_missing(tiny: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for arguments in (["MODEL.DEVICE", "cuda"], ["MODEL.DEVICE", "cuda:1"], ["--num-gpus", "2"]):
         error, remedy = fails("train", tiny, *arguments)
@@ -177,9 +177,7 @@ def test_out_of_memory_says_what_to_lower(
     assert "SOLVER.BATCH_SUBDIVISIONS" in remedy
 
 
-def test_a_process_that_loads_data_is_killed(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
-) -> None:
+def test_a_loader_is_killed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     if not children.exists():
         pytest.skip("the kernel does not list the children of a process")
@@ -216,14 +214,14 @@ def test_a_port_in_use(tiny: Path, tmp_path: Path, fails: Fails, taken_port: int
         pass
 
 
-def test_an_output_folder_that_cannot_be_made(tiny: Path, tmp_path: Path, fails: Fails) -> None:
+def test_an_output_folder_that_cannot_be_created(tiny: Path, tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "file").touch()
     error, remedy = fails("train", tiny, "OUTPUT_DIR", tmp_path / "file" / "output", "MODEL.DEVICE", "cpu")
     assert "Not a directory" in error
     assert "OUTPUT_DIR" in remedy
 
 
-def test_not_finite_says_where_to_look(tiny: Path, tmp_path: Path, fails: Fails) -> None:
+def test_a_loss_that_is_not_finite_says_what_to_lower(tiny: Path, tmp_path: Path, fails: Fails) -> None:
     arguments = ["train", tiny, "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu", "SOLVER.OPTIMIZER.BASE_LR", 1e12]
     error, remedy = fails(*arguments)
     assert "at iteration" in error
@@ -241,8 +239,6 @@ def test_not_finite_says_where_to_look(tiny: Path, tmp_path: Path, fails: Fails)
         (["TRAINER.CONVERGENCE.SHARE", "2"], "TRAINER.CONVERGENCE takes a SHARE from 0 to 1"),
     ],
 )
-def test_settings_of_this_that_are_out_of_range(
-    tiny: Path, tmp_path: Path, fails: Fails, settings: list[str], cause: str
-) -> None:
+def test_settings_out_of_range(tiny: Path, tmp_path: Path, fails: Fails, settings: list[str], cause: str) -> None:
     error, _ = fails("train", tiny, "OUTPUT_DIR", tmp_path, *settings)
     assert cause in error

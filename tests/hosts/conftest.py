@@ -1,4 +1,4 @@
-"""Hosts as parameters, and what cvpods' warnings need."""
+"""Fixtures for each host, and filters for cvpods' warnings."""
 
 import os
 import subprocess
@@ -11,11 +11,11 @@ from official_outputs import EXPERIMENTS, ROOT, write_official_checkpoint
 
 from ifr.hosts.cvpods.importing import import_cvpods
 
-ABSENT = "IFR_CVPODS names no checkout of cvpods, built or not"
+ABSENT = "IFR_CVPODS does not name a checkout of cvpods"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """cvpods itself makes today's PyTorch and Python warn."""
+    """Ignore warnings that cvpods causes in current PyTorch and Python."""
     for item in items:
         if Path(__file__).parent in item.path.parents and _uses_cvpods(item):
             for ignored in ("UserWarning", "DeprecationWarning", "FutureWarning", "ResourceWarning"):
@@ -31,7 +31,7 @@ def _uses_cvpods(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session", params=["standalone", "cvpods"])
 def host(request: pytest.FixtureRequest) -> str:
-    """Every host that is there."""
+    """Each available host."""
     if request.param == "cvpods" and not os.environ.get("IFR_CVPODS"):
         pytest.skip(ABSENT)
     return request.param
@@ -56,7 +56,7 @@ def official(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a script of the repository in a host, from a working directory of its own."""
+    """Run a script of the repository in a host, from a temporary working directory."""
 
     def run(host: str, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         own = {**os.environ, "IFR_HOST": host, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}

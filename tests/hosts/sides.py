@@ -1,4 +1,4 @@
-"""What the tests have to know of a host: the forms of its inputs and outputs, and how to choose its samples."""
+"""How the tests use each host: its inputs, its outputs and the choice of its samples."""
 
 import contextlib
 import importlib
@@ -14,7 +14,7 @@ from ifr.hosts.standalone.detector.structures import Proposals
 
 
 def sample_evenly(labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
-    """The reference's deterministic sampling: the first positives, and negatives at equal distances."""
+    """Sample like the reference: the first positives, and evenly spaced negatives."""
     positive, negative = split_labels(labels, background)
     positives = min(len(positive), int(count * positive_fraction))
     negatives = min(len(negative), count - positives)
@@ -25,22 +25,22 @@ class Side(Protocol):
     """One host."""
 
     def found(self, output: Any) -> dict[str, Tensor]:
-        """`boxes`, `scores`, `classes` and `masks` of one image."""
+        """Return `boxes`, `scores`, `classes` and `masks` of one image."""
 
     def batch(self, io: dict[str, Any]) -> list[dict[str, Any]]:
-        """The reference's two annotated images."""
+        """Return the reference's two annotated images."""
 
     def losses(self, model: nn.Module, io: dict[str, Any], iteration: int, want: dict[str, Any]) -> dict[str, Tensor]:
-        """Of one training iteration on the reference's images; the heads get the official proposals.
+        """Return the losses of a training iteration on the reference's images, with its proposals in the heads.
 
-        Their own could have a tie that rounding decides, and so another sample.
+        The model's own proposals could have ties, which rounding breaks, and lead to other samples.
         """
 
     def iterate(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
-        """The losses of one training iteration as the host's own training computes them."""
+        """Return the losses of one training iteration as computed by the host's own training."""
 
     def sampling_evenly(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Meanwhile the model chooses its samples as the reference did."""
+        """Make the model sample like the reference within this context."""
 
 
 class Standalone:

@@ -1,4 +1,4 @@
-"""What every host has to compute; with cvpods where IFR_CVPODS names a checkout, see conftest.py."""
+"""What every host must compute; includes cvpods if IFR_CVPODS names a checkout, see conftest.py."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ PUBLISHED = ["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.SOLVER", "broyden-publi
 
 @dataclass(frozen=True)
 class Case:
-    """An experiment's model in a host, with the official weights, and what the official model computes with them."""
+    """An experiment's model in a host with the official weights, and the official model's results."""
 
     name: str
     host: str
@@ -69,13 +69,13 @@ def test_detections_are_the_official_ones(case: Case, index: int) -> None:
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
     official = np.stack([coco_mask.decode(runs).astype(bool) for runs in want["post.rle"]])[theirs]
     different = found["masks"].numpy()[own] != official
-    # Pixels at the threshold flip; where the published solver's rounding decides, more do: measured 0.2 %.
+    # Pixels at the threshold flip; the published solver amplifies rounding and flips more, measured 0.2 %.
     assert different.sum() <= (1e-2 if case.implicit else 5e-4) * official.sum()
 
 
 @pytest.mark.parametrize("phase", ["explicit", "implicit"])
 def test_a_training_iteration_has_the_official_losses(case: Case, phase: str) -> None:
-    """The iteration number chooses the phase; samples are chosen as in the reference."""
+    """The iteration number selects the phase; samples are those of the reference."""
     if phase == "implicit" and not case.implicit:
         pytest.skip("weight sharing has no implicit phase")
     model, want = case.model.train(), case.io[f"train.det.{phase}"]
@@ -93,8 +93,8 @@ def test_a_training_iteration_has_the_official_losses(case: Case, phase: str) ->
         assert float(gradient.abs().max()) > 0
 
 
-def test_a_checkpoint_goes_there_and_back(case: Case, checkout: Path, tmp_path: Path) -> None:
-    """From this host to the other one, by IFR and by cvpods' own checkpointer, with the same detections."""
+def test_a_checkpoint_moves_to_the_other_host(case: Case, checkout: Path, tmp_path: Path) -> None:
+    """In the other host, loaded by IFR and by cvpods, it finds the same detections."""
     from cvpods.checkpoint import DefaultCheckpointer
 
     other = "standalone" if case.host == "cvpods" else "cvpods"

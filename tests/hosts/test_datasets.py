@@ -34,7 +34,7 @@ def config(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def write_set(folder: Path, json_name: str = "labels.json", images_name: str = "the images") -> str:
-    """One image with a polygon, and masks in both run-length encodings; its category ids have gaps."""
+    """Write one image with a polygon and a run-length encoded mask; return the entry. Category ids have gaps."""
     (folder / images_name).mkdir(parents=True)
     Image.new("RGB", SIZE[::-1]).save(folder / images_name / "a.png")
     mask = np.zeros(SIZE, dtype=np.uint8)
@@ -63,7 +63,7 @@ def test_annotations_of_both_kinds_are_resized_and_flipped(datasets: Any, config
     from cvpods.data.build import build_dataset, build_transform_gens
 
     entry = write_set(tmp_path)
-    assert datasets.has_bitmaps(entry)
+    assert datasets.inspect(entry, classes=False).has_bitmaps
     config.INPUT.MASK_FORMAT = "bitmask"
     resize = {"short_edge_length": (SMALLER[0],), "max_size": 100, "sample_style": "choice"}
     transforms = build_transform_gens([("ResizeShortestEdge", resize), ("RandomFlip", {"prob": 1.0})])
@@ -79,23 +79,25 @@ def test_annotations_of_both_kinds_are_resized_and_flipped(datasets: Any, config
     assert torch.equal(found.gt_masks.tensor.bool(), torch.as_tensor(want.masks).bool())
 
 
-def test_sets_have_one_name_each(datasets: Any, tmp_path: Path) -> None:
+def test_each_data_set_has_one_name(datasets: Any, tmp_path: Path) -> None:
     first, second = (write_set(tmp_path / name) for name in ("one", "two"))
     names = [datasets.register(entry) for entry in (first, second, first)]
     assert names[0] == names[2] != names[1]
 
 
-def test_known_sets_lie_where_ifr_looks(datasets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_data_sets_are_found_where_ifr_looks(
+    datasets: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cvpods.data.registry import PATH_ROUTES
 
     monkeypatch.setenv("IFR_DATASETS", str(tmp_path))
     write_set(tmp_path / "coco", "annotations/instances_val2017.json", "val2017")
     coco = PATH_ROUTES.get("COCO")["coco"]
-    monkeypatch.setitem(coco, "coco_2017_val", coco["coco_2017_val"])  # put back afterwards
+    monkeypatch.setitem(coco, "coco_2017_val", coco["coco_2017_val"])  # restored afterwards
     assert datasets.register("coco_2017_val") == "coco_2017_val"
     wanted = (tmp_path / "coco/val2017", tmp_path / "coco/annotations/instances_val2017.json")
     assert tuple(map(Path, coco["coco_2017_val"])) == wanted
-    assert datasets.register("voc_2007_train") == "voc_2007_train"  # cvpods' own business
+    assert datasets.register("voc_2007_train") == "voc_2007_train"  # known only to cvpods
     for absent in ("coco_2017_train", "digits_train", "no_such_set"):
         with pytest.raises(DatasetError, match=absent):
             datasets.register(absent)

@@ -1,4 +1,4 @@
-"""The stand-in for cvpods' compiled extension: every operator by its contract, without cvpods."""
+"""The operators of the stand-in for cvpods' compiled extension, tested without cvpods."""
 
 import copy
 from typing import Any
@@ -46,8 +46,8 @@ def test_nms_by_label() -> None:
 
 
 @pytest.mark.parametrize("name", ["deform_conv_forward", "nms_rotated", "sigmoid_focalloss_forward"])
-def test_any_other_operator_raises_and_says_its_name(name: str) -> None:
-    operator = getattr(EXTENSION, name)  # cvpods takes some while it is imported
+def test_any_other_operator_raises_and_names_itself(name: str) -> None:
+    operator = getattr(EXTENSION, name)  # cvpods looks some up when it is imported
     with pytest.raises(NotImplementedError, match=rf"cvpods\._C\.{name}: this cvpods is not built"):
         operator(torch.zeros(1), threshold=0.5)
     assert not hasattr(EXTENSION, "__path__")
@@ -55,7 +55,7 @@ def test_any_other_operator_raises_and_says_its_name(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_coco_evaluation(kind: str) -> None:
-    """In the steps of cvpods' evaluation, pycocotools' numbers."""
+    """The steps of cvpods' evaluation reproduce pycocotools' numbers."""
     truth, found = make_sets()
     wanted = evaluation(truth, found, kind)
     wanted.evaluate()
@@ -92,7 +92,7 @@ def test_coco_evaluation(kind: str) -> None:
 
 
 def make_sets() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Boxes of three classes on four images, a crowd among them, and detections around them, some of nothing."""
+    """Make annotations of three classes on four images, some of them crowds, and noisy detections of them."""
     random = np.random.default_rng(0)
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Finding and importing cvpods, with small packages in its place; none of this needs the real one."""
+"""Finding and importing cvpods, tested with small fake packages instead of the real one."""
 
 import sys
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ PARTS = ("configs", "layers", "structures", "data", "checkpoint", "modeling", "e
 
 @pytest.fixture(autouse=True)
 def _another_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if no cvpods had been imported or chosen before; afterwards what had been is there again."""
+    """Forget any cvpods imported or selected before, and restore it afterwards."""
     mine = ("cvpods", "ifr.hosts.cvpods.framework", "ifr.hosts.cvpods.config")
 
     def parts() -> list[str]:
@@ -38,7 +38,7 @@ def _another_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def make_checkout(folder: Path, monkeypatch: pytest.MonkeyPatch, **parts: str) -> Path:
-    """A package cvpods with these sources in its parts, none of them built, named by IFR_CVPODS."""
+    """Write an unbuilt package cvpods with these sources in its parts, and set IFR_CVPODS to it."""
     package = folder / "cvpods"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(parts.pop("init", ""))
@@ -61,8 +61,8 @@ def test_absent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert "remedy: set IFR_CVPODS to a checkout of github.com/Megvii-BaseDetection/cvpods" in error
 
 
-def test_a_checkout_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user named it: nothing falls back on another host silently."""
+def test_a_folder_that_is_not_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user named it, so no other host may replace it silently."""
     monkeypatch.setenv("IFR_CVPODS", str(tmp_path))
     with pytest.raises(CvpodsNotFoundError, match=rf"IFR_CVPODS is '{tmp_path}'.*cvpods/__init__\.py"):
         hosts.host_name()
@@ -76,14 +76,14 @@ def test_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name in sys.modules if name.startswith("cvpods")]
 
 
-def test_what_it_needs_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_dependency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkout(tmp_path, monkeypatch, data="import a_package_that_nobody_has")
     with pytest.raises(CvpodsBrokenError, match="a_package_that_nobody_has") as caught:
         import_cvpods()
     assert caught.value.remedy.startswith("pip install ")
 
 
-def test_an_installed_one_that_is_broken_gives_way(
+def test_a_broken_installed_cvpods_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_checkout(tmp_path, monkeypatch, engine="raise OSError('no driver')")
@@ -101,7 +101,7 @@ def test_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "76eb481" in caught.value.remedy
 
 
-def test_one_that_imports_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cvpods_is_the_default_if_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkout(tmp_path, monkeypatch)
     assert hosts.host_name() == "cvpods"
     monkeypatch.setenv("IFR_HOST", "standalone")
@@ -123,7 +123,7 @@ def test_an_unbuilt_checkout_gets_a_stand_in_and_a_built_one_keeps_its_own(
     assert sys.modules["cvpods.layers"].found == "Compiled."
 
 
-def test_old_names_are_there_meanwhile_and_for_cvpods_alone_afterwards(
+def test_old_names_exist_during_the_import_and_afterwards_only_for_cvpods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = """

@@ -43,7 +43,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics(output: Path) -> dict[str, dict[str, float]]:
-    """By task, of the single checkpoint and data set that were tested."""
+    """Return the metrics by task of the only checkpoint and data set."""
     (by_set,) = json.loads((output / "inference" / "results.json").read_text()).values()
     (by_task,) = by_set.values()
     return by_task
@@ -72,7 +72,7 @@ def test_trained_in_one_host_tested_in_both(
     assert found["standalone"]["segm"]["AP"] > 0
     for task, numbers in found["cvpods"].items():
         for name, value in numbers.items():
-            if value is not None:  # of no object
+            if value is not None:  # no objects
                 assert value == pytest.approx(found["standalone"][task][name], abs=1e-6), f"{task} {name}"
 
 
@@ -101,7 +101,7 @@ def test_training_resumes_and_records_the_solver(checkout: Path, script: Script,
 
 
 def test_two_processes_share_the_work(checkout: Path, script: Script, digits: Path, tmp_path: Path) -> None:
-    """Data parallelism on CPUs: two workers with an image each, and a test whose images they share."""
+    """On CPUs, two workers train on an image each and share the test images."""
     data = {"IFR_DATASETS": str(digits)}
     workers = ["--num-gpus", "2"]
     train = [f"{FOLDER}/pods_train.sh", *workers, "OUTPUT_DIR", "run", *COMMON, *schedule(2, 1)]
@@ -109,7 +109,7 @@ def test_two_processes_share_the_work(checkout: Path, script: Script, digits: Pa
     weights = str(tmp_path / "run" / "model_final.pth")
     low = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "100"]
     found = []
-    for name, layout in (("alone", []), ("shared", workers)):
+    for name, layout in (("single", []), ("shared", workers)):
         test = [f"{FOLDER}/pods_test.sh", *layout, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", name, *COMMON, *low]
         succeeded(script("cvpods", *test, **data))
         found.append(metrics(tmp_path / name))

@@ -1,4 +1,4 @@
-"""The smallest experiment in every host: its inputs, outputs, phases and figures, without any checkpoint."""
+"""The smallest experiment in every host: its inputs, outputs, phases and metrics, without a checkpoint."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def model(host: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     return model
 
 
-def test_detections_in_the_size_of_the_output(model: nn.Module, host: str) -> None:
+def test_detections_have_the_output_size(model: nn.Module, host: str) -> None:
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     with torch.no_grad():
         (output,) = model.eval()([{"image": image, "height": 32, "width": 48}])
@@ -50,8 +50,8 @@ def test_an_iteration_trains_every_part(model: nn.Module, host: str, iteration: 
         assert parameter.grad.isfinite().all(), name
 
 
-def test_the_solver_writes_its_figures_where_the_host_keeps_figures(checkout: object) -> None:
-    """In cvpods its event storage; the standalone host's are tested with its engine."""
+def test_solver_metrics_go_to_cvpods_event_storage(checkout: object) -> None:
+    """The standalone host's metrics are tested with its engine."""
     from cvpods.utils import EventStorage
 
     from ifr.hosts.cvpods.builders import follow_training

@@ -1,4 +1,4 @@
-"""Full disks, failed writes and damaged checkpoints: what was there before stays, and is what a run resumes from."""
+"""Full disks, failed writes and damaged checkpoints: older files stay intact, and runs resume from them."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
 
 
 @pytest.fixture(autouse=True)
-def _limit_given_back() -> Iterator[None]:
+def _restored_limit() -> Iterator[None]:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -37,7 +37,7 @@ def _limit_given_back() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six iterations, with a checkpoint after every second."""
+    """The output of six iterations, with a checkpoint every two."""
     return run(tiny, tmp_path_factory.mktemp("whole"), "SOLVER.CHECKPOINT_PERIOD", 2)
 
 
@@ -50,7 +50,7 @@ def run(
 
 
 def limit_files(size: int) -> Callable[[], None]:
-    """From now on no file of this process may grow beyond so many bytes, as if the disk were full."""
+    """Return a function that limits this process's files to `size` bytes, as if the disk were full."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
@@ -67,7 +67,7 @@ def files(output: Path) -> set[str]:
     return {path.name for path in output.iterdir() if path.suffix in (".pth", ".tmp")}
 
 
-def test_a_failed_write_is_said_and_training_goes_on(
+def test_a_failed_write_is_logged_and_training_continues(
     tiny: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fails_once = both(before_call(4, limit_files(10_000_000)), before_call(5, limit_files(resource.RLIM_INFINITY)))
@@ -80,7 +80,7 @@ def test_a_failed_write_is_said_and_training_goes_on(
     assert_same_weights(tmp_path, whole)
 
 
-def test_a_failed_write_stops_the_run_where_that_is_asked_for(tiny: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_failed_write_stops_the_run_if_configured(tiny: Path, whole: Path, tmp_path: Path) -> None:
     settings = ("SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.CHECKPOINT_FAILURE", "stop")
     with pytest.raises(CheckpointWriteError, match=r"model_iter_0000004\.pth: cannot be written"):
         run(tiny, tmp_path, *settings, load=faulty(before_call(4, limit_files(10_000_000))))
@@ -108,12 +108,12 @@ def test_the_last_checkpoint_must_be_written(tiny: Path, tmp_path: Path) -> None
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 MB, enough for two checkpoints and the third in the making."""
+    """A file system of 200 MB, enough for two checkpoints and one being written."""
     folder = tmp_path / "small disk"
     folder.mkdir()
     mounted = ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mounted, capture_output=True).returncode:
-        pytest.skip("mounting a small file system takes more rights than this process has")
+        pytest.skip("this process may not mount a file system")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
@@ -134,11 +134,11 @@ def test_a_full_disk_loses_a_checkpoint_but_not_the_run(
     assert files(output) == {"model_iter_0000006.pth", "model_final.pth"}
     said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert sum("model_iter_0000004.pth: cannot be written" in line for line in said) == 1
-    assert {line["iteration"] for line in metrics(output)} >= {1, 2, 6}  # each of them whole
+    assert {line["iteration"] for line in metrics(output)} >= {1, 2, 6}  # all lines are complete
     assert_same_weights(output, whole)
 
 
-def test_lines_that_cannot_be_written_are_lost_whole_and_said_once(
+def test_lines_that_cannot_be_written_are_dropped_whole_and_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logger = logging.getLogger("ifr.test")
@@ -173,7 +173,7 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink], ids=["flipped", "truncated", "lost"])
-def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(
+def test_resuming_skips_damaged_checkpoints(
     tiny: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
 ) -> None:
     output = tmp_path / "output"
@@ -187,7 +187,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_taken(
     assert_same_weights(output, whole)
 
 
-def test_without_a_sound_checkpoint_nothing_is_resumed(
+def test_resuming_needs_an_intact_checkpoint(
     tiny: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "output"
@@ -196,10 +196,10 @@ def test_without_a_sound_checkpoint_nothing_is_resumed(
         truncate(path)
     with pytest.raises(CheckpointError, match=r"no checkpoint is sound: .*model_final.*0000006.*0000004.*0000002"):
         run(tiny, output, resume=True)
-    assert caplog.text.count("falling back") == 3  # not from the last of the four
+    assert caplog.text.count("falling back") == 3  # not for the last of the four
 
 
-def test_an_earlier_run_of_the_same_folder_is_nothing_to_fall_back_on(
+def test_a_run_does_not_fall_back_on_an_earlier_run_in_its_folder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for iteration in (10, 20):
@@ -218,13 +218,13 @@ def test_an_earlier_run_of_the_same_folder_is_nothing_to_fall_back_on(
     assert "falling back" not in caplog.text
 
 
-def test_so_many_checkpoints_are_kept_as_are_asked_for(tiny: Path, tmp_path: Path) -> None:
+def test_only_the_configured_number_of_checkpoints_is_kept(tiny: Path, tmp_path: Path) -> None:
     output = run(tiny, tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 2)
     assert files(output) == {"model_iter_0000005.pth", "model_iter_0000006.pth", "model_final.pth"}
     assert set(json.loads((output / "checkpoints.json").read_text())) == files(output)
 
 
-def test_what_lay_ahead_of_a_resumed_run_does_not_count(tmp_path: Path) -> None:
+def test_checkpoints_ahead_of_a_resumed_run_do_not_count(tmp_path: Path) -> None:
     """After falling back from iteration 300 to 200, the checkpoint at 250 is the newest, and is kept."""
     for iteration in (200, 300):
         (tmp_path / history.periodic(iteration)).touch()
@@ -235,7 +235,7 @@ def test_what_lay_ahead_of_a_resumed_run_does_not_count(tmp_path: Path) -> None:
     assert not (tmp_path / history.periodic(200)).exists()
 
 
-def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
     left = [tmp_path / ".model_iter_0000003.pth.123.tmp", tmp_path / ".metrics.json.9.tmp"]
     others = [tmp_path / "notes.tmp", tmp_path / ".mine.tmp"]
     for path in (*left, *others):

@@ -1,4 +1,4 @@
-"""One training step of every experiment, made small, in both phases and in mixed precision."""
+"""One training step of every experiment, scaled down, in both phases and in mixed precision."""
 
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,17 @@ EXPERIMENTS = sorted(path.parent.name for path in ROOT.glob("*/config.py"))
 SMALL: list[Any] = [
     *("MODEL.DEVICE", "cpu"),
     *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
-    *("MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.ZERO_INIT_RESIDUAL", False),  # zeros would train no branch at first
+    *("MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.ZERO_INIT_RESIDUAL", False),  # zeros block the first gradients
     *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.FPN.NORM", ""),
     *("MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20),
     *("SOLVER.LR_SCHEDULER.WARMUP_ITERS", 0, "SEED", 3),
-    *("SOLVER.OPTIMIZER.BASE_LR", 0.1),  # a smaller step is lost in the rounding of a norm's weights, which are 1
+    *("SOLVER.OPTIMIZER.BASE_LR", 0.1),  # a smaller step is lost to rounding in a norm's weights, which are 1
 ]
 
 
 def batch() -> list[dict[str, Any]]:
-    """Two images with a square each."""
+    """Make two images with one square each."""
     square = np.array([10.0, 10.0, 40.0, 10.0, 40.0, 40.0, 10.0, 40.0])
     truth = Annotations(torch.tensor([[10.0, 10.0, 40.0, 40.0]]), torch.tensor([1]), [[square]])
     return [{"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8), "instances": truth} for _ in range(2)]
@@ -76,14 +76,14 @@ def test_a_step_is_a_function_of_its_number_and_images() -> None:
     for state in (1, 2):
         torch.manual_seed(0)
         trainer = build_trainer(experiment.config, experiment.build_model(experiment.config), Worker())
-        torch.manual_seed(state)  # the global generator plays no part
+        torch.manual_seed(state)  # the global generator has no effect
         results.append(trainer.step(7, images))
     assert results[0] == results[1]
     assert trainer.step(8, images) != results[1]
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
-def test_mixed_precision_is_near_full_precision(name: str) -> None:
+def test_mixed_precision_is_close_to_full_precision(name: str) -> None:
     experiment = load_experiment(ROOT / "mask_rcnn.ifr.res50.fpn.coco.multiscale.1x")
     config = experiment.config
     config.merge_from_list([*SMALL, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", 0])
@@ -94,7 +94,7 @@ def test_mixed_precision_is_near_full_precision(name: str) -> None:
         trainer = build_trainer(config, experiment.build_model(config), Worker())
         losses.append(trainer.step(0, images))
         assert trainer.scaler.is_enabled() == (enabled and name == "float16")
-    # bfloat16 has 8 bits; proposals shift a little, and with them the samples of the box losses, so these stay out.
+    # bfloat16 has 8 bits. Proposals shift slightly and change the samples of the box losses, which are not compared.
     for loss in ("loss_mask", "loss_rpn_cls"):
         torch.testing.assert_close(losses[1][loss], losses[0][loss], rtol=0.03, atol=0)
         assert losses[1][loss] != losses[0][loss]
@@ -110,7 +110,7 @@ def test_precision_by_name() -> None:
         precision(config)
 
 
-def test_a_batch_that_cannot_be_parted_is_refused() -> None:
+def test_a_batch_that_cannot_be_split_is_rejected() -> None:
     experiment = load_experiment(ROOT / EXPERIMENTS[0])
     experiment.config.merge_from_list([*SMALL, "SOLVER.BATCH_SUBDIVISIONS", 3])
     trainer = build_trainer(experiment.config, experiment.build_model(experiment.config), Worker())

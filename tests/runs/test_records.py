@@ -21,7 +21,7 @@ from ifr.runs.log import log_file
 pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
 
 
-def test_a_resumed_run_drops_the_lines_that_it_writes_again(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_lines_that_it_rewrites(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iteration": 3}\n{"iterat')
     MetricsFile(path, start=2).write({"iteration": 3, "total_loss": 0.5})
@@ -48,7 +48,7 @@ def test_the_log_file_ends_with_the_error(tmp_path: Path) -> None:
     assert "not in the file" not in text
 
 
-def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_receives_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Any] = []
 
     class SummaryWriter:
@@ -73,7 +73,7 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
     assert metrics(tmp_path)[1] == {"iteration": 4, "val/segm/AP": 20.0, "val/segm/APl": None}
 
 
-def test_without_tensorboard_nothing_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_complete_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     records = Records(tmp_path, start=0, stop=1)
     records.write(1, {"total_loss": 0.5})
@@ -81,7 +81,7 @@ def test_without_tensorboard_nothing_is_missing(tmp_path: Path, monkeypatch: pyt
     assert metrics(tmp_path) == [{"iteration": 1, "total_loss": 0.5}]
 
 
-def test_random_states_come_back() -> None:
+def test_random_states_are_restored() -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 

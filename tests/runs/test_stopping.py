@@ -61,7 +61,9 @@ def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tiny, tmp_path_factory.mktemp("whole"), "TEST.EVAL_PERIOD", 6)
 
 
-def test_annotations_are_read_with_signals_open(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_are_unblocked_while_annotations_load(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocked = []
 
     def read(config: Any) -> Any:
@@ -74,7 +76,7 @@ def test_annotations_are_read_with_signals_open(tiny: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_finishes_the_step_writes_a_checkpoint_and_has_its_own_exit_code(
+def test_a_signal_finishes_the_step_writes_a_checkpoint_and_sets_the_exit_code(
     tiny: Path,
     whole: Path,
     tmp_path: Path,
@@ -99,7 +101,7 @@ def test_a_signal_finishes_the_step_writes_a_checkpoint_and_has_its_own_exit_cod
         assert_same_weights(tmp_path, whole)
 
 
-def test_a_signal_in_an_evaluation_leaves_a_checkpoint_and_the_evaluation_is_made_up_for(
+def test_a_signal_in_an_evaluation_leaves_a_checkpoint_and_resuming_repeats_the_evaluation(
     tiny: Path, whole: Path, tmp_path: Path
 ) -> None:
     settings = ("TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 0)
@@ -112,9 +114,7 @@ def test_a_signal_in_an_evaluation_leaves_a_checkpoint_and_the_evaluation_is_mad
     assert_same_weights(tmp_path, whole)
 
 
-def test_a_run_that_was_killed_before_its_last_checkpoint_was_named_final_is_completed(
-    tiny: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_resuming_completes_a_run_killed_before_it_wrote_model_final(tiny: Path, whole: Path, tmp_path: Path) -> None:
     run(tiny, tmp_path)
     (tmp_path / "model_final.pth").unlink()
     (tmp_path / "last_checkpoint").write_text("model_iter_0000006.pth")
@@ -137,13 +137,11 @@ def test_the_second_ctrl_c_interrupts_at_once(tiny: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_signal_to_the_whole_job_does_not_reach_the_processes_that_load_data(
-    tiny: Path, tmp_path: Path, training: bool
-) -> None:
+def test_loaders_ignore_a_signal_to_the_whole_job(tiny: Path, tmp_path: Path, training: bool) -> None:
     def to_all() -> None:
         children = CHILDREN.read_text().split()
         assert len(children) >= (2 if training else 4)
-        # By another process: those of torch ignore what comes from their parent.
+        # Sent by another process: torch's loaders ignore signals from their parent.
         subprocess.run(["kill", "-TERM", *children, str(os.getpid())], check=True)
 
     if not CHILDREN.exists():
@@ -160,7 +158,7 @@ def test_a_signal_to_one_of_two_workers_stops_both_at_the_same_step(tiny: Path, 
     quiet = ("SOLVER.LR_SCHEDULER.MAX_ITER", 50, "GLOBAL.LOG_INTERVAL", 20, "SOLVER.CHECKPOINT_PERIOD", 50)
     with pytest.raises(Stopped) as stop:
         run(folder, tmp_path / "output", *quiet, workers=2)
-    # The other hears of it with the flags of the second step, which are read in the third.
+    # The other worker learns of it from the flags of the second step, which are read in the third.
     assert stop.value.iteration == 3
     assert stop.value.exit_code == 143
     assert [line["iteration"] for line in metrics(tmp_path / "output")] == [3]

@@ -1,4 +1,4 @@
-"""A setting from the command line is a literal: whatever it looks like, nothing is called, looked up or computed."""
+"""A setting on the command line is a literal: nothing in it is called, looked up or computed."""
 
 import os
 
@@ -40,7 +40,7 @@ def code(marker):
 
 
 @pytest.mark.parametrize("number", range(len(code("x"))))
-def test_code_stays_text_or_is_refused(tmp_path, number, monkeypatch):
+def test_code_stays_text_or_is_rejected(tmp_path, number, monkeypatch):
     marker = tmp_path / "executed"
     monkeypatch.chdir(tmp_path)
     text = code(marker)[number]
@@ -56,8 +56,8 @@ def test_code_stays_text_or_is_refused(tmp_path, number, monkeypatch):
     "text",
     ["${oc.env:HOME}", "a/${MODEL.DEVICE}", "${oc.create:{a: 1}}", "['${oc.env:HOME}']", "{'a': '${oc.env:X}'}", "${"],
 )
-def test_interpolation_is_refused(text):
-    """OmegaConf would look up the environment or other settings as soon as the value is read."""
+def test_interpolation_is_rejected(text):
+    """OmegaConf would look up environment variables or other settings when the value is read."""
     for key in ("OUTPUT_DIR", "DATASETS.TRAIN", "INPUT.AUG.TRAIN_PIPELINES"):
         with pytest.raises(ConfigError, match=rf"{key} is (a literal|of type)"):
             value_of(key, text)
@@ -69,7 +69,7 @@ def test_interpolation_is_refused(text):
 @pytest.mark.parametrize(
     "text", ["(" * 5000, "-" * 100_000 + "1", "1" * 5000, "{'a':" * 300 + "1" + "}" * 300, "[" * 99_999]
 )
-def test_what_overwhelms_the_parser_is_text(text):
+def test_text_that_the_parser_cannot_handle_stays_text(text):
     assert value_of("OUTPUT_DIR", text) == text
     with pytest.raises(ConfigError, match="SEED is of type int"):
         value_of("SEED", text)
@@ -77,7 +77,7 @@ def test_what_overwhelms_the_parser_is_text(text):
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(text=st.text(max_size=40))
-def test_any_text_is_kept_or_refused(text):
+def test_any_text_is_kept_or_rejected(text):
     try:
         value = value_of("OUTPUT_DIR", text)
     except ConfigError:

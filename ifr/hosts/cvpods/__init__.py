@@ -1,4 +1,4 @@
-"""The framework cvpods as a host: its own config class, data, runner, hooks and evaluator around IFR's mask head.
+"""The framework cvpods as a host: its config class, data, runner, hooks and evaluator with IFR's mask head.
 
-Nothing of cvpods is imported before a module that needs it is: see `framework`.
+Only modules that need cvpods import it, through `framework`.
 """

@@ -1,4 +1,4 @@
-"""Builds cvpods' detectors around IFR's mask head; the only place in this host that reads a configuration for it."""
+"""Builds cvpods' detectors with IFR's mask head from a config."""
 
 import functools
 from typing import Any
@@ -21,28 +21,28 @@ from ifr.solvers import Solution, Status
 
 
 def build_mask_rcnn(config: Any) -> nn.Module:
-    """Mask R-CNN of the settings in `config`, on the device MODEL.DEVICE.
+    """Build Mask R-CNN from `config`, on the device MODEL.DEVICE.
 
     Raises:
-        ValueError: there is no such refinement or solver.
+        ValueError: the refinement or a solver is unknown.
     """
     return _build(config, StandardROIHeads)
 
 
 def build_cascade_rcnn(config: Any) -> nn.Module:
-    """Cascade R-CNN of the settings in `config`, on the device MODEL.DEVICE.
+    """Build Cascade R-CNN from `config`, on the device MODEL.DEVICE.
 
     Raises:
-        ValueError: there is no such refinement or solver.
+        ValueError: the refinement or a solver is unknown.
     """
     return _build(config, CascadeROIHeads)
 
 
 def build_mask_head(config: Any, input_shape: Any) -> nn.Module:
-    """The mask head that MODEL.ROI_MASK_HEAD.REFINEMENT names; conv is cvpods' own.
+    """Build the mask head for MODEL.ROI_MASK_HEAD.REFINEMENT; "conv" is cvpods' own head.
 
     Raises:
-        ValueError: there is no such refinement or solver.
+        ValueError: the refinement or a solver is unknown.
     """
     head = heads.build_mask_head(config, input_shape.channels, lambda: MaskRCNNConvUpsampleHead(config, input_shape))
     if config.MODEL.ROI_MASK_HEAD.REFINEMENT == "implicit":
@@ -51,7 +51,7 @@ def build_mask_head(config: Any, input_shape: Any) -> nn.Module:
 
 
 def _build(config: Any, roi_heads: Any) -> nn.Module:
-    """cvpods takes the parts of a detector from functions that it finds in the configuration."""
+    """Build a detector; cvpods takes the builders of its parts from the config."""
     config.build_backbone = build_resnet_fpn_backbone
     config.build_proposal_generator = RPN
     config.build_roi_heads = roi_heads
@@ -62,11 +62,11 @@ def _build(config: Any, roi_heads: Any) -> nn.Module:
 
 
 def follow_training(head: nn.Module, explicit_iterations: int) -> None:
-    """Let a mask head change from the explicit to the implicit phase by itself, and record its solves in training.
+    """Make a mask head select its phase from the training iteration and record its solves.
 
     Args:
-        head: has an `Implicit`.
-        explicit_iterations: training starts with this many iterations of the explicit path.
+        head: a mask head with an `Implicit` refinement.
+        explicit_iterations: number of iterations on the explicit path at the start of training.
     """
     head.register_forward_pre_hook(functools.partial(_choose_phase, explicit_iterations))
     for part in head.modules():
@@ -80,12 +80,12 @@ def _choose_phase(explicit_iterations: int, head: nn.Module, _inputs: Any) -> No
 
 
 def _record(part: Implicit, name: str, solution: Solution) -> None:
-    """Means over the regions of one solve; cvpods smooths them, and reads its own losses as often."""
+    """Record means over the regions of a solve; this synchronizes as often as cvpods does to read its losses."""
     if not part.training or not len(solution.residual):
         return
     try:
         storage = get_event_storage()
-    except AssertionError:  # a backward pass after the storage was closed, which cvpods' runner never does
+    except AssertionError:  # backward after the storage was closed; cvpods' runner never does this
         return
     residual = solution.residual.detach()
     storage.put_scalar(f"solver_{name}_residual", residual[residual.isfinite()].mean().nan_to_num().item())

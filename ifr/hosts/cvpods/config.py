@@ -1,4 +1,4 @@
-"""cvpods' own configuration with the keys that IFR adds."""
+"""cvpods' config class with the keys that IFR adds."""
 
 import copy
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from ifr.hosts.cvpods.framework import Config
 from ifr.hosts.settings import ADDED
 
 
-class RCNNFPNConfig(Config):  # type: ignore[misc]  # whatever cvpods has
-    """Settings of a two-stage detector with a feature pyramid; an experiment's class derives from it."""
+class RCNNFPNConfig(Config):  # type: ignore[misc]  # cvpods is untyped
+    """Settings of a two-stage detector with a feature pyramid; the base class of experiment configs."""
 
     def __init__(self, d: Any = None, **kwargs: Any) -> None:
-        """Start from cvpods' defaults and the keys that IFR adds."""
+        """Set cvpods' defaults and the keys that IFR adds."""
         super().__init__(d, **kwargs)
         self._register_configuration(copy.deepcopy(ADDED))
 
     def merge_from_list(self, overrides: Sequence[Any]) -> None:
-        """Overwrite settings from `["KEY.SUBKEY", value, ...]`, as cvpods does.
+        """Override settings from `["KEY.SUBKEY", value, ...]`, like cvpods.
 
         Raises:
-            ConfigError: a key has no value, does not exist, or its value does not fit the type of the old one.
+            ConfigError: a key has no value or does not exist, or a value does not fit the type of its setting.
         """
         pairs = list(overrides)
         for position in range(0, len(pairs) - 1, 2):
@@ -34,5 +34,5 @@ class RCNNFPNConfig(Config):  # type: ignore[misc]  # whatever cvpods has
 
 
 def _is_one_name(value: Any) -> bool:
-    """Whether the value of a list of data sets is a single one, which cvpods would take for a list of letters."""
+    """Whether the value of DATASETS.TRAIN or TEST is a single name, which cvpods would split into letters."""
     return isinstance(value, str) and not value.lstrip().startswith(("(", "["))

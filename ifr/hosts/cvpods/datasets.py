@@ -1,4 +1,4 @@
-"""Registers data sets with cvpods: COCO and the digits where IFR looks for them, and sets named by folder and file."""
+"""Registers data sets with cvpods: COCO and the digits where IFR finds them, and sets given as folder and file."""
 
 import logging
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from ifr.runs.weights import Classes
 
 logger = logging.getLogger(__name__)
 
-_SECTION = "ifr"  # of a route: names with their image folders and annotations
-_CUSTOM = "IFR"  # cvpods takes the first word of a name, in capitals, for the route
+_SECTION = "ifr"  # key in a route: image folder and annotation file by name
+_CUSTOM = "IFR"  # a route; cvpods finds it from the first word of a name, in capitals
 
 
-class CocoFormatDataset(COCODataset):  # type: ignore[misc]  # whatever cvpods has
-    """A set in COCO's format whose classes are those of its annotation file."""
+class CocoFormatDataset(COCODataset):  # type: ignore[misc]  # cvpods is untyped
+    """A data set in COCO's format with the classes of its annotation file."""
 
     def _get_metadata(self) -> dict[str, Any]:
-        """What cvpods asks a data set of its own kind for; loading the annotations adds the classes."""
+        """Return the metadata that cvpods' data sets have; loading the annotations adds the classes."""
         images, json = PATH_ROUTES.get(_route(self.name))[_SECTION][self.name]
         return {"image_root": images, "json_file": json, "evaluator_type": "coco"}
 
     def _apply_transforms(self, image: Any, annotations: Any = None, **settings: Any) -> Any:
-        """Transform an image (H, W, 3) and its annotations, masks in run-length encoding included.
+        """Transform an image (H, W, 3) and its annotations, including run-length encoded masks.
 
-        cvpods' transforms accept such a mask only once, and only if the image keeps its size; and coordinates that are
-        whole numbers before a transform they truncate to whole numbers after it.
+        cvpods' transforms accept such a mask only once, and only if the image keeps its size. They also truncate
+        transformed coordinates to integers if the original ones are integers.
         """
         for item in annotations or ():
             item["bbox"] = list(map(float, item["bbox"]))
@@ -56,12 +56,12 @@ if CocoFormatDataset.__name__ not in DATASETS:
 
 
 def register(entry: str) -> str:
-    """Make cvpods find what an entry of DATASETS.TRAIN or DATASETS.TEST means; returns its name there.
+    """Register an entry of DATASETS.TRAIN or DATASETS.TEST with cvpods, and return its name in cvpods.
 
-    A name that cvpods knows and IFR does not is left to cvpods.
+    A name that only cvpods knows is returned unchanged.
 
     Raises:
-        DatasetError: neither of them finds it.
+        DatasetError: neither IFR nor cvpods finds the data set.
     """
     try:
         source = find_dataset(entry)
@@ -77,31 +77,31 @@ def register(entry: str) -> str:
     splits = _splits(_CUSTOM)
     name = next((name for name, known in splits.items() if known == files), f"{_CUSTOM.lower()}_{len(splits)}")
     splits[name] = files
-    logger.info("%s is %s in cvpods", entry, name)
+    logger.info("%s is registered in cvpods as %s", entry, name)
     return name
 
 
 @dataclass(frozen=True)
 class Content:
-    """What IFR has to know of a data set before cvpods reads it."""
+    """What IFR needs to know about a data set before cvpods reads it."""
 
     classes: Classes | None = None
     has_bitmaps: bool = False
-    """Whether it has objects whose masks are not polygons."""
+    """Whether any object's mask is not a polygon."""
 
 
 def inspect(entry: str, *, classes: bool) -> Content:
-    """Read the annotations of a data set, unless IFR does not find it or nothing in them is asked for.
+    """Read the annotations of a data set, if IFR finds it and needs them.
 
     Args:
-        entry: of DATASETS.TRAIN or DATASETS.TEST.
-        classes: whether its classes are wanted.
+        entry: an entry of DATASETS.TRAIN or DATASETS.TEST.
+        classes: whether to return the classes.
 
     Raises:
-        DatasetError: it is damaged.
+        DatasetError: the annotations are damaged.
     """
     if _is_coco(entry) and not classes:
-        return Content()  # COCO has other masks only for crowds
+        return Content()  # in COCO, only crowds have other masks
     try:
         source = find_dataset(entry)
     except DatasetError:
@@ -128,7 +128,7 @@ def _splits(route: str) -> dict[str, tuple[str, str]]:
 
 
 def _is_found_by_cvpods(entry: str) -> bool:
-    """Whether cvpods has a route for the name; of those that IFR knows too, the file has to be there."""
+    """Whether cvpods has a route for the name and, if IFR knows the name too, the file exists."""
     if _route(entry) not in PATH_ROUTES:
         return False
     if entry in KNOWN:

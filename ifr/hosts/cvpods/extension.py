@@ -1,6 +1,6 @@
 """Stands in for `cvpods._C`, the compiled extension, which does not build on PyTorch newer than 1.10.
 
-ROIAlign and NMS are torchvision's, the COCO evaluation is pycocotools'. Every other operator raises when it is called.
+ROIAlign and NMS are from torchvision, the COCO evaluation from pycocotools. Other operators raise when called.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ NAME = "cvpods._C"
 
 
 def make_extension() -> ModuleType:
-    """A module with the functions of `cvpods._C`."""
+    """Build a module with the functions of `cvpods._C`."""
     module = _Extension(NAME, "Stands in for the compiled extension of cvpods.")
     module.__file__ = __file__
     return module
 
 
 class _Extension(ModuleType):
-    """Has every name: those of `_OPERATORS`, and for any other a function that raises."""
+    """Has every name; those not in `_OPERATORS` are functions that raise."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -52,7 +52,7 @@ def roi_align_forward(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Features (N, C, H, W) pooled in regions (K, 5), image and XYXY pixels / scale, to (K, C, height, width)."""
+    """Pool features (N, C, H, W) in regions (K, 5), image and XYXY pixels / scale, to (K, C, height, width)."""
     size = (pooled_height, pooled_width)
     return torchvision.ops.roi_align(features, regions.to(features.dtype), size, scale, sampling_ratio, aligned)
 
@@ -70,8 +70,8 @@ def roi_align_backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """The gradient (N, C, H, W) of the features, from that of the pooled ones (K, C, height, width)."""
-    # ROIAlign is linear in the features: its derivative at any of them serves.
+    """Return the gradient (N, C, H, W) of the features from that of the pooled ones (K, C, height, width)."""
+    # ROIAlign is linear in the features, so its derivative does not depend on them.
     features = gradient.new_zeros((batch_size, channels, height, width)).requires_grad_()
     with torch.enable_grad():
         pooled = roi_align_forward(features, regions, scale, pooled_height, pooled_width, sampling_ratio, aligned)
@@ -80,12 +80,12 @@ def roi_align_backward(
 
 
 def ml_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes (n, 4) that no better box of the same label suppresses, best first."""
+    """Return the indices of the boxes (n, 4) that NMS within each label keeps, best first."""
     return torchvision.ops.batched_nms(boxes, scores, labels, threshold)
 
 
 def instance_annotation(identity: int, score: float, area: float, is_crowd: bool, ignore: bool) -> dict[str, Any]:
-    """What COCO's evaluation has to know of an annotation or a detection."""
+    """Return what COCO's evaluation needs to know about an annotation or a detection."""
     return {"id": identity, "score": score, "area": area, "iscrowd": is_crowd, "ignore": ignore}
 
 
@@ -97,13 +97,13 @@ def evaluate_images(
     truth: Sequence[Sequence[Sequence[dict[str, Any]]]],
     found: Sequence[Sequence[Sequence[dict[str, Any]]]],
 ) -> list[Any]:
-    """Matches of every class, area range and image, in this order.
+    """Match detections to annotations for every class, area range and image, in this order.
 
     Args:
-        area_ranges: least and greatest area in pixels.
-        most: detections that count in an image.
-        thresholds: of the overlap.
-        overlaps: by image and class, (detections, annotations), the detections by falling score.
+        area_ranges: minimum and maximum area in pixels.
+        most: maximum number of detections per image.
+        thresholds: IoU thresholds.
+        overlaps: IoU by image and class, (detections, annotations), detections by descending score.
         truth: annotations by image and class.
         found: detections by image and class.
     """
@@ -123,7 +123,7 @@ def evaluate_images(
 
 
 def accumulate(params: Any, matches: list[Any]) -> Mapping[str, Any]:
-    """Precision and recall from the matches of `evaluate_images`."""
+    """Compute precision and recall from the matches of `evaluate_images`."""
     evaluation = COCOeval()
     evaluation.params = evaluation._paramsEval = params
     evaluation.evalImgs = matches
@@ -134,7 +134,7 @@ def accumulate(params: Any, matches: list[Any]) -> Mapping[str, Any]:
 
 
 def version() -> str:
-    """What reports of the environment say of the compiler."""
+    """Return the compiler version for environment reports."""
     return "none; IFR stands in for the compiled extension"
 
 

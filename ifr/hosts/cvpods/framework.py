@@ -1,7 +1,7 @@
-"""Everything that IFR uses of cvpods; importing this module imports cvpods.
+"""Everything that IFR uses from cvpods; importing this module imports cvpods.
 
 Raises:
-    CvpodsError: cvpods is absent, broken, or lacks one of these.
+    CvpodsError: cvpods is missing, broken, or lacks one of these names.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Imports cvpods, built or not, on today's PyTorch, numpy and Pillow."""
+"""Imports cvpods, built or not, with current PyTorch, numpy and Pillow."""
 
 import functools
 import importlib
@@ -19,19 +19,19 @@ _NEEDS = (
 
 
 def is_there() -> bool:
-    """Whether there is a cvpods to import: an installed one, or the checkout that IFR_CVPODS names."""
+    """Whether cvpods is installed or IFR_CVPODS is set."""
     return bool(os.environ.get(VARIABLE)) or importlib.util.find_spec(_PACKAGE) is not None
 
 
 @functools.cache
 def import_cvpods() -> None:
-    """Import cvpods, once for the process.
+    """Import cvpods, once per process.
 
-    A checkout without the compiled extension gets a stand-in for it; a built one keeps its own.
+    A checkout without the compiled extension gets a stand-in; a built one keeps its own.
 
     Raises:
-        CvpodsNotFoundError: it is not installed and IFR_CVPODS names no checkout.
-        CvpodsBrokenError: it is there and cannot be imported.
+        CvpodsNotFoundError: cvpods is not installed and IFR_CVPODS names no checkout.
+        CvpodsBrokenError: cvpods exists but cannot be imported.
     """
     spec = _find()
     if sys.modules.get(_PACKAGE) is None:
@@ -55,8 +55,8 @@ def _find() -> ModuleSpec:
     folder = Path(checkout).expanduser().resolve() / _PACKAGE
     if not (folder / "__init__.py").is_file():
         raise CvpodsNotFoundError(
-            f"{VARIABLE} is {checkout!r}, and there is no {folder / '__init__.py'}",
-            f"set {VARIABLE} to the folder of a checkout that contains the folder {_PACKAGE}, or IFR_HOST=standalone",
+            f"{VARIABLE} is {checkout!r}, but {folder / '__init__.py'} does not exist",
+            f"set {VARIABLE} to a checkout, which contains the folder {_PACKAGE}, or set IFR_HOST=standalone",
         )
     found = importlib.util.spec_from_file_location(
         _PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -66,13 +66,13 @@ def _find() -> ModuleSpec:
 
 
 def _load(spec: ModuleSpec) -> None:
-    """Execute the package and the parts of it that IFR uses."""
+    """Import the package and the parts of it that IFR uses."""
     try:
         if PathFinder.find_spec(extension.NAME, spec.submodule_search_locations) is None:
             sys.modules[extension.NAME] = extension.make_extension()
         module = importlib.util.module_from_spec(spec)
         sys.modules[_PACKAGE] = module
-        assert spec.loader is not None  # both ways of finding it give one
+        assert spec.loader is not None  # both kinds of spec have one
         spec.loader.exec_module(module)
         for part in ("configs", "layers", "structures", "data", "checkpoint", "modeling", "evaluation", "engine"):
             importlib.import_module(f"{_PACKAGE}.{part}")

@@ -1,4 +1,4 @@
-"""Supplies, while cvpods is imported, the names that it takes from older versions of what it is built on."""
+"""Supplies names that cvpods needs from older versions of numpy, Pillow and Python."""
 
 import collections
 import collections.abc
@@ -30,13 +30,13 @@ PILLOW: dict[str, Any] = {  # removed in 10.0
 COLLECTIONS: dict[str, Any] = {  # removed in Python 3.10
     name: getattr(collections.abc, name) for name in ("Iterable", "Mapping", "MutableMapping", "Sequence")
 }
-# Packages, and a module that Python 3.12 removed, that cvpods imports for drawing or for detectors other than ours.
+# Modules that cvpods imports for drawing or for other detectors. Python 3.12 removed imp.
 OPTIONAL = ("imp", "lvis", "matplotlib", "pylab", "scipy", "sklearn", "timm")
 
 
 @contextlib.contextmanager
 def supplied() -> Iterator[None]:
-    """Meanwhile the old names are there, those alone that are missing, and cvpods' deprecations are silent."""
+    """Supply the missing old names, and silence cvpods' deprecation warnings, within this context."""
     with (
         _attributes(np, NUMPY),
         _attributes(Image, PILLOW),
@@ -44,12 +44,12 @@ def supplied() -> Iterator[None]:
         _stubs(OPTIONAL),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # of torch.jit.script, escapes in texts ..., which its user cannot change
+        warnings.simplefilter("ignore")  # torch.jit.script, string escapes, ...: users cannot fix them
         yield
 
 
 def keep_numpy_names(modules: Iterable[ModuleType]) -> None:
-    """Let these modules, which have numpy as a global, go on finding its old names: they use them in functions too."""
+    """Keep numpy's old names visible to these modules only, because their functions use them later."""
     old = _OldNumpy(np.__name__, np.__doc__)
     for module in modules:
         for name, value in list(vars(module).items()):
@@ -58,7 +58,7 @@ def keep_numpy_names(modules: Iterable[ModuleType]) -> None:
 
 
 class _OldNumpy(ModuleType):
-    """numpy, and its old names where it lacks them."""
+    """numpy with the old names that it lacks."""
 
     def __getattr__(self, name: str) -> Any:
         if name in NUMPY and not hasattr(np, name):
@@ -68,7 +68,7 @@ class _OldNumpy(ModuleType):
 
 @contextlib.contextmanager
 def _attributes(module: ModuleType, names: dict[str, Any]) -> Iterator[None]:
-    with warnings.catch_warnings():  # numpy warns of names that it expects to add
+    with warnings.catch_warnings():  # numpy warns about names that it plans to add
         warnings.simplefilter("ignore")
         missing = [name for name in names if not hasattr(module, name)]
     for name in missing:
@@ -82,7 +82,7 @@ def _attributes(module: ModuleType, names: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stubs(packages: Sequence[str]) -> Iterator[None]:
-    """Meanwhile those of the packages that are not installed can be imported; using them raises."""
+    """Make packages that are not installed importable within this context; using their names raises."""
     finder = _StubFinder(packages)
     sys.meta_path.append(finder)
     try:
@@ -95,24 +95,24 @@ def _stubs(packages: Sequence[str]) -> Iterator[None]:
 
 
 class _StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds, after everybody else, a stub for a package or a module in it."""
+    """Finds a stub for a package or a module in it, after all other finders."""
 
     def __init__(self, packages: Sequence[str]) -> None:
         self._packages = packages
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        """A stub if the package is one of those, and not installed."""
+        """Return the spec of a stub if the package is one of `packages` and not installed."""
         package = name.partition(".")[0]
         if package not in self._packages or (name != package and not isinstance(sys.modules.get(package), _Stub)):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """The stub."""
+        """Create the stub."""
         return _Stub(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is to be done."""
+        """Do nothing: a stub has no code."""
 
 
 class _Stub(ModuleType):

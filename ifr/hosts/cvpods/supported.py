@@ -1,4 +1,4 @@
-"""Refuses settings that cvpods' runner does not carry out."""
+"""Rejects settings that cvpods' runner does not support."""
 
 import importlib.util
 from typing import Any
@@ -7,19 +7,19 @@ from ifr.hosts.cvpods.framework import RUNNERS
 
 
 def check_run(config: Any) -> None:
-    """Compare the settings of a training or test with what cvpods' runner does.
+    """Check that cvpods' runner supports the settings of a run.
 
     Raises:
-        ValueError: a setting has a value that it does not support.
+        ValueError: a setting has an unsupported value.
     """
     if config.SOLVER.BATCH_SUBDIVISIONS != 1:
         raise ValueError(
             f"SOLVER.BATCH_SUBDIVISIONS = {config.SOLVER.BATCH_SUBDIVISIONS}: "
-            "cvpods' runner never updates the weights then; only 1 works"
+            "cvpods' runner would never update the weights; only 1 works"
         )
     if config.TRAINER.FP16.ENABLED and importlib.util.find_spec("apex") is None:
         raise ValueError("TRAINER.FP16.ENABLED = True: cvpods needs apex for mixed precision, which is not installed")
     if config.TEST.AUG.ENABLED:
         raise ValueError("TEST.AUG.ENABLED = True is not supported by IFR in cvpods")
     if config.TRAINER.NAME not in RUNNERS:
-        raise ValueError(f"TRAINER.NAME = {config.TRAINER.NAME!r} is no runner of cvpods")
+        raise ValueError(f"TRAINER.NAME = {config.TRAINER.NAME!r} is not a runner of cvpods")

@@ -1,1 +1,1 @@
-"""Training and testing by cvpods' own runner, hooks, data and evaluator."""
+"""Training and testing with cvpods' runner, hooks, data and evaluator."""

@@ -1,4 +1,4 @@
-"""Evaluates a model on every data set of DATASETS.TEST by cvpods' evaluators."""
+"""Evaluates a model on every data set of DATASETS.TEST with cvpods' evaluators."""
 
 import logging
 from collections import OrderedDict
@@ -15,14 +15,14 @@ _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def evaluate_all(config: Any, model: nn.Module, output_folder: str | None = None) -> "OrderedDict[str, Any]":
-    """By data set, task and metric, in percent, in the first process; in the others nothing by data set.
+    """Evaluate on each data set; return percentages by data set, task and metric in the first process.
 
-    One set at a time: cvpods' loader would give each evaluator the images of all.
+    Data sets are loaded one at a time: cvpods' loader would give each evaluator the images of all of them.
 
     Args:
-        config: of the run; DATASETS.TEST has names that cvpods knows.
-        model: in any mode.
-        output_folder: for the detections, `inference` in OUTPUT_DIR unless given; of several sets, each its own in it.
+        config: the run's settings; DATASETS.TEST holds names that cvpods knows.
+        model: the detector, in any mode.
+        output_folder: folder for detections, default OUTPUT_DIR/inference; several data sets get subfolders.
     """
     names = list(config.DATASETS.TEST)
     folder = Path(output_folder or Path(config.OUTPUT_DIR) / "inference")
@@ -42,11 +42,11 @@ def evaluate_all(config: Any, model: nn.Module, output_folder: str | None = None
 
 
 class _Evaluator:
-    """One of cvpods' evaluators, which cannot score a model that finds nothing at all.
+    """Wraps an evaluator of cvpods, which cannot score a model that finds nothing at all.
 
     Args:
-        evaluator: of cvpods.
-        config: of the run.
+        evaluator: the evaluator to wrap.
+        config: the run's settings.
     """
 
     def __init__(self, evaluator: Any, config: Any) -> None:
@@ -55,17 +55,17 @@ class _Evaluator:
         self._found = 0
 
     def reset(self) -> None:
-        """Start anew."""
+        """Forget all detections."""
         self._found = 0
         self._evaluator.reset()
 
     def process(self, inputs: Any, outputs: Any) -> None:
-        """Note what was found in some images."""
+        """Add the detections of a batch."""
         self._found += sum(len(output["instances"]) for output in outputs if "instances" in output)
         self._evaluator.process(inputs, outputs)
 
     def evaluate(self) -> Any:
-        """The evaluator's results; zeros if nothing was found in any process."""
+        """Return the evaluator's results, or zeros if no process found anything."""
         if sum(comm.all_gather(self._found)):
             return self._evaluator.evaluate()
         logger.warning("the model found nothing in any image")

@@ -1,4 +1,4 @@
-"""cvpods' runner, made to evaluate, average and distribute as IFR does."""
+"""cvpods' runner with IFR's evaluation, weight averaging and distribution."""
 
 import contextlib
 import functools
@@ -21,20 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: Classes | None) -> Any:
-    """A runner of the class that TRAINER.NAME names, ready to train.
+    """Build a runner of the class TRAINER.NAME, ready to train.
 
     Args:
-        config: of the run.
-        build_model: of the experiment.
-        classes: go into the checkpoints, for `ifr predict`.
+        config: the run's settings.
+        build_model: builds the experiment's model.
+        classes: classes to store in checkpoints, for `ifr predict`.
     """
 
-    class Runner(RUNNERS.get(config.TRAINER.NAME)):  # type: ignore[misc]  # whatever cvpods has
-        """Evaluates as IFR does."""
+    class Runner(RUNNERS.get(config.TRAINER.NAME)):  # type: ignore[misc]  # cvpods is untyped
+        """Evaluates with `evaluate_all`."""
 
         @classmethod
         def test(cls, cfg: Any, model: nn.Module, evaluators: Any = None, output_folder: str | None = None) -> Any:
-            """By task and metric; of several data sets also by data set."""
+            """Return results by task and metric; with several data sets, by data set first."""
             results = evaluate_all(cfg, model, output_folder)
             return results if len(results) > 1 else next(iter(results.values()), results)
 
@@ -46,21 +46,21 @@ def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: C
 
 
 class _State:
-    """Plain data in the form in which cvpods' checkpointer takes what it saves."""
+    """Wraps plain data so that cvpods' checkpointer can save it."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self._content = content
 
     def state_dict(self) -> dict[str, Any]:
-        """The data."""
+        """Return the data."""
         return self._content
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Nothing: the data are of this run, not of the one that is continued."""
+        """Ignore `content`: this run's data replace those of the resumed checkpoint."""
 
 
 def keep_average(runner: Any, decay: float) -> MovingAverage:
-    """Let a runner that has not started yet keep a moving average; returns it, for resuming."""
+    """Make a runner that has not started keep a moving average, and return the average for resuming."""
     average = MovingAverage(unwrapped(runner.model), decay)
     save, test = runner.checkpointer.save, runner.test
 
@@ -79,19 +79,19 @@ def keep_average(runner: Any, decay: float) -> MovingAverage:
     return average
 
 
-class _Update(HookBase):  # type: ignore[misc]  # whatever cvpods has
-    """Takes in the weights after each iteration."""
+class _Update(HookBase):  # type: ignore[misc]  # cvpods is untyped
+    """Updates the average after each iteration."""
 
     def __init__(self, average: MovingAverage) -> None:
         self._average = average
 
     def after_step(self) -> None:
-        """Called by the runner."""
+        """Update the average; called by the runner."""
         self._average.update()
 
 
 def join(worker: Worker) -> None:
-    """Tell cvpods which processes share a machine; all workers must call it together."""
+    """Tell cvpods which processes share a machine; all workers must call this."""
     if worker.world_size == 1:
         return
     firsts = worker.gather(worker.rank - worker.local_rank)
@@ -103,7 +103,7 @@ def join(worker: Worker) -> None:
 
 @contextlib.contextmanager
 def data_parallel_on(device: torch.device) -> Iterator[None]:
-    """Meanwhile a runner that is made wraps its model for this device; cvpods knows GPUs alone."""
+    """Make runners built in this context wrap their model for `device`; cvpods supports only GPUs."""
     if device.type == "cuda":
         yield
         return

@@ -1,4 +1,4 @@
-"""What training and testing in cvpods do first: cvpods' log, its process groups, its seed, its data sets."""
+"""Sets up training and testing in cvpods: its log, process groups, seed and data sets."""
 
 import logging
 
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(run: Run) -> Classes | None:
-    """Start cvpods' log, and give it the data sets by names that it knows; returns the classes, if IFR knows them.
+    """Set up cvpods for a run; return the classes of the first data set if IFR finds it.
 
-    DATASETS gets the names, and the model the number of classes.
+    Sets DATASETS to names that cvpods knows, the number of classes, and INPUT.MASK_FORMAT.
 
     Raises:
-        ValueError: a data set is absent or damaged, or there is none.
+        ValueError: a data set is missing or damaged, or none is given.
     """
     config, worker = run.config, run.worker
     setup_logger(str(run.output), distributed_rank=worker.rank)
@@ -36,7 +36,7 @@ def prepare(run: Run) -> Classes | None:
         if first in contents and classes is None:
             classes = contents[first].classes
         if any(content.has_bitmaps for content in contents.values()):
-            logger.info("INPUT.MASK_FORMAT: %s -> bitmask, as the data set has them", config.INPUT.MASK_FORMAT)
+            logger.info("INPUT.MASK_FORMAT: %s -> bitmask, because of the data set's masks", config.INPUT.MASK_FORMAT)
             config.INPUT.MASK_FORMAT = "bitmask"
         config.DATASETS[split] = tuple(datasets.register(entry) for entry in entries)
     if classes is not None:

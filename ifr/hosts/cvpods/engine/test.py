@@ -1,4 +1,4 @@
-"""Tests the checkpoints of an experiment with cvpods' evaluators: what its pods_test does."""
+"""Tests the checkpoints of an experiment with cvpods' evaluators."""
 
 import logging
 from typing import Any
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def test(run: Run) -> dict[str, Results]:
-    """Test MODEL.WEIGHTS of the command line, otherwise the newest checkpoint of OUTPUT_DIR.
+    """Test the checkpoints that `checkpoints_to_test` selects.
 
     Returns:
-        By checkpoint, data set, task and metric.
+        Results by checkpoint, data set, task and metric.
 
     Raises:
         ValueError: a setting, a checkpoint or a data set does not fit.
@@ -40,9 +40,9 @@ def test(run: Run) -> dict[str, Results]:
     return results
 
 
-test.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's tests
+test.__test__ = False  # type: ignore[attr-defined]  # keeps pytest from collecting it
 
 
 def _collapsed(results: Any) -> Any:
-    """The results as TEST.EXPECTED_RESULTS means them: those on a single data set by task and metric."""
+    """Return results as TEST.EXPECTED_RESULTS expects them: for a single data set, by task and metric."""
     return results if len(results) != 1 else next(iter(results.values()))

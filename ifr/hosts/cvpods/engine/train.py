@@ -1,4 +1,4 @@
-"""Trains an experiment with cvpods' runner: what its pods_train does."""
+"""Trains an experiment with cvpods' runner."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(run: Run) -> None:
-    """Train an experiment, as one of the workers that `ifr.runs.start.start` starts.
+    """Train an experiment in one of the workers that `ifr.runs.start.start` starts.
 
     Raises:
         ValueError: a setting, a checkpoint or a data set does not fit.
@@ -35,7 +35,7 @@ def train(run: Run) -> None:
         logger.info("resuming from %s", last)
     elif weights:
         start_from(runner.model, config, worker)
-    config.MODEL.WEIGHTS = ""  # they are loaded
+    config.MODEL.WEIGHTS = ""  # already loaded
     runner.resume_or_load(resume=last is not None)
     config.MODEL.WEIGHTS = weights
     if average is not None and last is not None:
@@ -44,15 +44,15 @@ def train(run: Run) -> None:
 
 
 def _extras(checkpoint: Path, *, averaged: bool) -> dict[str, Any]:
-    """What a checkpoint to resume from holds besides the weights.
+    """Read what a checkpoint holds besides the weights.
 
     Raises:
-        CheckpointError: it is from another kind of run. Both hosts keep an optimizer and an iteration in a checkpoint,
-            and mean different things by them.
+        CheckpointError: a different kind of run wrote it. Both hosts store an optimizer and an iteration, with
+            different meanings.
     """
     extras = read_checkpoint(checkpoint).extras
     if "batch_size" in extras:
-        raise CheckpointError(checkpoint, "it is of a run in the standalone host; resume it there")
+        raise CheckpointError(checkpoint, "it was written in the standalone host; resume it there")
     if averaged != ("ema" in extras):
-        raise CheckpointError(checkpoint, "SOLVER.EMA.ENABLED is not as it was")
+        raise CheckpointError(checkpoint, "it was written with another SOLVER.EMA.ENABLED")
     return extras
