@@ -31,10 +31,8 @@ class AnchorGenerator(nn.Module):
         offset: float = 0.0,
     ) -> None:
         super().__init__()
-        sizes, aspect_ratios = (
-            _per_level(sizes, len(strides), "sizes"),
-            _per_level(aspect_ratios, len(strides), "ratios"),
-        )
+        sizes = _per_level(sizes, len(strides), "sizes")
+        aspect_ratios = _per_level(aspect_ratios, len(strides), "ratios")
         counts = {len(s) * len(r) for s, r in zip(sizes, aspect_ratios, strict=True)}
         if len(counts) != 1:
             raise ValueError(f"every level needs the same number of anchors per cell, got {sorted(counts)}")

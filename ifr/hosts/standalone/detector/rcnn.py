@@ -138,8 +138,8 @@ def _output_size(item: dict[str, Any]) -> ImageSize:
     return int(item.get("height", item["image"].shape[1])), int(item.get("width", item["image"].shape[2]))
 
 
-_FPN_PARTS = {"inner_blocks": "lateral", "layer_blocks": "output"}
-_FIRST_LEVEL = 2  # of the pyramid, p2
+_FPN_PARTS = {"inner": "lateral", "layer": "output"}
+_FIRST_LEVEL = 2  # p2
 
 
 def published_name(key: str, *, cascade: bool) -> str:
@@ -155,5 +155,4 @@ def published_name(key: str, *, cascade: bool) -> str:
 
 
 def _fpn_name(match: re.Match[str]) -> str:
-    kind = _FPN_PARTS[f"{match[1]}_blocks"]
-    return f"fpn_{kind}{_FIRST_LEVEL + int(match[2])}." + ("norm." if match[3] == "1" else "")
+    return f"fpn_{_FPN_PARTS[match[1]]}{_FIRST_LEVEL + int(match[2])}." + ("norm." if match[3] == "1" else "")
