@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from equality import assert_equal
 from faults import Prepare, before_call, changed_losses, faulty, write_experiment
 from tiny_experiment import metrics, values
 from torch import Tensor, nn
@@ -61,20 +62,6 @@ def spoil_gradient(number: int, value: float) -> Prepare:
 
 def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert list(one) == list(other)
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        for left, right in zip(one, other, strict=True):
-            assert_equal(left, right)
-    else:
-        assert one == other
 
 
 # The statistics of batch normalisation change before a step is known to have failed.

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from equality import assert_equal
 from tiny_experiment import make_dataset, metrics, values
-from torch import Tensor
 
 from ifr.checkpoints import read_checkpoint
 from ifr.errors import CheckpointError
@@ -37,23 +37,6 @@ def run(folder: Path, output: Path, *overrides: Any, layout: Layout | None = Non
 
 def contents(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
-
-
-def assert_equal(one: Any, other: Any, where: str = "") -> None:
-    """Bit for bit, in all that a checkpoint may hold."""
-    assert type(one) is type(other), where
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert list(one) == list(other), where
-        for key in one:
-            assert_equal(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, (left, right) in enumerate(zip(one, other, strict=True)):
-            assert_equal(left, right, f"{where}[{index}]")
-    else:
-        assert one == other, where
 
 
 @pytest.fixture(scope="module")
