@@ -91,7 +91,7 @@ def test_weights_that_a_section_names(command: str, tiny: Path, tmp_path: Path, 
 def test_a_run_that_is_all_warm_up(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "SOLVER.LR_SCHEDULER.MAX_ITER", "2"]
     assert main(["train", str(tiny), *settings]) == 0
-    assert "all 2 iterations take the explicit path" in caplog.text
+    assert "all 2 iterations use the explicit path" in caplog.text
     caplog.clear()
     assert main(["train", str(tiny), *settings, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", "1"]) == 0
     assert "explicit path" not in caplog.text
@@ -238,7 +238,7 @@ def test_not_finite_says_where_to_look(tiny: Path, tmp_path: Path, fails: Fails)
     [
         (["SOLVER.CHECKPOINT_FAILURE", "panic"], "SOLVER.CHECKPOINT_FAILURE must be 'continue' or 'stop', got 'panic'"),
         (["SOLVER.CHECKPOINTS_KEPT", "-1"], "SOLVER.CHECKPOINTS_KEPT must be at least 0, got -1"),
-        (["TRAINER.CONVERGENCE.SHARE", "2"], "TRAINER.CONVERGENCE takes a SHARE from 0 to 1"),
+        (["TRAINER.CONVERGENCE.SHARE", "2"], "TRAINER.CONVERGENCE needs a SHARE from 0 to 1"),
     ],
 )
 def test_settings_of_this_that_are_out_of_range(
