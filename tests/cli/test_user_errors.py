@@ -91,7 +91,7 @@ def test_missing_weights_given_in_a_section(command: str, tiny: Path, tmp_path: 
 def test_a_run_without_an_implicit_phase(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "SOLVER.LR_SCHEDULER.MAX_ITER", "2"]
     assert main(["train", str(tiny), *settings]) == 0
-    assert "all 2 iterations take the explicit path" in caplog.text
+    assert "all 2 iterations use the explicit path" in caplog.text
     caplog.clear()
     assert main(["train", str(tiny), *settings, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", "1"]) == 0
     assert "explicit path" not in caplog.text
@@ -236,7 +236,7 @@ def test_a_loss_that_is_not_finite_says_what_to_lower(tiny: Path, tmp_path: Path
     [
         (["SOLVER.CHECKPOINT_FAILURE", "panic"], "SOLVER.CHECKPOINT_FAILURE must be 'continue' or 'stop', got 'panic'"),
         (["SOLVER.CHECKPOINTS_KEPT", "-1"], "SOLVER.CHECKPOINTS_KEPT must be at least 0, got -1"),
-        (["TRAINER.CONVERGENCE.SHARE", "2"], "TRAINER.CONVERGENCE takes a SHARE from 0 to 1"),
+        (["TRAINER.CONVERGENCE.SHARE", "2"], "TRAINER.CONVERGENCE needs a SHARE from 0 to 1"),
     ],
 )
 def test_settings_out_of_range(tiny: Path, tmp_path: Path, fails: Fails, settings: list[str], cause: str) -> None:

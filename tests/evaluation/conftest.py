@@ -1,4 +1,4 @@
-"""A data set of coloured squares, and a detector that finds them by their colour."""
+"""A data set of coloured squares, and a configuration to evaluate on it."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from ifr.hosts import RCNNFPNConfig
 
 @pytest.fixture
 def truth():
-    """Five images; the last has nothing on it."""
+    """Five images; the last has no objects."""
     random = np.random.default_rng(0)
     content = {
         "images": [
@@ -41,7 +41,7 @@ def truth():
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a data set and returns its entry of DATASETS."""
+    """A function that writes a data set and returns its entry for DATASETS."""
 
     def write(content, name="squares") -> str:
         folder: Path = tmp_path / name

@@ -1,4 +1,4 @@
-"""From images to numbers, on one process and on two."""
+"""Evaluation from images to metrics, in one process and in two."""
 
 import json
 import math
@@ -34,14 +34,14 @@ def _results(folder):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_found_is_scored_with_the_sets_own_categories(config, entry, tmp_path, workers):
+def test_detections_are_scored_with_the_data_sets_category_ids(config, entry, tmp_path, workers):
     config.merge_from_list(["DATALOADER.NUM_WORKERS", workers])
     model = ColourDetector().train()
     metrics = evaluate(model, config, entry, output_dir=tmp_path)
     assert model.training
     assert list(metrics) == ["bbox", "segm"]
     for numbers in metrics.values():
-        # resizing twice does not move an edge of these squares by half a pixel; the epsilon is pycocotools'
+        # Resizing twice moves no edge of these squares by half a pixel; pycocotools adds a float epsilon.
         assert numbers["AP"] == pytest.approx(100, abs=1e-10)
         assert numbers["AP-red"] == numbers["AP-green"] == pytest.approx(100, abs=1e-10)
         assert math.isnan(numbers["APl"])
@@ -52,31 +52,31 @@ def test_what_is_found_is_scored_with_the_sets_own_categories(config, entry, tmp
     assert all(len(result["bbox"]) == 4 and result["segmentation"]["size"] == [40, 64] for result in results)
 
 
-def test_nothing_found(config, entry, tmp_path):
+def test_no_detections_score_zero(config, entry, tmp_path):
     metrics = evaluate(BlindDetector().eval(), config, entry, output_dir=tmp_path)
     assert metrics["bbox"]["AP"] == metrics["segm"]["AP-red"] == 0
     assert _results(tmp_path) == []
 
 
-def test_without_masks_boxes_alone(config, entry, tmp_path):
+def test_a_model_without_masks_scores_only_boxes(config, entry, tmp_path):
     config.merge_from_list(["MODEL.MASK_ON", False])
     assert list(evaluate(ColourDetector(), config, entry, output_dir=tmp_path)) == ["bbox"]
 
 
-def test_objects_without_masks(config, truth, write, tmp_path, caplog):
+def test_objects_without_masks_score_only_boxes(config, truth, write, tmp_path, caplog):
     del truth["annotations"][0]["segmentation"]
     metrics = evaluate(ColourDetector(), config, write(truth), output_dir=tmp_path)
     assert list(metrics) == ["bbox"]
     assert "without masks" in caplog.text
 
 
-def test_a_set_without_annotations_gets_results_alone(config, truth, write, tmp_path):
+def test_a_data_set_without_annotations_is_not_scored(config, truth, write, tmp_path):
     del truth["annotations"]
     assert evaluate(ColourDetector(), config, write(truth), output_dir=tmp_path) == {}
     assert _results(tmp_path) == []  # its images are black
 
 
-def test_several_sets_keep_their_own_results(config, truth, write, tmp_path):
+def test_several_data_sets_have_separate_results(config, truth, write, tmp_path):
     half = {**truth, "images": truth["images"][:2], "annotations": truth["annotations"][:4]}
     entries = [write(truth, "whole"), write(half, "half")]
     config.merge_from_list(["DATASETS.TEST", entries])
@@ -86,7 +86,7 @@ def test_several_sets_keep_their_own_results(config, truth, write, tmp_path):
     assert {name: len(results) for name, results in found.items()} == {"whole-a": 8, "half-a": 4}
 
 
-def test_sets_of_one_name_keep_apart(config, truth, write, tmp_path):
+def test_data_sets_with_equal_names_have_separate_results(config, truth, write, tmp_path):
     for parent in ("a", "b"):
         (tmp_path / parent).mkdir()
     entries = [write(truth, "a/val"), write({**truth, "annotations": truth["annotations"][:2]}, "b/val")]
@@ -106,21 +106,21 @@ def test_a_failure_names_the_image(config, entry, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_is_absent_is_named(config, entry, tmp_path, workers):
+def test_a_missing_image_is_named(config, entry, tmp_path, workers):
     config.merge_from_list(["DATALOADER.NUM_WORKERS", workers])
     (tmp_path / "squares" / "2.png").unlink()
     with pytest.raises(ValueError, match=r"2\.png: no such file"):
         evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
 
 
-def test_classes_must_fit(config, entry, tmp_path):
+def test_class_counts_must_match(config, entry, tmp_path):
     config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", 3])
     with pytest.raises(DatasetError, match="NUM_CLASSES is 3, but squares-a has 2"):
         evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
 
 
 def _evaluate_on_a_rank(rank, folder, settings, entry, fail_at):
-    """One of two processes; writes what it gets or the error that it meets."""
+    """Run one of two processes; write its metrics or its error to a file."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     config = RCNNFPNConfig()
     config._register_configuration(settings)
@@ -139,10 +139,10 @@ def _two_processes(config, entry, folder, fail_at=None):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_two_processes_give_what_one_gives(config, entry, tmp_path):
+def test_two_processes_equal_one(config, entry, tmp_path):
     alone = evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
     first, second = _two_processes(config, entry, tmp_path)
-    assert str(first) == str(second) == str(alone)  # as text, NaN equals itself
+    assert str(first) == str(second) == str(alone)  # as text, because NaN != NaN
 
     def by_image(results):
         return sorted(results, key=lambda result: (result["image_id"], result["category_id"]))
@@ -150,7 +150,7 @@ def test_two_processes_give_what_one_gives(config, entry, tmp_path):
     assert by_image(_results(tmp_path / "two")) == by_image(_results(tmp_path))
 
 
-def test_a_failure_on_one_process_reaches_all(config, entry, tmp_path):
+def test_a_failure_in_one_process_is_raised_in_all(config, entry, tmp_path):
     first, second = _two_processes(config, entry, tmp_path, fail_at=20)
     assert first == second
     kind, message, trace = first
@@ -160,7 +160,7 @@ def test_a_failure_on_one_process_reaches_all(config, entry, tmp_path):
     assert "IndexError: a defect of the detector" in trace
 
 
-def test_an_image_that_is_absent_on_one_process_is_the_same_error_on_all(config, entry, tmp_path):
+def test_a_missing_image_raises_the_same_error_in_all_processes(config, entry, tmp_path):
     (tmp_path / "squares" / "2.png").unlink()
     first, second = _two_processes(config, entry, tmp_path)
     assert first == second
@@ -168,7 +168,7 @@ def test_an_image_that_is_absent_on_one_process_is_the_same_error_on_all(config,
     assert "2.png: no such file" in first[1]
 
 
-def test_the_table():
+def test_format_results():
     results = {"bbox": {"AP": 12.345, "AP-cat": 50.0}, "segm": {"AP": math.nan, "AP-cat": 7.0, "AP-dog": 1.0}}
     lines = format_results(results).splitlines()
     assert lines[0].split() == ["bbox", "segm"]

@@ -1,4 +1,4 @@
-"""COCO's numbers: two implementations agree, and simple cases come out as they must."""
+"""COCO metrics: both backends agree, and simple cases have their known values."""
 
 import math
 
@@ -32,7 +32,7 @@ def _entry(corners, **fields):
 
 @pytest.fixture
 def scene():
-    """Random objects, crowds among them, and detections near some of them, with equal scores and false ones."""
+    """Random objects, some of them crowds, with detections near some objects, false positives and tied scores."""
     random = np.random.default_rng(0)
     truth = {
         "images": [{"id": identity, "height": SIZE[0], "width": SIZE[1]} for identity in (3, 8, 21, 40)],
@@ -58,7 +58,7 @@ def scene():
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_pycocotools_and_hotcoco_give_equal_arrays(scene, kind):
+def test_pycocotools_and_hotcoco_return_equal_arrays(scene, kind):
     (stats, precision), (other_stats, other_precision) = (coco_arrays(*scene, kind, backend) for backend in BACKENDS)
     np.testing.assert_array_equal(precision, other_precision)
     np.testing.assert_array_equal(stats, other_stats)
@@ -68,7 +68,7 @@ def test_pycocotools_and_hotcoco_give_equal_arrays(scene, kind):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_the_truth_is_perfect(scene, backend, kind):
+def test_the_ground_truth_scores_100(scene, backend, kind):
     truth, _ = scene
     results = [{**item, "score": 1.0} for item in truth["annotations"] if not item["iscrowd"]]
     numbers = coco_metrics(truth, results, kind, backend)
@@ -81,7 +81,7 @@ def test_the_truth_is_perfect(scene, backend, kind):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_nothing_found_is_zero_and_nothing_to_find_is_no_number(scene, backend, kind):
+def test_no_detections_score_zero_and_no_objects_score_nan(scene, backend, kind):
     truth, results = scene
     numbers = coco_metrics(truth, [], kind, backend)
     assert numbers["AP"] == numbers["AP50"] == numbers["AR100"] == numbers["AP-a"] == 0
@@ -91,15 +91,15 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_no_number(scene, backend, 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_mean_over_classes_is_the_whole(scene, backend):
+def test_ap_is_the_mean_over_classes(scene, backend):
     numbers = coco_metrics(*scene, "segm", backend)
-    # both are means of the same numbers, in another order
+    # both average the same numbers, in different orders
     assert numbers["AP"] == pytest.approx((numbers["AP-a"] + numbers["AP-b"]) / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_masks_are_of_their_own_size_not_of_their_box(backend):
-    """A thin mask in a large box is a small object, for the truth as for the detection."""
+def test_the_size_of_an_object_is_its_mask_area_not_its_box_area(backend):
+    """A thin mask in a large box is a small object, both in the ground truth and in the detections."""
     fields = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 100, 100], "segmentation": _runs(0, 0, 100, 5)}
     truth = {
         "images": [{"id": 1, "height": SIZE[0], "width": SIZE[1]}],
@@ -112,7 +112,7 @@ def test_masks_are_of_their_own_size_not_of_their_box(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_custom_sets_leave_out_is_filled_in(scene, backend):
+def test_missing_annotation_fields_are_filled_in(scene, backend):
     truth, results = scene
     truth["annotations"] = [item for item in truth["annotations"] if not item["iscrowd"]]
     full = coco_metrics(truth, results, "bbox", backend)
@@ -123,7 +123,7 @@ def test_what_custom_sets_leave_out_is_filled_in(scene, backend):
     assert sparse["AP"] == full["AP"]
 
 
-def test_arguments_are_left_as_they_are(scene):
+def test_arguments_are_not_modified(scene):
     truth, results = scene
     before = str(truth), str(results)
     for backend in BACKENDS:
@@ -132,7 +132,7 @@ def test_arguments_are_left_as_they_are(scene):
     assert (str(truth), str(results)) == before
 
 
-def test_the_fast_one_is_taken_if_it_is_there(monkeypatch):
+def test_hotcoco_is_the_default_backend_if_installed(monkeypatch):
     assert default_backend() == "hotcoco"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert default_backend() == "pycocotools"

@@ -75,7 +75,7 @@ def test_a_failed_write_is_logged_and_training_continues(
     assert files(tmp_path) == {"model_iter_0000002.pth", "model_iter_0000006.pth", "model_final.pth"}
     (said,) = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
     assert "model_iter_0000004.pth: cannot be written" in said
-    assert "training goes on" in said
+    assert "training continues" in said
     assert said in (tmp_path / "log.txt").read_text()
     assert_same_weights(tmp_path, whole)
 

@@ -114,5 +114,5 @@ def test_a_batch_that_cannot_be_split_is_rejected() -> None:
     experiment = load_experiment(ROOT / EXPERIMENTS[0])
     experiment.config.merge_from_list([*SMALL, "SOLVER.BATCH_SUBDIVISIONS", 3])
     trainer = build_trainer(experiment.config, experiment.build_model(experiment.config), Worker())
-    with pytest.raises(ValueError, match="2 images cannot be trained on in 3 parts"):
+    with pytest.raises(ValueError, match="2 images cannot be split evenly into 3 parts"):
         trainer.step(0, batch())

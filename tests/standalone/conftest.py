@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="module")
 def two_threads() -> Iterator[None]:
-    """As when the official outputs were made; the published solver makes 4e-2 of another order in one gradient."""
+    """Use two threads, like the official outputs; another summation order changes one gradient by 4e-2."""
     with threads(2):
         yield
 
@@ -36,7 +36,7 @@ def two_threads() -> Iterator[None]:
 @pytest.fixture(scope="session", params=EXPERIMENTS)
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     name = request.param
-    checkpoint = tmp_path_factory.mktemp("reference") / "official.pth"  # 175 to 300 MB, deleted once it is loaded
+    checkpoint = tmp_path_factory.mktemp("reference") / "official.pth"  # 175 to 300 MB, deleted after loading
     write_official_checkpoint(name, checkpoint)
     experiment = load_experiment(ROOT / name)
     experiment.config.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.SOLVER", "broyden-published"])
@@ -51,7 +51,7 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def polygon_batch() -> list[dict[str, Any]]:
-    """Two small images of different sizes, with a triangle each."""
+    """Two small images of different sizes, each with a triangle."""
     generator = torch.Generator().manual_seed(0)
     batch = []
     for height, width in ((64, 96), (80, 70)):

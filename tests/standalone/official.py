@@ -1,4 +1,4 @@
-"""What the official models compute, and how to compare with it."""
+"""The outputs of the official models, and helpers to compare with them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from ifr.hosts.standalone.detector.sampling import split_labels
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch compute with as many threads: each count adds up in another order."""
+    """Set torch's number of threads, which determines the order of summation."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -26,7 +26,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def sample_evenly(labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
-    """The reference's deterministic sampling: the first positives, and negatives at equal distances."""
+    """Sample like the reference: the first positives, and evenly spaced negatives."""
     positive, negative = split_labels(labels, background)
     positives = min(len(positive), int(count * positive_fraction))
     negatives = min(len(negative), count - positives)
@@ -34,13 +34,13 @@ def sample_evenly(labels: Tensor, count: int, positive_fraction: float, backgrou
 
 
 def sampled(feature: Tensor, stride: int) -> Tensor:
-    """The values of a feature map that are stored."""
+    """Return the values of a feature map that the reference stores."""
     return feature[:, ::16, ::stride, ::stride]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """An experiment's model with the official weights, and what the official model computes with them."""
+    """An experiment's model with the official weights, and the outputs of the official model."""
 
     name: str
     model: RCNN
@@ -51,8 +51,8 @@ class Reference:
         return ".ifr." in self.name
 
     @cached_property
-    def rounds_alike(self) -> bool:
-        """Whether two threads of this processor compute features that are bit for bit the official ones."""
+    def rounds_identically(self) -> bool:
+        """Whether this CPU, with two threads, computes the official features bit for bit."""
         want = self.io["eval256.0"]
         with threads(2), torch.inference_mode():
             features = self.model.backbone(self.model.preprocess([{"image": self.io["preprocessed_256"][0]}]).tensor)
@@ -62,13 +62,13 @@ class Reference:
         )
 
     @property
-    def multiplies_rounding(self) -> bool:
-        """Whether the published solver gets features that are rounded differently from the official ones.
+    def amplifies_rounding(self) -> bool:
+        """Whether the published solver runs on features that are rounded differently from the official ones.
 
-        Its first step has the wrong sign; some regions leave it with residuals of 1e5, and where 15 steps end is then
-        decided by 1e-7 of the features.
+        Its first step has the wrong sign. Some regions reach residuals of 1e5, and a change of 1e-7 in the features
+        then changes their result after 15 steps.
         """
-        return self.implicit and not self.rounds_alike
+        return self.implicit and not self.rounds_identically
 
     def training_batch(self) -> list[dict[str, Any]]:
         return [

@@ -1,4 +1,4 @@
-"""Boxes, matching, sampling, anchors and pooling: properties of each alone."""
+"""Boxes, matching, sampling, anchors, pooling and mask targets, each in isolation."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_decoding_inverts_encoding() -> None:
     torch.testing.assert_close(coder.decode(coder.encode(boxes, targets), boxes), targets)
 
 
-def test_a_box_grows_at_most_by_the_clamp() -> None:
+def test_the_growth_of_a_box_is_clamped() -> None:
     box = torch.tensor([[0.0, 0.0, 16.0, 16.0]])
     (grown,) = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode(torch.tensor([[0.0, 0.0, 50.0, math.log(2)]]), box)
     torch.testing.assert_close(grown[2:] - grown[:2], torch.tensor([1000.0, 32.0]))
@@ -54,7 +54,7 @@ def test_matching() -> None:
     assert labels.tolist() == [0, -1, 1, 0]
     assert Matcher([0.3, 0.7], [0, -1, 1], keep_best=True)(overlap)[1].tolist() == [0, 1, 1, 0]
     assert Matcher([0.5], [0, 1])(torch.zeros(0, 3))[1].tolist() == [0, 0, 0]
-    with pytest.raises(ValueError, match="1 thresholds need one label more"):
+    with pytest.raises(ValueError, match=r"thresholds \[0\.5\] need 2 labels, got \[0\]"):
         Matcher([0.5], [0])
 
 
@@ -69,7 +69,7 @@ def test_sampling_respects_labels_and_counts() -> None:
     assert [len(part) for part in random_sample(labels[:0], 100, 0.25, 7)] == [0, 0]
 
 
-def test_anchors_are_centred_and_have_the_area() -> None:
+def test_anchors_are_centred_and_have_the_requested_area() -> None:
     anchors = AnchorGenerator(sizes=[[32], [64]], aspect_ratios=[[0.5, 1.0, 2.0]], strides=[4, 8])
     first, second = anchors([torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 2)])
     assert (first.shape, second.shape) == ((18, 4), (6, 4))
@@ -80,7 +80,7 @@ def test_anchors_are_centred_and_have_the_area() -> None:
     torch.testing.assert_close(sides[:3, 1] / sides[:3, 0], torch.tensor([0.5, 1.0, 2.0]))
 
 
-def test_each_box_is_cropped_from_the_level_of_its_size() -> None:
+def test_each_box_is_cropped_from_the_level_for_its_size() -> None:
     levels = [torch.full((1, 1, 1024 // s, 1024 // s), float(s)) for s in (4, 8, 16, 32)]
     sides = torch.tensor([10.0, 111.0, 113.0, 223.0, 225.0, 449.0, 900.0])
     boxes = torch.stack((torch.zeros(7), torch.zeros(7), sides, sides), dim=1)
@@ -91,7 +91,7 @@ def test_each_box_is_cropped_from_the_level_of_its_size() -> None:
         PyramidPooler(output_size=2, strides=[4, 16])
 
 
-def test_polygons_and_bitmasks_give_the_same_targets() -> None:
+def test_polygons_and_bitmasks_have_the_same_targets() -> None:
     square = np.array([4.0, 4.0, 12.0, 4.0, 12.0, 12.0, 4.0, 12.0])
     bitmask = torch.zeros(1, 20, 20, dtype=torch.bool)
     bitmask[:, 4:12, 4:12] = True
@@ -111,7 +111,7 @@ def test_a_degenerate_box_has_a_finite_target() -> None:
     assert rasterize_in_box(square, np.array([0.5, 0.5, 0.5, 0.5], dtype=np.float32), 8).shape == (8, 8)
 
 
-def test_annotations_that_do_not_fit_are_an_error() -> None:
+def test_inconsistent_annotations_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"boxes must be \(n, 4\), got \(3,\)"):
         Annotations(torch.zeros(3), torch.zeros(3))
     with pytest.raises(ValueError, match=r"classes must be \(2,\), got \(1,\)"):

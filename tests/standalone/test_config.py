@@ -1,4 +1,4 @@
-"""Settings: cvpods' keys, strictness, and overrides that are read, never evaluated."""
+"""Settings: cvpods' keys, strictness, and overrides that are parsed but never evaluated."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from ifr.hosts.standalone.defaults import DEFAULTS
 from ifr.hosts.standalone.supported import check_run, check_supported
 
 
-def test_defaults_are_those_of_cvpods() -> None:
+def test_defaults_match_cvpods() -> None:
     config = RCNNFPNConfig()
     assert config.MODEL.RPN.POST_NMS_TOPK_TRAIN == 1000
     assert config.MODEL.ROI_HEADS.NUM_CLASSES == 80
@@ -24,7 +24,7 @@ def test_defaults_are_those_of_cvpods() -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_overrides_only_what_it_names(name: str) -> None:
+def test_an_experiment_changes_only_its_own_settings(name: str) -> None:
     config = load_experiment(ROOT / name).config
     assert (config.MODEL.RESNETS.DEPTH, config.SOLVER.LR_SCHEDULER.MAX_ITER) == (50, 90000)
     assert list(config.SOLVER.LR_SCHEDULER.STEPS) == [60000, 80000]
@@ -61,7 +61,7 @@ def test_configs_do_not_share_state() -> None:
         ("MODEL.RPN", "{'NMS_THRESH': 0.6}", 0.6),
     ],
 )
-def test_overrides_take_the_type_of_the_old_value(key: str, text: str, value: object) -> None:
+def test_overrides_are_converted_to_the_type_of_the_old_value(key: str, text: str, value: object) -> None:
     config = RCNNFPNConfig()
     config.merge_from_list([key, text])
     node = config
@@ -86,7 +86,7 @@ def test_an_override_is_not_evaluated(tmp_path: Path) -> None:
         config.merge_from_list(["SOLVER.IMS_PER_BATCH", "2 * 8"])
 
 
-def test_one_data_set_needs_no_list() -> None:
+def test_a_single_data_set_needs_no_list() -> None:
     config = RCNNFPNConfig()
     config.merge_from_list(["DATASETS.TRAIN", "my images:my annotations.json", "DATASETS.TEST", "('a', 'b')"])
     assert list(config.DATASETS.TRAIN) == ["my images:my annotations.json"]
@@ -101,14 +101,14 @@ def test_one_data_set_needs_no_list() -> None:
         (["IMS_PER_BATCH", "3"], "did you mean 'SOLVER.IMS_PER_BATCH'"),
         (["MODEL.MASK_ON.X", "3"], "there is no setting 'MODEL.MASK_ON.X'"),
         (["MODEL.MASK_ON"], "has no value"),
-        (["SOLVER.IMS_PER_BATCH", "2.5"], "is of type int, such as 16; got '2.5'"),
-        (["MODEL.MASK_ON", "maybe"], "is of type bool, such as False; got 'maybe'"),
-        (["SOLVER.LR_SCHEDULER.STEPS", "soon"], r"is of type list, such as \[30000\]; got 'soon'"),
-        (["MODEL.RPN", "3"], "is of type dict; got '3'"),
+        (["SOLVER.IMS_PER_BATCH", "2.5"], "must be of type int, such as 16; got '2.5'"),
+        (["MODEL.MASK_ON", "maybe"], "must be of type bool, such as False; got 'maybe'"),
+        (["SOLVER.LR_SCHEDULER.STEPS", "soon"], r"must be of type list, such as \[30000\]; got 'soon'"),
+        (["MODEL.RPN", "3"], "must be of type dict; got '3'"),
         (["MODEL.RPN", "{'NMS_TRESH': 0.6}"], "did you mean 'MODEL.RPN.NMS_THRESH'"),
     ],
 )
-def test_a_wrong_override_names_the_remedy(overrides: list[str], message: str) -> None:
+def test_an_invalid_override_names_the_remedy(overrides: list[str], message: str) -> None:
     config = RCNNFPNConfig()
     before = config.as_dict()
     with pytest.raises(ConfigError, match=message):
@@ -116,7 +116,7 @@ def test_a_wrong_override_names_the_remedy(overrides: list[str], message: str) -
     assert config.as_dict() == before
 
 
-def test_an_unknown_key_of_an_experiment_is_an_error() -> None:
+def test_an_unknown_key_in_an_experiment_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'MODEL\.ROI_MASK_HEAD'"):
         RCNNFPNConfig()._register_configuration({"MODEL": {"ROI_MASK_HEADS": {}}})
     with pytest.raises(ConfigError, match=r"MODEL\.RPN is a section"):
@@ -146,7 +146,7 @@ def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def refused(key: str) -> bool:
-    """Whether a value other than the default is refused by name when a detector is built or a run is started."""
+    """Check whether building a detector or starting a run refuses any value but the default."""
     config = RCNNFPNConfig()
     config.merge_from_list(["MODEL.RESNETS.DEPTH", 50])
     default = dict(leaves(DEFAULTS))[key]
@@ -161,9 +161,9 @@ def refused(key: str) -> bool:
     return False
 
 
-def test_every_setting_is_read_or_refused_at_any_other_value() -> None:
+def test_every_setting_is_read_or_fixed_at_its_default() -> None:
     own = [path for path in (ROOT / "ifr").rglob("*.py") if "cvpods" not in path.parts]
     code = "\n".join(path.read_text() for path in own if path.name not in ("defaults.py", "supported.py", "recipes.py"))
     read = set(re.findall(r"\.([A-Z][A-Z0-9_]+)\b", code))
     ignored = [key for key, _ in leaves(DEFAULTS) if key.rpartition(".")[2] not in read and not refused(key)]
-    assert ignored == ["MODEL.RESNETS.RES2_OUT_CHANNELS"]  # it is checked against the depth
+    assert ignored == ["MODEL.RESNETS.RES2_OUT_CHANNELS"]  # determined by the depth, which `supported` checks

@@ -1,4 +1,4 @@
-"""Experiments load from their folders, apart from each other, and build."""
+"""Experiments load from their folders, independently of each other, and build."""
 
 import subprocess
 import sys
@@ -19,13 +19,13 @@ def test_every_file_of_an_experiment_fits_forty_lines() -> None:
             assert len(file.read_text().splitlines()) <= 40, file
 
 
-def test_loading_twice_gives_independent_settings() -> None:
+def test_loading_twice_returns_independent_settings() -> None:
     first, second = (load_experiment(ROOT / EXPERIMENTS[0]) for _ in range(2))
     first.config.merge_from_list(["SOLVER.IMS_PER_BATCH", "1"])
     assert second.config.SOLVER.IMS_PER_BATCH == 16
 
 
-def test_experiments_do_not_see_each_others_files() -> None:
+def test_experiments_do_not_share_modules() -> None:
     modules = {"config", "net"} & set(sys.modules)
     for name in EXPERIMENTS:
         load_experiment(ROOT / name)

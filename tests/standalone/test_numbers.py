@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, and solves that do not converge."""
+"""Non-finite losses and gradients, and solves that do not converge."""
 
 import json
 import logging
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from equality import assert_equal
 from faults import Prepare, before_call, changed_losses, faulty, write_experiment
 from tiny_experiment import metrics, values
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def spoil(name: str, value: float) -> Callable[[dict[str, Tensor]], dict[str, Te
 
 
 def spoil_gradient(number: int, value: float) -> Prepare:
-    """The gradient of one parameter is multiplied in the `number`-th step and those after it."""
+    """Multiply the gradient of one parameter by `value` from the `number`-th step on."""
 
     def prepare(model: nn.Module) -> None:
         parameter = model.get_parameter("roi_heads.mask_head.predictor.weight")
@@ -63,35 +64,19 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
-def assert_equal(one: Any, other: Any) -> None:
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert list(one) == list(other)
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        for left, right in zip(one, other, strict=True):
-            assert_equal(left, right)
-    else:
-        assert one == other
-
-
-# The statistics of batch normalisation change before a step is known to have failed.
+# A failed step has already changed the statistics of batch normalisation.
 BATCH_NORM = ("MODEL.RESNETS.NORM", "BN", "SOLVER.EMA.ENABLED", True)
 
 
 @pytest.fixture(scope="module")
 def two_steps(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two iterations, with their losses."""
+    """The output folder of two iterations."""
     settings = ("SOLVER.LR_SCHEDULER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 0)
     return run(tiny, tmp_path_factory.mktemp("two steps"), *settings, *BATCH_NORM)
 
 
-def test_a_loss_that_is_not_finite_stops_with_all_that_repeats_the_step(
-    tiny: Path, two_steps: Path, tmp_path: Path
-) -> None:
-    """Nobody reads the losses for many steps yet: it is noticed all the same, and nothing of it remains."""
+def test_a_non_finite_loss_stops_the_run_and_saves_the_step(tiny: Path, two_steps: Path, tmp_path: Path) -> None:
+    """It is detected although no loss is logged at that step, and leaves the weights and statistics unchanged."""
     settings = ("SOLVER.CHECKPOINT_PERIOD", 4, *BATCH_NORM)
     error = fails(tiny, tmp_path, changed_losses(3, spoil("loss_mask", math.nan)), *settings)
     assert error.saved == str(tmp_path / "nonfinite_iter_0000002")
@@ -110,7 +95,7 @@ def test_a_loss_that_is_not_finite_stops_with_all_that_repeats_the_step(
     state, before = load(saved / "state.pth"), load(two_steps / "model_final.pth")
     for part in ("model", "ema", "iteration", "seed", "random"):
         assert_equal(state[part], before[part])
-    assert_equal(state["optimizer"]["state"], before["optimizer"]["state"])  # its rate is that of the step
+    assert_equal(state["optimizer"]["state"], before["optimizer"]["state"])  # the learning rate differs
 
     without_fault = repeat(load_experiment(str(tiny)), saved)
     assert without_fault.gradients == []
@@ -122,7 +107,7 @@ def test_a_loss_that_is_not_finite_stops_with_all_that_repeats_the_step(
 
 
 @pytest.mark.parametrize("step", [3, 4, 6], ids=["between", "before a checkpoint", "last"])
-def test_a_gradient_that_is_not_finite_stops_before_it_is_applied(tiny: Path, tmp_path: Path, step: int) -> None:
+def test_a_non_finite_gradient_stops_the_run_before_it_is_applied(tiny: Path, tmp_path: Path, step: int) -> None:
     settings = ("SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.CLIP_GRADIENTS", {"ENABLED": True})
     error = fails(tiny, tmp_path, spoil_gradient(step, math.inf), *settings)
     assert error.cause.startswith(f"a gradient is not finite, at iteration {step - 1}; ")
@@ -133,7 +118,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_is_applied(tiny: Path, tm
     assert names == ({"model_iter_0000004.pth"} if step > 4 else set())
 
 
-def test_predictions_that_are_not_finite_are_reported_with_their_images(tiny: Path, tmp_path: Path) -> None:
+def test_non_finite_predictions_are_reported_with_their_images(tiny: Path, tmp_path: Path) -> None:
     def spoil_weights(model: nn.Module) -> None:
         with torch.no_grad():
             next(model.proposal_generator.parameters()).fill_(math.nan)  # type: ignore[operator]
@@ -147,10 +132,10 @@ def test_predictions_that_are_not_finite_are_reported_with_their_images(tiny: Pa
     assert "proposals are not finite" in repeated.error
 
 
-def test_float16_skips_gradients_that_its_scale_makes_too_large_but_not_for_ever(
+def test_float16_skips_overflowing_gradients_a_limited_number_of_times(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer_module, "_MOST_SKIPPED", 4)
+    monkeypatch.setattr(trainer_module, "_MAX_SKIPPED", 4)
     half = ("TRAINER.FP16", {"ENABLED": True, "TYPE": "float16"}, "SOLVER.IMS_PER_BATCH", 2)
     half += ("SOLVER.LR_SCHEDULER.MAX_ITER", 9, "SOLVER.CHECKPOINT_PERIOD", 0)
     error = fails(tiny, tmp_path / "always", spoil_gradient(3, math.inf), *half)
@@ -160,7 +145,7 @@ def test_float16_skips_gradients_that_its_scale_makes_too_large_but_not_for_ever
     assert error.cause.startswith("loss_cls is inf, at iteration 1")
 
 
-def test_one_worker_of_two_fails_and_both_save_their_images(tiny: Path, tmp_path: Path) -> None:
+def test_if_one_of_two_workers_fails_both_save_their_images(tiny: Path, tmp_path: Path) -> None:
     fault = """if rank == 1 and step == 3:
     model.register_forward_hook(lambda module, inputs, losses: {**losses, "loss_cls": losses["loss_cls"] / 0})"""
     folder = write_experiment(tiny, tmp_path / "faulty", fault)
@@ -174,7 +159,7 @@ def test_one_worker_of_two_fails_and_both_save_their_images(tiny: Path, tmp_path
     assert again.losses["loss_mask"] == workers[1]["losses"]["loss_mask"]
 
 
-def test_a_worker_that_fails_alone_saves_what_repeats_its_step(tiny: Path, tmp_path: Path) -> None:
+def test_a_worker_with_non_finite_predictions_saves_its_own_step(tiny: Path, tmp_path: Path) -> None:
     fault = """if rank == 1 and step == 2:
     for parameter in model.proposal_generator.parameters():
         parameter.data.fill_(float("nan"))"""
@@ -186,13 +171,13 @@ def test_a_worker_that_fails_alone_saves_what_repeats_its_step(tiny: Path, tmp_p
     assert "proposals are not finite" in repeat(load_experiment(str(tiny)), saved, rank=1).error
 
 
-def test_an_update_that_was_left_out_first_leaves_the_momentum_at_zero(tiny: Path, tmp_path: Path) -> None:
+def test_a_skipped_first_update_leaves_the_momentum_at_zero(tiny: Path, tmp_path: Path) -> None:
     error = fails(tiny, tmp_path, changed_losses(1, spoil("loss_cls", math.nan)))
     momentum = load(Path(str(error.saved)) / "state.pth")["optimizer"]["state"]
     assert all(not state["momentum_buffer"].any() for state in momentum.values())
 
 
-def test_solves_that_do_not_converge_are_a_figure_and_one_warning(
+def test_unconverged_solves_are_logged_and_warned_about_once(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = ("GLOBAL.LOG_INTERVAL", 1, "TRAINER.CONVERGENCE", {"SHARE": 0.5, "WINDOW": 2})
@@ -204,7 +189,7 @@ def test_solves_that_do_not_converge_are_a_figure_and_one_warning(
     assert len(metrics(tmp_path)) == 6
 
 
-def test_the_share_is_that_of_the_window(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_unconverged_share_is_averaged_over_the_window(caplog: pytest.LogCaptureFixture) -> None:
     config = RCNNFPNConfig()
     config.merge_from_list(["TRAINER.CONVERGENCE", {"SHARE": 0.5, "WINDOW": 100}])
     watch = ConvergenceWatch(config, start=40)
@@ -218,11 +203,11 @@ def test_the_share_is_that_of_the_window(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.WARNING):
         for share in (0.9, 0.9, 0.9, 0.9):
             add(share)
-        assert not caplog.records  # not a whole window yet
+        assert not caplog.records  # the window is not full
         add(0.0)
         assert len(caplog.records) == 1  # 72 %
         add(1.0)
-        assert len(caplog.records) == 1  # once
+        assert len(caplog.records) == 1  # only once
         watch = ConvergenceWatch(config, start=done)
         for share in (0.5, 0.5, 0.5, 0.5, 0.5):
             add(share)

@@ -1,4 +1,4 @@
-"""Parameter groups, clipping, the moving average, and figures of the losses."""
+"""Parameter groups, gradient clipping, the moving average, and training metrics."""
 
 import math
 
@@ -23,7 +23,7 @@ def head() -> MaskHead:
     return MaskHead(8, 2, Implicit(Picard(3, 1e-5), Picard(3, 1e-5)))
 
 
-def test_norms_do_not_decay_but_both_parts_of_a_normalised_weight_do(head: MaskHead) -> None:
+def test_weight_decay_and_learning_rate_of_every_parameter(head: MaskHead) -> None:
     frozen = next(head.deconv.parameters())
     frozen.requires_grad_(False)
     names = {parameter: name for name, parameter in head.named_parameters()}
@@ -42,9 +42,9 @@ def test_norms_do_not_decay_but_both_parts_of_a_normalised_weight_do(head: MaskH
     assert optimizer.defaults["momentum"] == 0.9
 
 
-def test_an_unknown_optimizer_or_nothing_to_train_is_refused(head: MaskHead) -> None:
+def test_an_unknown_optimizer_or_a_model_without_parameters_is_refused(head: MaskHead) -> None:
     config = RCNNFPNConfig()
-    with pytest.raises(ValueError, match="no parameter"):
+    with pytest.raises(ValueError, match="no trainable parameters"):
         build_optimizer(config, nn.ReLU())
     config.merge_from_list(["SOLVER.OPTIMIZER.NAME", "Adam"])
     with pytest.raises(ValueError, match="'Adam'"):
@@ -79,14 +79,14 @@ def test_clipping() -> None:
         assert clip is not None
         clip(parameters)
         for parameter, values in zip(parameters, expected, strict=True):
-            # clip_grad_norm_ adds 1e-6 to the norm that it divides by.
+            # clip_grad_norm_ divides by the norm plus 1e-6.
             torch.testing.assert_close(parameter.grad, torch.tensor(values), rtol=1e-6, atol=0)
     config.merge_from_list(["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "length"])
     with pytest.raises(ValueError, match="'length'"):
         build_clip(config)
 
 
-def test_the_moving_average_follows_and_gives_the_model_its_own_weights_back() -> None:
+def test_the_moving_average_and_restoring_the_trained_weights() -> None:
     model = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         model.weight.fill_(1.0)
@@ -105,7 +105,7 @@ def test_the_moving_average_follows_and_gives_the_model_its_own_weights_back() -
         MovingAverage(model, 1.5)
 
 
-def test_losses_are_means() -> None:
+def test_losses_are_averaged_over_iterations() -> None:
     losses = Losses()
     losses.add({"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(2.0)})
     losses.add({"loss_a": torch.tensor(3.0), "loss_b": torch.tensor(2.0)})
@@ -113,7 +113,7 @@ def test_losses_are_means() -> None:
     assert losses.read(Worker()) == {}
 
 
-def test_solver_figures_are_means_over_the_samples_of_training_alone(head: MaskHead) -> None:
+def test_solver_figures_are_averaged_over_training_samples(head: MaskHead) -> None:
     figures = SolverFigures(head)
     x = torch.randn(3, 8, 6, 6)
     assert figures.phase == "implicit"

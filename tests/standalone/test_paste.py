@@ -1,4 +1,4 @@
-"""Pasting on a CPU gives the pixels of grid sampling, for boxes anywhere."""
+"""Pasting on a CPU matches grid sampling, wherever the boxes are."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ import torch
 from ifr.hosts.standalone.detector.paste import _paste_by_grid, paste_masks
 
 
-# Masks that share a product, and some of which each has its own.
+# Small masks share products; large ones have a product each.
 @pytest.mark.parametrize(("count", "size"), [(200, (50, 70)), (30, (1000, 1400))], ids=["small", "large"])
-def test_the_same_pixels_as_grid_sampling(count: int, size: tuple[int, int]) -> None:
+def test_pasting_equals_grid_sampling(count: int, size: tuple[int, int]) -> None:
     height, width = size
     corner = torch.rand(count, 2) * torch.tensor([0.85 * width, 0.8 * height])
     boxes = torch.cat((corner, corner + 0.01 + torch.rand(count, 2) ** 3 * torch.tensor([width, height])), dim=1)
@@ -16,12 +16,12 @@ def test_the_same_pixels_as_grid_sampling(count: int, size: tuple[int, int]) -> 
     probabilities = torch.rand(count, 28, 28)
     own, other = (paste(probabilities, boxes, size, 0.5) for paste in (paste_masks, _paste_by_grid))
     assert int(other.sum()) > 10000
-    # The two round differently by 1e-7; about one pixel in a million is that near to the threshold.
+    # Rounding differs by 1e-7; about one pixel in a million is that close to the threshold.
     assert int((own != other).sum()) <= 2
 
 
-def test_alone_as_together() -> None:
-    """Strips of little area that are as wide or as high as the image, and masks that fill it, larger than the cache."""
+def test_masks_pasted_separately_equal_masks_pasted_together() -> None:
+    """Thin strips as wide or as high as the image, and masks that fill the image and exceed the cache."""
     strips = [[10.2, 5.0, 1990.0, 8.5], [33.3, 4.0, 36.1, 1180.0], [0.0, 590.0, 2000.0, 593.0]]
     boxes = torch.tensor([*strips, [0.0, 0.0, 2000.0, 1200.0], [7.1, 3.2, 14.5, 9.9], [3.0, 2.0, 1999.0, 1199.5]])
     probabilities = torch.rand(len(boxes), 28, 28)
@@ -32,7 +32,7 @@ def test_alone_as_together() -> None:
         assert 0.2 < together[index].sum() / (boxes[index, 2:] - boxes[index, :2]).prod() < 0.8
 
 
-def test_boxes_beyond_the_image() -> None:
+def test_boxes_outside_the_image() -> None:
     boxes = torch.tensor([[-9.0, -5.0, -3.0, -1.0], [-4.0, 2.0, 4.0, 12.0], [20.0, 3.0, 30.0, 5.0]])
     outside, across, beyond = paste_masks(torch.ones(3, 28, 28), boxes, (8, 9))
     expected = torch.zeros(8, 9, dtype=torch.bool)
@@ -57,5 +57,5 @@ def test_no_masks(device: str) -> None:
     assert (tuple(pasted.shape), pasted.dtype) == ((0, 5, 6), torch.bool)
 
 
-def test_masks_with_a_gradient() -> None:
+def test_masks_that_require_a_gradient() -> None:
     assert paste_masks(torch.ones(1, 28, 28, requires_grad=True), torch.tensor([[0.0, 0.0, 4.0, 4.0]]), (4, 4)).all()

@@ -1,4 +1,4 @@
-"""Results are what COCO's own tools read."""
+"""pycocotools reads the results file and scores it as expected."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from ifr.data.catalog import CATEGORY_IDS, CLASS_NAMES
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 
-# pycocotools 2.0.11 decodes by an __array__ of the old form, of which numpy 2 warns.
+# pycocotools 2.0.11 decodes with an outdated __array__ signature; numpy 2 warns about it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -31,7 +31,7 @@ def found():
     }
 
 
-def test_entries(found):
+def test_entries_of_the_results_file(found):
     before = found["boxes"].clone()
     first, second = coco_results(found, 139, CATEGORY_IDS)
     assert (first["image_id"], first["category_id"], first["score"]) == (139, 1, 0.75)
@@ -42,21 +42,21 @@ def test_entries(found):
     assert torch.equal(found["boxes"], before)
 
 
-def test_what_was_made_under_inference_mode_is_taken(found):
+def test_inference_tensors_are_accepted(found):
     with torch.inference_mode():
         inferred = {key: value.clone() for key, value in found.items()}
         inferred["boxes"] = inferred["boxes"].double()
     assert coco_results(inferred, 1, CATEGORY_IDS) == coco_results(found, 1, CATEGORY_IDS)
 
 
-def test_without_masks_or_detections(found):
+def test_detections_without_masks_and_no_detections(found):
     del found["masks"]
     assert all("segmentation" not in result for result in coco_results(found, 1, CATEGORY_IDS))
     assert coco_results({key: value[:0] for key, value in found.items()}, 1, CATEGORY_IDS) == []
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_perfect_results_have_perfect_precision(tmp_path, found, kind):
+def test_perfect_results_have_precision_one(tmp_path, found, kind):
     results = coco_results(found, 7, CATEGORY_IDS)
     truth = COCO()
     areas = found["masks"].sum(dim=(1, 2)).tolist()
@@ -90,5 +90,5 @@ def test_the_80_classes():
         44: "bottle",
         90: "toothbrush",
     }
-    # ids that COCO's papers list and its data never use
+    # ids listed in COCO's papers but unused in its data
     assert not {12, 26, 29, 30, 45, 66, 68, 69, 71, 83} & set(CATEGORY_IDS)

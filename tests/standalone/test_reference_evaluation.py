@@ -1,11 +1,11 @@
-"""Evaluation reproduces the official models, stage by stage, each stage fed with the official input of that stage.
+"""Evaluation matches the official models stage by stage, each stage given its official input.
 
-Feeding each stage the official input keeps a tie in one stage (two proposals with logits closer than the rounding of
-a convolution) from hiding what the next one computes; a last test runs everything in one.
+Official inputs keep a tie in one stage (two proposals whose logits differ by less than the rounding of a convolution)
+from affecting the next stage. The last test runs the whole detector.
 
-The published solver multiplies rounding. On a processor that adds up in the order of the one that made the official
-outputs, every implicit mask is the official one; on others the test is that it differs from that as little as the same
-solver does from itself once its features are rounded again.
+The published solver amplifies rounding error. On a CPU that sums in the same order as the CPU of the official outputs,
+every implicit mask matches. On other CPUs, the masks must differ from the official ones no more than they change when
+the features are perturbed by rounding error.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def case(reference: Reference, two_threads: None, request: pytest.FixtureRequest
         return Case(reference, item, images, reference.model.backbone(images.tensor), want)
 
 
-def test_resizing_gives_the_official_pixels(reference: Reference) -> None:
+def test_resizing_matches_the_official_pixels(reference: Reference) -> None:
     for i, image in enumerate(reference.io["images_bgr"]):
         assert torch.equal(resized(image.numpy(), 256), reference.io["preprocessed_256"][i])
         large = resized(image.numpy(), 800)
@@ -60,7 +60,7 @@ def test_resizing_gives_the_official_pixels(reference: Reference) -> None:
 def test_preprocessing(case: Case) -> None:
     assert list(case.images.tensor.shape) == case.want["padded_shape"]
     assert case.images.sizes == [tuple(case.want["image_size"])]
-    # Sums of a million float32 in another order agree to about 1e-7 of the sum of magnitudes.
+    # Sums of a million float32 in different orders agree to about 1e-7 of the sum of magnitudes.
     magnitude = float(case.images.tensor.double().abs().sum())
     assert float(case.images.tensor.double().sum()) == pytest.approx(
         float(case.want["input_sum"]), abs=1e-7 * magnitude
@@ -71,7 +71,7 @@ def test_features(case: Case) -> None:
     for name, feature in case.features.items():
         stride = case.want[f"fpn.{name}.stride"]
         assert list(feature.shape) == case.want[f"fpn.{name}.shape"]
-        # About 50 convolutions, each with a relative rounding of 1e-6; the features reach 5.
+        # About 50 convolutions, each with a relative rounding error of 1e-6; the features reach 5.
         torch.testing.assert_close(sampled(feature, stride), case.want[f"fpn.{name}.sample"], atol=1e-4, rtol=0)
         magnitude = float(case.want[f"fpn.{name}.abssum"])
         assert float(feature.double().sum()) == pytest.approx(float(case.want[f"fpn.{name}.sum"]), abs=1e-6 * magnitude)
@@ -98,10 +98,10 @@ def test_detections(case: Case) -> None:
 
 
 class OfficialStep(nn.Module):
-    """The iterate of one given step of the published solver.
+    """Returns the iterate of a given step of the published solver.
 
-    That solver returns its best iterate by one norm of the whole batch, so that a single unstable region decides for
-    all of them; the official choice is stored.
+    That solver chooses its best iterate by one norm over the whole batch, so a single unstable region decides for all;
+    this class uses the stored official choice.
     """
 
     def __init__(self, step: int) -> None:
@@ -132,7 +132,7 @@ def at_official_step(case: Case) -> Iterator[None]:
 
 
 def masks(case: Case, features: dict[str, Tensor]) -> Tensor:
-    """Mask probabilities (n, 28, 28) of the official detections."""
+    """Return the mask probabilities (n, 28, 28) of the official detections."""
     found = Detections(case.want["pred_boxes"], case.want["scores"], case.want["pred_classes"])
     with torch.inference_mode(), at_official_step(case) if case.reference.implicit else nullcontext():
         (probabilities,) = case.reference.model.roi_heads.masks(features, [found])
@@ -148,22 +148,22 @@ def share_within_tolerance(error: Tensor) -> float:
 
 
 def test_masks(case: Case) -> None:
-    if case.reference.multiplies_rounding:
-        pytest.skip("this processor rounds the features differently; see test_masks_differ_by_rounding_alone")
+    if case.reference.amplifies_rounding:
+        pytest.skip("this CPU rounds the features differently; see test_masks_differ_only_by_rounding")
     assert float(largest_error(masks(case, case.features), case.want["pred_masks28"][:, 0]).max()) < 1e-3
 
 
-def test_masks_differ_by_rounding_alone(case: Case) -> None:
+def test_masks_differ_only_by_rounding(case: Case) -> None:
     if not case.reference.implicit:
-        pytest.skip("four iterations do not multiply rounding")
-    with threads(1), torch.inference_mode():  # never the order of the official outputs, which two threads computed
+        pytest.skip("four explicit iterations do not amplify rounding error")
+    with threads(1), torch.inference_mode():  # the official outputs were computed with two
         features = case.reference.model.backbone(case.images.tensor)
         own = masks(case, features)
-        # What fifty convolutions, each of thousands of terms, make of float32's 6e-8.
+        # About the rounding error of fifty convolutions, each with thousands of terms, in float32 (6e-8).
         rounded = {name: feature * (1 + 1e-6 * torch.randn_like(feature)) for name, feature in features.items()}
         moved = largest_error(own, masks(case, rounded))
     error = largest_error(own, case.want["pred_masks28"][:, 0])
-    # Measured in 18 cases (one thread, and two instruction sets): 0.79 to 0.97, at most 0.07 less than by rounding.
+    # Measured in 18 cases (one thread, two instruction sets): 0.79 to 0.97, at most 0.07 below the perturbed share.
     assert share_within_tolerance(moved) > 0.7
     assert share_within_tolerance(error) > share_within_tolerance(moved) - 0.1
 
@@ -175,17 +175,17 @@ def test_pasting(case: Case) -> None:
         assert np.array_equal(mask, coco_mask.decode(runs).astype(bool))
 
 
-def test_all_in_one(case: Case) -> None:
+def test_the_whole_detector(case: Case) -> None:
     with torch.inference_mode():
         (found,) = case.reference.model([case.item])
     want = tuple(case.want[f"post.{key}"] for key in ("pred_boxes", "scores", "pred_classes"))
     pairs = matched(found["boxes"], found["scores"], found["classes"], want)
     assert len(found["boxes"]) == len(want[0])
-    # Rounding exchanges proposals that tie, which may be detections; measured: 97 to 100 of 100.
-    assert len(pairs) >= (MATCHED if case.reference.rounds_alike else 0.95) * len(want[0])
+    # Rounding changes which tied proposals are kept; measured: 97 to 100 of 100 detections match.
+    assert len(pairs) >= (MATCHED if case.reference.rounds_identically else 0.95) * len(want[0])
     official = np.stack([coco_mask.decode(runs).astype(bool) for runs in case.want["post.rle"]])
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
     different = found["masks"].numpy()[own] != official[theirs]
     # Pixels at the threshold flip: at most 0.2 % of an image's, measured in the 18 cases above. Rounding may also
-    # choose between the last iterates, which differ more, for the whole batch.
-    assert different.sum() <= (0.2 if case.reference.multiplies_rounding else 5e-4) * official.sum()
+    # select another iterate for the whole batch, which changes more pixels.
+    assert different.sum() <= (0.2 if case.reference.amplifies_rounding else 5e-4) * official.sum()

@@ -1,4 +1,4 @@
-"""Training losses and gradients reproduce the official models, with the official deterministic sampling."""
+"""Training losses and gradients match the official models under their deterministic sampling."""
 
 import statistics
 from typing import Any
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 @pytest.fixture(scope="module", params=["explicit", "implicit"])
 def training(reference: Reference, two_threads: None, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Losses and gradients of one step on the official proposals; the RPN's own proposals beside them."""
+    """Losses and gradients of one step on the official proposals, and the RPN's own proposals."""
     if request.param == "implicit" and not reference.implicit:
         pytest.skip("weight sharing has no implicit phase")
     want = reference.io[f"train.det.{request.param}"]
@@ -34,7 +34,7 @@ def training(reference: Reference, two_threads: None, request: pytest.FixtureReq
     model.eval()
     return {
         "want": want,
-        "multiplies_rounding": request.param == "implicit" and reference.multiplies_rounding,
+        "amplifies_rounding": request.param == "implicit" and reference.amplifies_rounding,
         "losses": {name: loss.detach() for name, loss in losses.items()},
         "proposals": proposals,
         "gradients": {key: g.clone() if g is not None else None for key, g in gradients.items()},
@@ -42,19 +42,19 @@ def training(reference: Reference, two_threads: None, request: pytest.FixtureReq
     }
 
 
-def check_gradients(errors: dict[str, float], *, multiplies_rounding: bool) -> None:
-    """Relative errors; a change of 1e-7 of the block's input moves the implicit gradient by 1.4e-3.
+def check_gradients(errors: dict[str, float], *, amplifies_rounding: bool) -> None:
+    """Check relative errors: perturbing the block's input by 1e-7 changes the implicit gradient by 1.4e-3.
 
-    With AVX2 in place of AVX-512 the features move by more, and the gradients of single tensors by up to 0.1.
+    With AVX2 instead of AVX-512 the features differ more, and gradients of single tensors differ by up to 0.1.
     """
     assert statistics.median(errors.values()) < 3e-3
-    assert max(errors.values()) < (0.3 if multiplies_rounding else 3e-3), max(errors, key=errors.__getitem__)
+    assert max(errors.values()) < (0.3 if amplifies_rounding else 3e-3), max(errors, key=errors.__getitem__)
 
 
 def test_losses(training: dict[str, Any]) -> None:
     assert set(training["losses"]) == set(training["want"]["losses"])
     for name, loss in training["want"]["losses"].items():
-        tolerance = 1e-3 if name == "loss_mask" and training["multiplies_rounding"] else 1e-4
+        tolerance = 1e-3 if name == "loss_mask" and training["amplifies_rounding"] else 1e-4
         assert float(training["losses"][name]) == pytest.approx(float(loss), rel=tolerance), name
 
 
@@ -66,7 +66,7 @@ def test_proposals(training: dict[str, Any]) -> None:
         assert float((nearest < 1e-2).float().mean()) >= 0.995
 
 
-def test_what_is_frozen(training: dict[str, Any]) -> None:
+def test_frozen_parameters(training: dict[str, Any]) -> None:
     own = training["trainable"]
     assert {key for key, trains in own.items() if not trains} == set(training["want"]["frozen_params"]) & set(own)
     without = {key for key, gradient in training["gradients"].items() if gradient is None}
@@ -79,7 +79,7 @@ def test_gradient_norms(training: dict[str, Any]) -> None:
         key: abs(float(training["gradients"][key].double().norm()) / float(norm) - 1)
         for key, norm in training["want"]["grad_norm"].items()
     }
-    check_gradients(errors, multiplies_rounding=training["multiplies_rounding"])
+    check_gradients(errors, amplifies_rounding=training["amplifies_rounding"])
 
 
 def test_gradients(training: dict[str, Any]) -> None:
@@ -87,4 +87,4 @@ def test_gradients(training: dict[str, Any]) -> None:
         key: float((training["gradients"][key] - gradient).norm() / gradient.norm())
         for key, gradient in training["want"]["grad"].items()
     }
-    check_gradients(errors, multiplies_rounding=training["multiplies_rounding"])
+    check_gradients(errors, amplifies_rounding=training["amplifies_rounding"])

@@ -1,4 +1,4 @@
-"""The learning rate, and the conversion of the schedule to another batch."""
+"""The learning rate, and rescaling the schedule to another batch size."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
 
 @pytest.fixture
 def config() -> RCNNFPNConfig:
-    """COCO's 1x schedule for 16 images, 2 a worker."""
+    """COCO's 1x schedule for 16 images, 2 per worker."""
     config = RCNNFPNConfig()
     config.merge_from_list(
         ["SOLVER.LR_SCHEDULER", {"STEPS": [60000, 80000], "MAX_ITER": 90000}, "SOLVER.OPTIMIZER.BASE_LR", 0.02]
@@ -35,19 +35,19 @@ def schedule_of(config: Any) -> tuple[Any, ...]:
     )
 
 
-def test_the_rate_rises_evenly_and_falls_at_the_steps() -> None:
+def test_the_rate_warms_up_linearly_and_drops_at_the_steps() -> None:
     rate = WarmupMultiStep(base=0.02, steps=(60000, 80000), warmup_iterations=1000, warmup_factor=0.001)
     assert rate(0) == pytest.approx(0.02 * 0.001)
     assert rate(500) == pytest.approx(0.02 * (0.001 + 1) / 2)
     assert [rate(i) for i in (1000, 59999, 60000, 80000)] == pytest.approx([0.02, 0.02, 0.002, 0.0002])
 
 
-def test_a_constant_warmup_stays_at_its_factor() -> None:
+def test_a_constant_warmup_keeps_its_factor() -> None:
     rate = WarmupMultiStep(base=1.0, steps=(), warmup_iterations=10, warmup_factor=0.25, warmup_method="constant")
     assert [rate(0), rate(9), rate(10)] == [0.25, 0.25, 1.0]
 
 
-def test_schedules_without_sense_are_refused(config: RCNNFPNConfig) -> None:
+def test_invalid_schedules_are_refused(config: RCNNFPNConfig) -> None:
     with pytest.raises(ValueError, match=r"ascend.*\[5, 3\]"):
         WarmupMultiStep(base=1.0, steps=[5, 3])
     config.merge_from_list(["SOLVER.LR_SCHEDULER.WARMUP_METHOD", "burnin"])
@@ -68,7 +68,7 @@ def test_eight_workers_change_nothing(config: RCNNFPNConfig) -> None:
         (16, [], (32, 2, 45000, [30000, 40000], 500, 2500, 25000, 0.04)),
         (1, ["SOLVER.IMS_PER_BATCH", "8"], (8, 8, 180000, [120000, 160000], 2000, 10000, 100000, 0.01)),
         (8, ["SOLVER.IMS_PER_DEVICE", "4"], (32, 4, 45000, [30000, 40000], 500, 2500, 25000, 0.04)),
-        # The command line means this run, whatever its batch.
+        # Settings from the command line are not rescaled.
         (
             1,
             ["SOLVER.IMS_PER_BATCH", "8", "SOLVER.LR_SCHEDULER.MAX_ITER", "10", "SOLVER.OPTIMIZER.BASE_LR", "0.5"],
@@ -82,17 +82,17 @@ def test_eight_workers_change_nothing(config: RCNNFPNConfig) -> None:
         (4, ["SOLVER.RESCALE", "False"], (16, 4, 90000, [60000, 80000], 1000, 5000, 50000, 0.02)),
     ],
 )
-def test_the_whole_schedule_is_converted_together(
+def test_the_whole_schedule_is_rescaled(
     config: RCNNFPNConfig, world_size: int, overrides: list[str], expected: tuple[Any, ...]
 ) -> None:
     merge_and_rescale(config, overrides, world_size)
     assert schedule_of(config) == expected
 
 
-def test_nothing_becomes_zero_that_was_not(config: RCNNFPNConfig) -> None:
+def test_rescaling_keeps_nonzero_settings_nonzero(config: RCNNFPNConfig) -> None:
     merge_and_rescale(config, ["SOLVER.IMS_PER_BATCH", "160000"], world_size=1)
-    assert config.SOLVER.LR_SCHEDULER.WARMUP_ITERS == 1  # 0.1, which would be none at all
-    assert config.TEST.EVAL_PERIOD == 0  # never stays never
+    assert config.SOLVER.LR_SCHEDULER.WARMUP_ITERS == 1  # rescaled to 0.1
+    assert config.TEST.EVAL_PERIOD == 0  # 0 means never
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_nothing_becomes_zero_that_was_not(config: RCNNFPNConfig) -> None:
         (1, ["SOLVER.IMS_PER_BATCH", "0"]),
     ],
 )
-def test_a_batch_that_cannot_be_shared_is_refused(config: RCNNFPNConfig, world_size: int, overrides: list[str]) -> None:
+def test_a_batch_that_cannot_be_split_is_refused(config: RCNNFPNConfig, world_size: int, overrides: list[str]) -> None:
     with pytest.raises(ValueError, match=r"SOLVER\.(IMS_PER_BATCH|BATCH_SUBDIVISIONS) must be .* got"):
         merge_and_rescale(config, overrides, world_size)
 

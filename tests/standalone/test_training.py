@@ -1,4 +1,4 @@
-"""Whole runs on tiny data: they learn, resume bit for bit, and do not depend on how a batch is shared."""
+"""Complete runs on tiny data: they learn, resume bit for bit, and do not depend on how a batch is split."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from equality import assert_equal
 from tiny_experiment import make_dataset, metrics, values
-from torch import Tensor
 
 from ifr.checkpoints import read_checkpoint
 from ifr.errors import CheckpointError
@@ -39,30 +39,13 @@ def contents(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
-def assert_equal(one: Any, other: Any, where: str = "") -> None:
-    """Bit for bit, in all that a checkpoint may hold."""
-    assert type(one) is type(other), where
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert list(one) == list(other), where
-        for key in one:
-            assert_equal(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, (left, right) in enumerate(zip(one, other, strict=True)):
-            assert_equal(left, right, f"{where}[{index}]")
-    else:
-        assert one == other, where
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of six iterations."""
+    """The output folder of six iterations."""
     return run(tiny, tmp_path_factory.mktemp("outputs") / "uninterrupted", "TEST.EVAL_PERIOD", 6)
 
 
-def test_a_run_leaves_everything_that_it_should(uninterrupted: Path) -> None:
+def test_output_of_a_run(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir() if not path.name.startswith("events")}
     assert names == {
         "log.txt",
@@ -97,8 +80,8 @@ def test_a_run_leaves_everything_that_it_should(uninterrupted: Path) -> None:
     assert classes == {"names": ["square", "bar"], "category_ids": [3, 7]}
 
 
-def test_the_loss_goes_down(tiny: Path, tmp_path: Path) -> None:
-    # Clipped: from scratch, with so few channels, the box branch of any mask head diverges otherwise.
+def test_the_loss_decreases(tiny: Path, tmp_path: Path) -> None:
+    # Without clipping, training from scratch with so few channels diverges in the box branch.
     clip = ("SOLVER.CLIP_GRADIENTS", {"ENABLED": True, "CLIP_TYPE": "norm", "CLIP_VALUE": 2.0})
     settings = ("SOLVER.LR_SCHEDULER", {"MAX_ITER": 30, "STEPS": [], "WARMUP_ITERS": 4}, "SOLVER.CHECKPOINT_PERIOD", 0)
     output = run(tiny, tmp_path, *settings, *clip)
@@ -109,7 +92,7 @@ def test_the_loss_goes_down(tiny: Path, tmp_path: Path) -> None:
 
 def test_killed_and_resumed_equals_uninterrupted(tiny: Path, uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
-    slow = ["SOLVER.LR_SCHEDULER.MAX_ITER", "100000"]  # so that it is still running when it is killed
+    slow = ["SOLVER.LR_SCHEDULER.MAX_ITER", "100000"]  # still running when it is killed
     arguments = ["train", str(tiny), "OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", *slow]
     process = subprocess.Popen([sys.executable, "-m", "ifr", *arguments], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
@@ -119,9 +102,9 @@ def test_killed_and_resumed_equals_uninterrupted(tiny: Path, uninterrupted: Path
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    # The machine may have been fast; the run goes on from the middle in any case.
+    # A fast machine may have written later checkpoints; resume from the middle in any case.
     (output / "last_checkpoint").write_text("model_iter_0000003.pth")
-    torch.manual_seed(1234)  # the state of this process must not matter
+    torch.manual_seed(1234)  # this process's random state must not matter
     run(tiny, output, resume=True)
     one, other = contents(uninterrupted / "model_final.pth"), contents(output / "model_final.pth")
     assert_equal(one, other)
@@ -140,11 +123,11 @@ def test_resuming_a_mixed_precision_run_with_a_moving_average(tiny: Path, tmp_pa
     assert_equal(one, other)
     assert one["ema"]["updates"] == 2
     if dtype == "float16":
-        assert one["scaler"]["scale"] < 2**16  # a scaler starts there, too high, and skips updates until it fits
+        assert one["scaler"]["scale"] < 2**16  # the initial scale overflows, so updates were skipped
         return
     own = one["ema"]["own"]["roi_heads.mask_head.predictor.weight"]
     assert not torch.equal(own, one["model"]["roi_heads.mask_head.predictor.weight"])
-    with pytest.raises(CheckpointError, match="EMA"):
+    with pytest.raises(CheckpointError, match=r"SOLVER\.EMA\.ENABLED True"):
         run(tiny, part, "SOLVER.IMS_PER_BATCH", 2, resume=True)
 
 
@@ -168,32 +151,32 @@ def test_a_new_data_set_with_other_classes_starts_from_trained_weights(
     assert contents(output / "model_final.pth")["classes"]["names"] == ["square", "bar", "absent"]
 
 
-def test_what_does_not_fit_is_not_resumed(tiny: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_checkpoints_that_cannot_be_resumed(tiny: Path, uninterrupted: Path, tmp_path: Path) -> None:
     (tmp_path / "last_checkpoint").write_text("model_iter_0000003.pth")
     with pytest.raises(CheckpointError, match="not there"):
         run(tiny, tmp_path, resume=True)
     shutil.copy(uninterrupted / "model_iter_0000003.pth", tmp_path)
-    with pytest.raises(CheckpointError, match="4 images an iteration, this run has 2"):
+    with pytest.raises(CheckpointError, match="4 images per iteration; this run has 2"):
         run(tiny, tmp_path, "SOLVER.IMS_PER_BATCH", 2, resume=True)
     torch.save({"model": contents(uninterrupted / "model_final.pth")["model"]}, tmp_path / "model_iter_0000003.pth")
     with pytest.raises(CheckpointError, match="lacks iteration"):
         run(tiny, tmp_path, resume=True)
 
 
-def test_resuming_a_finished_run_and_one_that_has_not_begun(tiny: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_and_a_new_run(tiny: Path, uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "copy"
     shutil.copytree(uninterrupted, output)
     run(tiny, output, resume=True)
     assert (output / "metrics.json").read_text() == (uninterrupted / "metrics.json").read_text()
-    run(tiny, output, "SOLVER.LR_SCHEDULER.MAX_ITER", 1, "SOLVER.OPTIMIZER.BASE_LR", 0.0)  # anew
+    run(tiny, output, "SOLVER.LR_SCHEDULER.MAX_ITER", 1, "SOLVER.OPTIMIZER.BASE_LR", 0.0)  # a new run
     assert len(metrics(output)) == 1
     assert contents(output / (output / "last_checkpoint").read_text())["iteration"] == 1
     run(tiny, tmp_path / "new", "SOLVER.LR_SCHEDULER.MAX_ITER", 1, resume=True)
     assert values(tmp_path / "new", "total_loss") == values(uninterrupted, "total_loss")[:1]
 
 
-# The sums of two processes are rounded in another order. At a larger learning rate than this the difference would
-# after a few iterations change which of two nearly equal proposals is kept, and the losses would jump.
+# Two processes sum in another order. At a larger learning rate, the rounding difference would after a few iterations
+# change which of two nearly equal proposals is kept, and the losses would jump.
 SHARED = ("SOLVER.IMS_PER_BATCH", 4, "SOLVER.OPTIMIZER.BASE_LR", 0.001, "SOLVER.LR_SCHEDULER.MAX_ITER", 4)
 
 
@@ -203,18 +186,18 @@ def test_two_processes_equal_one(tiny: Path, tmp_path: Path) -> None:
     for name in ("total_loss", "loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"):
         torch.testing.assert_close(torch.tensor(values(two, name)), torch.tensor(values(one, name)), rtol=0, atol=1e-5)
     residuals = [torch.tensor(values(output, "solver_backward_residual")) for output in (one, two)]
-    torch.testing.assert_close(*residuals, rtol=1e-3, atol=0)  # of an unconverged solve, which magnifies rounding
+    torch.testing.assert_close(*residuals, rtol=1e-3, atol=0)  # unconverged solves amplify rounding error
     assert len(contents(two / "model_final.pth")["random"]) == 2
     assert (two / "inference" / "coco_instances_results.json").exists()
 
 
-def test_a_worker_that_fails_is_reported_as_itself(tiny: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_failed_worker_is_raised(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.pth: no such file"):
         run(tiny, tmp_path, "MODEL.WEIGHTS", "nothing.pth", layout=Layout(num_gpus=2))
 
 
-def test_parts_of_a_batch_add_up(tiny: Path, tmp_path: Path) -> None:
-    """With as many mask and box samples in each image, the mean of the parts' means is the mean of the whole."""
+def test_batch_subdivisions_do_not_change_the_losses(tiny: Path, tmp_path: Path) -> None:
+    """If all images have equally many samples, the mean of the parts' means is the mean of the batch."""
     samples = {"BATCH_SIZE_PER_IMAGE": 8, "POSITIVE_FRACTION": 0.25, "IOU_THRESHOLDS": [0.2]}
     settings = (*SHARED, "MODEL.ROI_HEADS", samples)
     whole = run(tiny, tmp_path / "whole", *settings)
@@ -223,16 +206,14 @@ def test_parts_of_a_batch_add_up(tiny: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_spoils_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_the_run_before_a_checkpoint(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"iteration \d"):
         run(tiny, tmp_path, "SOLVER.OPTIMIZER.BASE_LR", 1e12, "SOLVER.CHECKPOINT_PERIOD", 5)
     assert not list(tmp_path.glob("*.pth"))
     assert "FloatingPointError" in (tmp_path / "log.txt").read_text()
 
 
-def test_testing_takes_the_newest_checkpoint_the_named_one_or_a_range(
-    tiny: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_testing_the_newest_checkpoint_a_named_one_or_a_range(tiny: Path, uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "copy"
     shutil.copytree(uninterrupted, output)
     common = ("OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "3")

@@ -1,4 +1,4 @@
-"""Every supported variant builds, trains and detects; what is not supported is refused."""
+"""Every supported variant builds, trains and detects; unsupported settings are refused."""
 
 from typing import Any
 
@@ -104,7 +104,7 @@ def test_variant(settings: dict[str, Any], polygon_batch: list[dict[str, Any]]) 
             assert result["masks"].dtype == torch.bool
 
 
-def test_what_freezes() -> None:
+def test_frozen_parameters() -> None:
     model = build({**R50, "MODEL.RESNETS.NORM": "BN", "MODEL.BACKBONE.FREEZE_AT": 2})
     names = model.published_names()
     trained = {names[key] for key, parameter in model.named_parameters() if parameter.requires_grad}
@@ -113,7 +113,7 @@ def test_what_freezes() -> None:
     assert "backbone.bottom_up.res2.0.conv1.norm.weight" not in dict(model.named_parameters())
 
 
-def test_where_the_stride_is() -> None:
+def test_position_of_the_stride() -> None:
     block = build(R50).backbone.bottom_up.res3[0]
     assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
     block = build({**R50, "MODEL.RESNETS.STRIDE_IN_1X1": False}).backbone.bottom_up.res3[0]
@@ -146,9 +146,9 @@ def test_the_phase_follows_the_iteration(polygon_batch: list[dict[str, Any]]) ->
         ({"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIPool"}, "POOLER_TYPE must be one of .* got 'ROIPool'"),
         ({"MODEL.ROI_MASK_HEAD.REFINEMENT": "deq"}, "REFINEMENT must be .* got 'deq'"),
         ({"MODEL.ROI_MASK_HEAD.REFINEMENT": "implicit", "MODEL.ROI_MASK_HEAD.SOLVER": "newton"}, "'newton'"),
-        ({"MODEL.ROI_BOX_HEAD.NUM_FC": 0}, "needs a layer"),
+        ({"MODEL.ROI_BOX_HEAD.NUM_FC": 0}, "needs at least one layer"),
         ({"MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64]]}, "anchor sizes need one entry .* got 2"),
-        ({"MODEL.RPN.IOU_THRESHOLDS": [0.7, 0.3]}, "thresholds must rise"),
+        ({"MODEL.RPN.IOU_THRESHOLDS": [0.7, 0.3]}, "thresholds must be ascending"),
         ({"cascade": True}, "CLS_AGNOSTIC_BBOX_REG = True, got False"),
         ({**CASCADE, "cascade": True, "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": [0.5, 0.6]}, "got 2 and 3"),
         (
@@ -165,7 +165,7 @@ def test_unsupported_settings_are_refused(settings: dict[str, Any], message: str
 @pytest.mark.parametrize("cascade", [False, True], ids=["mask", "cascade"])
 @pytest.mark.parametrize("refinement", ["conv", "explicit", "implicit"])
 def test_an_image_without_objects(refinement: str, cascade: bool, polygon_batch: list[dict[str, Any]]) -> None:
-    """No object at all: no foreground, zero mask loss, and a gradient for every parameter, which DDP asks for."""
+    """Without foreground the mask loss is zero, and every parameter still gets a gradient, as DDP requires."""
     settings = {"MODEL.ROI_MASK_HEAD.REFINEMENT": refinement, **({**CASCADE, "cascade": True} if cascade else {})}
     model = build(settings).train()
     empty = Annotations(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [])
@@ -205,14 +205,14 @@ def test_no_detections(polygon_batch: list[dict[str, Any]]) -> None:
         assert [len(result["masks"]) for result in model(polygon_batch)] == [0, 0]
 
 
-def test_an_image_alone_gives_what_it_gives_in_a_batch(polygon_batch: list[dict[str, Any]]) -> None:
-    """The second image; the first one fixes the size of the batch, so that both are padded alike."""
+def test_an_image_has_the_same_detections_alone_and_in_a_batch(polygon_batch: list[dict[str, Any]]) -> None:
+    """Both images have equal sizes, so that padding is the same."""
     polygon_batch = [{"image": item["image"][:, :64, :64]} for item in polygon_batch]
     model = build({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0, "MODEL.ROI_MASK_HEAD.REFINEMENT": "implicit"}).eval()
     with torch.inference_mode():
         alone, together = model(polygon_batch[1:])[0], model(polygon_batch)[1]
     assert len(alone["boxes"]) > 0
-    # Convolutions of one image and of two round differently, by about 1e-6 of values up to 100.
+    # Rounding depends on the batch size: about 1e-6, relative to values of up to 100.
     torch.testing.assert_close(alone["boxes"], together["boxes"], atol=1e-3, rtol=0)
     torch.testing.assert_close(alone["scores"], together["scores"], atol=1e-4, rtol=0)
     assert torch.equal(alone["classes"], together["classes"])
@@ -232,7 +232,7 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
     assert result["masks"].shape[1:] == size
 
 
-def test_a_wrong_batch_is_an_error(polygon_batch: list[dict[str, Any]]) -> None:
+def test_an_invalid_batch_is_an_error(polygon_batch: list[dict[str, Any]]) -> None:
     model = build({})
     with pytest.raises(ValueError, match="no image"):
         model([])
@@ -242,8 +242,8 @@ def test_a_wrong_batch_is_an_error(polygon_batch: list[dict[str, Any]]) -> None:
         model.train()([polygon_batch[0], {"image": polygon_batch[1]["image"]}])
 
 
-def test_predictions_that_are_not_finite(polygon_batch: list[dict[str, Any]]) -> None:
-    """Training stops with the count; evaluation drops what is not finite."""
+def test_non_finite_predictions(polygon_batch: list[dict[str, Any]]) -> None:
+    """Training raises an error with their number; evaluation drops them."""
     model = build({}).train()
     torch.nn.init.constant_(model.proposal_generator.rpn_head.anchor_deltas.bias, float("nan"))
     with pytest.raises(FloatingPointError, match="proposals are not finite"):
@@ -252,7 +252,7 @@ def test_predictions_that_are_not_finite(polygon_batch: list[dict[str, Any]]) ->
         assert [len(result["boxes"]) for result in model.eval()(polygon_batch)] == [0, 0]
 
 
-def test_boxes_that_leave_the_output_are_dropped() -> None:
+def test_boxes_that_become_empty_are_dropped() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 20.0, 30.0]])
     found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 2]))
     result = RCNN.postprocess(found, torch.ones(2, 28, 28), (40, 40), (20, 80))

@@ -59,10 +59,10 @@ def test_code_stays_text_or_is_rejected(tmp_path, number, monkeypatch):
 def test_interpolation_is_rejected(text):
     """OmegaConf would look up environment variables or other settings when the value is read."""
     for key in ("OUTPUT_DIR", "DATASETS.TRAIN", "INPUT.AUG.TRAIN_PIPELINES"):
-        with pytest.raises(ConfigError, match=rf"{key} is (a literal|of type)"):
+        with pytest.raises(ConfigError, match=rf"{key} must (not contain|be of type)"):
             value_of(key, text)
     config = RCNNFPNConfig()
-    with pytest.raises(ConfigError, match="OUTPUT_DIR is a literal"):
+    with pytest.raises(ConfigError, match="OUTPUT_DIR must not contain"):
         config._register_configuration({"OUTPUT_DIR": "${oc.env:HOME}"})
 
 
@@ -71,7 +71,7 @@ def test_interpolation_is_rejected(text):
 )
 def test_text_that_the_parser_cannot_handle_stays_text(text):
     assert value_of("OUTPUT_DIR", text) == text
-    with pytest.raises(ConfigError, match="SEED is of type int"):
+    with pytest.raises(ConfigError, match="SEED must be of type int"):
         value_of("SEED", text)
 
 

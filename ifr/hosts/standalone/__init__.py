@@ -1,4 +1,4 @@
-"""The embedded detection framework: everything IFR needs to train, test and predict without another one."""
+"""The embedded detection framework: IFR trains, tests and predicts with it if no other framework is installed."""
 
 from ifr.errors import ConfigError
 from ifr.hosts.standalone.builders import build_cascade_rcnn, build_mask_rcnn

@@ -1,4 +1,4 @@
-"""Builds detectors from a configuration; the only place in this host that reads one."""
+"""Builds detectors from a configuration; the detector's modules take explicit arguments instead."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from ifr.hosts.standalone.supported import check_supported
 
 
 def build_mask_rcnn(config: Any, sampler: Sampler = random_sample) -> RCNN:
-    """Mask R-CNN of the settings in `config`, on the device MODEL.DEVICE.
+    """Build Mask R-CNN from `config`, on MODEL.DEVICE.
 
     Raises:
         ValueError: a setting has a value that this host does not support.
@@ -34,10 +34,10 @@ def build_mask_rcnn(config: Any, sampler: Sampler = random_sample) -> RCNN:
 
 
 def build_cascade_rcnn(config: Any, sampler: Sampler = random_sample) -> RCNN:
-    """Cascade R-CNN of the settings in `config`, on the device MODEL.DEVICE.
+    """Build Cascade R-CNN from `config`, on MODEL.DEVICE.
 
     Raises:
-        ValueError: a setting has a value that this host does not support, or the stages' settings disagree.
+        ValueError: a setting has a value that this host does not support, or the settings of the stages disagree.
     """
     check_supported(config)
     cascade = config.MODEL.ROI_BOX_CASCADE_HEAD
@@ -75,7 +75,7 @@ def _backbone(config: Any) -> PyramidBackbone:
     resnet = config.MODEL.RESNETS
     norm = norm_factory(resnet.NORM)
     if norm is None:
-        raise ValueError("MODEL.RESNETS.NORM must name a normalisation, got ''")
+        raise ValueError("MODEL.RESNETS.NORM must name a normalisation layer, got ''")
     stages = ResNetStages(
         depth=resnet.DEPTH,
         norm=norm,

@@ -1,4 +1,4 @@
-"""Configuration in cvpods' form and key names, held by OmegaConf in struct mode."""
+"""Configuration with cvpods' structure and key names, backed by OmegaConf in struct mode."""
 
 import ast
 import copy
@@ -11,38 +11,37 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ifr.errors import ConfigError
 from ifr.hosts.standalone.defaults import DEFAULTS
 
-# What ast.literal_eval raises for text that is no literal, the last two for thousands of brackets.
-_NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+# Raised by ast.literal_eval for text that is not a literal; the last two for thousands of brackets.
+_LITERAL_ERRORS = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 class RCNNFPNConfig:
-    """Settings of a two-stage detector with a feature pyramid; an experiment's class derives from it.
+    """Settings of a two-stage detector with a feature pyramid, the base class of an experiment's settings.
 
-    Sections are read as attributes (`config.MODEL.MASK_ON`). Reading or setting a key that does not exist is an error.
+    Settings are attributes, for example `config.MODEL.MASK_ON`. Reading or setting an unknown key is an error.
     """
 
     def __init__(self) -> None:
-        """Start from cvpods' defaults and the keys that IFR adds."""
+        """Load cvpods' defaults and the settings that IFR adds."""
         tree = OmegaConf.create(copy.deepcopy(DEFAULTS))
         OmegaConf.set_struct(tree, True)
         object.__setattr__(self, "_tree", tree)
 
     def _register_configuration(self, settings: Mapping[str, Any]) -> None:
-        """Overwrite the keys that a nested `settings` names; its other keys keep their values.
+        """Overwrite the keys in the nested `settings`; all others keep their values.
 
         Raises:
-            ConfigError: a key does not exist, a section is given something other than a mapping, or a text has `${`.
+            ConfigError: a key does not exist, the value of a section is not a mapping, or a string contains `${`.
         """
         _check_keys(self._tree, settings, prefix="")
         _check_plain(settings)
         object.__setattr__(self, "_tree", OmegaConf.merge(self._tree, OmegaConf.create(_plain(settings))))
 
     def merge_from_list(self, overrides: Sequence[Any]) -> None:
-        """Overwrite settings from `["KEY.SUBKEY", value, ...]`; a text is read as a Python literal, never evaluated.
+        """Overwrite settings from `["KEY.SUBKEY", value, ...]`; strings are parsed as Python literals, not evaluated.
 
         Raises:
-            ConfigError: a key has no value, does not exist, or its value does not fit the type of the old one or has
-                `${`.
+            ConfigError: a key does not exist or has no value, or a value has the wrong type or contains `${`.
         """
         if len(overrides) % 2:
             raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} has no value")
@@ -55,12 +54,12 @@ class RCNNFPNConfig:
             OmegaConf.update(self._tree, str(key), value, merge=isinstance(old, DictConfig))
 
     def as_dict(self) -> dict[str, Any]:
-        """All settings as nested plain dicts and lists."""
+        """Return all settings as nested dicts and lists."""
         plain = OmegaConf.to_container(self._tree)
         return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
     def as_yaml(self) -> str:
-        """All settings as YAML text."""
+        """Return all settings as YAML."""
         return OmegaConf.to_yaml(self._tree)
 
     def _lookup(self, key: str) -> Any:
@@ -72,7 +71,7 @@ class RCNNFPNConfig:
         return node
 
     def __getattr__(self, name: str) -> Any:
-        """A section or a top-level setting."""
+        """Return a section or a top-level setting."""
         if name.startswith("_") or name not in self._tree:
             raise AttributeError(_unknown(name, list(self.__dict__.get("_tree", ()))))
         return self._tree[name]
@@ -82,12 +81,12 @@ class RCNNFPNConfig:
         self._register_configuration({name: value})
 
     def __repr__(self) -> str:
-        """The settings as YAML."""
+        """Return the settings as YAML."""
         return f"{type(self).__name__}\n{self.as_yaml()}"
 
 
 def _plain(value: Any) -> Any:
-    """`value` with every mapping as a dict and every sequence as a list, which is what OmegaConf holds."""
+    """Convert mappings to dicts and sequences to lists, the types that OmegaConf holds."""
     if isinstance(value, Mapping | DictConfig):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | ListConfig):
@@ -122,7 +121,7 @@ def _check_keys(node: DictConfig, settings: Any, prefix: str) -> None:
 
 
 def _check_plain(value: Any, prefix: str = "") -> None:
-    """Refuse what OmegaConf would evaluate when it is read: `${...}` looks at other settings or the environment."""
+    """Refuse `${...}`, which OmegaConf would resolve from other settings or the environment."""
     if isinstance(value, Mapping | DictConfig):
         for key, item in value.items():
             _check_plain(item, f"{prefix}.{key}" if prefix else str(key))
@@ -130,21 +129,21 @@ def _check_plain(value: Any, prefix: str = "") -> None:
         for item in value:
             _check_plain(item, prefix)
     elif isinstance(value, str) and "${" in value:
-        raise ConfigError(f"{prefix} is a literal, and ${{...}} is not evaluated; got {value!r}")
+        raise ConfigError(f"{prefix} must not contain ${{...}}, which is never evaluated; got {value!r}")
 
 
 def _cast(text: Any, old: Any, key: str) -> Any:
-    """The value that `text` stands for, in the type of `old`."""
+    """Parse `text` and convert it to the type of `old`."""
     value = text
     if isinstance(text, str):
         try:
             value = ast.literal_eval(text)
-        except _NO_LITERAL:
+        except _LITERAL_ERRORS:
             value = text  # an unquoted string, such as a path
     if isinstance(old, str) and isinstance(text, str) and not isinstance(value, str) and value is not None:
-        return text  # a name that looks like a number
+        return text  # a string that looks like a number
     if isinstance(value, str) and key in ("DATASETS.TRAIN", "DATASETS.TEST"):
-        value = [value]  # a single data set needs no list
+        value = [value]  # a single data set
     value = _plain(value)
     if old is None or value is None or type(value) is type(old):
         return value
@@ -159,8 +158,8 @@ def _cast(text: Any, old: Any, key: str) -> Any:
     if isinstance(old, int) and isinstance(value, float) and value.is_integer() and not isinstance(old, bool):
         return int(value)
     example = _plain(old)
-    such = "" if isinstance(example, dict) or example == [] else f", such as {example!r}"
-    raise ConfigError(f"{key} is of type {_type_name(old)}{such}; got {text!r}")
+    hint = "" if isinstance(example, dict) or example == [] else f", such as {example!r}"
+    raise ConfigError(f"{key} must be of type {_type_name(old)}{hint}; got {text!r}")
 
 
 def _type_name(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Default settings of the standalone host: cvpods' key names and values, and the keys that IFR adds."""
+"""Default settings of the standalone host: cvpods' keys and values, and the settings that IFR adds."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _MODEL: Settings = {
     "WEIGHTS": "",
     "AS_PRETRAIN": False,
     "PIXEL_MEAN": [103.530, 116.280, 123.675],  # BGR 0-255
-    "PIXEL_STD": [1.0, 1.0, 1.0],  # the MSRA backbone has its deviation folded into the stem
+    "PIXEL_STD": [1.0, 1.0, 1.0],  # the stem of the MSRA backbone includes the division
     "DDP_BACKEND": "torch",
     "LOAD_PROPOSALS": False,
     "MASK_ON": False,
@@ -27,7 +27,7 @@ _MODEL: Settings = {
         "ACTIVATION": {"NAME": "ReLU", "INPLACE": True},
         "ZERO_INIT_RESIDUAL": False,
         "WIDTH_PER_GROUP": 64,
-        "STRIDE_IN_1X1": True,  # as in the MSRA weights; False for torchvision's
+        "STRIDE_IN_1X1": True,  # for MSRA weights; False for torchvision's
         "RES5_DILATION": 1,
         "RES2_OUT_CHANNELS": 256,  # 64 for ResNet-18 and ResNet-34
         "STEM_OUT_CHANNELS": 64,
@@ -41,7 +41,7 @@ _MODEL: Settings = {
         "BLOCK_IN_FEATURES": "p5",
     },
     "ANCHOR_GENERATOR": {
-        "SIZES": [[32], [64], [128], [256], [512]],  # pixels of the network's input
+        "SIZES": [[32], [64], [128], [256], [512]],  # input pixels
         "ASPECT_RATIOS": [[0.5, 1.0, 2.0]],  # height / width
         "ANGLES": [[-90, 0, 90]],
         "OFFSET": 0.0,  # in strides
@@ -140,11 +140,11 @@ _DATALOADER: Settings = {
 
 _TRAINER: Settings = {
     "NAME": "DefaultRunner",
-    # TYPE: bfloat16 | float16; cvpods' names APEX and PYTORCH mean float16.
+    # TYPE: bfloat16 | float16; cvpods' APEX and PYTORCH mean float16.
     "FP16": {"ENABLED": False, "TYPE": "APEX", "OPTS": {"OPT_LEVEL": "O1"}},
     "WINDOW_SIZE": 20,
     # Added by IFR.
-    # One warning when a larger share of the mask head's solves than SHARE, over WINDOW iterations, does not converge.
+    # Warn once if more than SHARE of the mask head's solves in WINDOW iterations do not converge.
     "CONVERGENCE": {"SHARE": 0.9, "WINDOW": 1000},
 }
 
@@ -167,21 +167,21 @@ _SOLVER: Settings = {
         "WEIGHT_DECAY_NORM": 0.0,
         "MOMENTUM": 0.9,
     },
-    # CLIP_TYPE: value, of every entry; or norm, of the gradient of all parameters together.
+    # CLIP_TYPE: value (every entry) | norm (of the gradient of all parameters together)
     "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0},
     "CHECKPOINT_PERIOD": 5000,
-    "IMS_PER_BATCH": 16,  # images of one update, over all workers
+    "IMS_PER_BATCH": 16,  # images per update, over all workers
     "IMS_PER_DEVICE": 2,
-    "BATCH_SUBDIVISIONS": 1,  # a worker's images pass through the model in this many parts, their gradients summed
+    "BATCH_SUBDIVISIONS": 1,  # each worker accumulates its gradients over this many parts of its images
     **ADDED["SOLVER"],
-    # Added by IFR to this host.
-    "CHECKPOINTS_KEPT": 0,  # so many of the newest model_iter_*.pth stay; 0: all of them
-    "CHECKPOINT_FAILURE": "continue",  # continue | stop, when a checkpoint cannot be written; the last one must be
+    # Added by IFR to this host only.
+    "CHECKPOINTS_KEPT": 0,  # keep this many of the newest model_iter_*.pth; 0: all
+    "CHECKPOINT_FAILURE": "continue",  # continue | stop if a checkpoint cannot be written; the last one always stops
 }
 
 _TEST: Settings = {
     "EXPECTED_RESULTS": [],
-    "EVAL_PERIOD": 0,  # evaluate after so many iterations and at the end; 0: never
+    "EVAL_PERIOD": 0,  # evaluate every this many iterations and at the end; 0: never
     "KEYPOINT_OKS_SIGMAS": [],
     "DETECTIONS_PER_IMAGE": 100,
     "AUG": {
@@ -206,7 +206,7 @@ DEFAULTS: Settings = {
     "SOLVER": _SOLVER,
     "TEST": _TEST,
     "OUTPUT_DIR": "./output",
-    "SEED": -1,  # negative: a fresh one for every run
+    "SEED": -1,  # negative: a random seed for every run
     "CUDNN_BENCHMARK": False,
     "VIS_PERIOD": 0,
     "GLOBAL": {

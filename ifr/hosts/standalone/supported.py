@@ -1,11 +1,11 @@
-"""Refuses settings that cvpods has and this host does not compute."""
+"""Refuses cvpods settings that this host does not implement."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from ifr.hosts.standalone.defaults import DEFAULTS
 
-# Settings of cvpods that have one supported value here, cvpods' default: any other would be ignored silently.
+# cvpods settings for which only the default is supported; other values would be silently ignored.
 _MODEL = (
     "MODEL.KEYPOINT_ON",
     "MODEL.LOAD_PROPOSALS",
@@ -26,7 +26,7 @@ _MODEL = (
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES",
     "INPUT.FORMAT",
 )
-# The same for the settings of a training or test.
+# The same for training and testing.
 _RUN = (
     "MODEL.AS_PRETRAIN",
     "MODEL.DDP_BACKEND",
@@ -42,7 +42,7 @@ _RUN = (
     "TRAINER.WINDOW_SIZE",
     "TRAINER.FP16.OPTS",
     "SOLVER.LR_SCHEDULER.NAME",
-    "SOLVER.LR_SCHEDULER.MAX_EPOCH",  # MAX_ITER says it
+    "SOLVER.LR_SCHEDULER.MAX_EPOCH",  # use MAX_ITER
     "TEST.EXPECTED_RESULTS",
     "TEST.KEYPOINT_OKS_SIGMAS",
     "TEST.AUG",
@@ -59,7 +59,7 @@ _POOLERS = ("ROIAlign", "ROIAlignV2")
 
 
 def check_supported(config: Any) -> None:
-    """Compare `config` with what this host computes.
+    """Check the settings of the model.
 
     Raises:
         ValueError: a setting has a value that this host does not support.
@@ -73,7 +73,7 @@ def check_supported(config: Any) -> None:
 
 
 def check_run(config: Any) -> None:
-    """Compare the settings of a training or test with what this host does.
+    """Check the settings of training and testing.
 
     Raises:
         ValueError: a setting has a value that this host does not support.
@@ -88,7 +88,9 @@ def check_run(config: Any) -> None:
         raise ValueError(f"SOLVER.CHECKPOINTS_KEPT must be at least 0, got {solver.CHECKPOINTS_KEPT}")
     share, window = float(config.TRAINER.CONVERGENCE.SHARE), int(config.TRAINER.CONVERGENCE.WINDOW)
     if not 0 <= share <= 1 or window < 1:
-        raise ValueError(f"TRAINER.CONVERGENCE takes a SHARE from 0 to 1 and a WINDOW from 1, got {share} and {window}")
+        raise ValueError(
+            f"TRAINER.CONVERGENCE needs a SHARE from 0 to 1 and a WINDOW of at least 1, got {share} and {window}"
+        )
 
 
 def _check_defaults(config: Any, keys: Sequence[str]) -> None:

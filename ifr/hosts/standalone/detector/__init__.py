@@ -1,1 +1,1 @@
-"""Mask R-CNN and Cascade R-CNN on torchvision's operations, computing what cvpods computes."""
+"""Mask R-CNN and Cascade R-CNN built on torchvision's operators, numerically equal to cvpods."""

@@ -1,4 +1,4 @@
-"""Anchor boxes of every level of a feature pyramid."""
+"""Anchor boxes for every level of a feature pyramid."""
 
 import math
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 
 class AnchorGenerator(nn.Module):
-    """Places anchors at every cell of every level; they are not rounded.
+    """Places anchors, without rounding, at every cell of every level.
 
-    A checkpoint holds them as the buffers `cell_anchors.<level>`.
+    Checkpoints store the anchors of one cell as the buffers `cell_anchors.<level>`.
 
     Args:
-        sizes: square root of the area, pixels of the network's input, for each level; one entry serves all levels.
-        aspect_ratios: height / width, for each level; one entry serves all levels.
-        strides: pixels between the cells of each level.
-        offset: of the first anchor's centre from the image's corner, in strides.
+        sizes: square root of the area in input pixels, for each level; a single entry applies to all levels.
+        aspect_ratios: height / width for each level; a single entry applies to all levels.
+        strides: distance between neighbouring cells of each level, in input pixels.
+        offset: distance of the first anchor's centre from the image's corner, in strides.
 
     Raises:
-        ValueError: the number of entries is neither one nor that of the levels, or levels differ in anchors per cell.
+        ValueError: there is neither one entry nor one per level, or levels differ in anchors per cell.
     """
 
     def __init__(
@@ -31,10 +31,8 @@ class AnchorGenerator(nn.Module):
         offset: float = 0.0,
     ) -> None:
         super().__init__()
-        sizes, aspect_ratios = (
-            _per_level(sizes, len(strides), "sizes"),
-            _per_level(aspect_ratios, len(strides), "ratios"),
-        )
+        sizes = _per_level(sizes, len(strides), "sizes")
+        aspect_ratios = _per_level(aspect_ratios, len(strides), "ratios")
         counts = {len(s) * len(r) for s, r in zip(sizes, aspect_ratios, strict=True)}
         if len(counts) != 1:
             raise ValueError(f"every level needs the same number of anchors per cell, got {sorted(counts)}")
@@ -46,7 +44,7 @@ class AnchorGenerator(nn.Module):
             self.cell_anchors.register_buffer(str(level), _cell_anchors(size, ratio))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Anchors (H * W * A, 4) XYXY pixels of every level (N, C, H, W), in the order H, W, A."""
+        """Return anchors (H * W * A, 4), XYXY pixels in the order H, W, A, for every level (N, C, H, W)."""
         cells = list(self.cell_anchors.buffers())
         return [self._grid(f, s, c) for f, s, c in zip(features, self.strides, cells, strict=True)]
 

@@ -1,4 +1,4 @@
-"""ResNet with a feature pyramid, from torchvision's ResNet and FeaturePyramidNetwork."""
+"""ResNet with a feature pyramid, built from torchvision's ResNet and FeaturePyramidNetwork."""
 
 from collections import OrderedDict
 
@@ -20,19 +20,19 @@ _STAGES = ("res2", "res3", "res4", "res5")
 
 
 class ResNetStages(nn.Module):
-    """The convolutional part of a ResNet as `stem`, `res2`, ..., `res5`.
+    """The convolutional part of a ResNet, split into `stem`, `res2`, ..., `res5`.
 
     Args:
-        depth: 18, 34, 50, 101 or 152.
-        norm: makes a normalisation layer for a number of channels.
-        stride_in_1x1: bottlenecks halve the resolution in their first convolution, as in the MSRA weights.
-        freeze_at: this many of (stem, res2, ..., res5) are not trained.
-        groups: of the 3x3 convolution of a bottleneck; above 1 it is a ResNeXt.
+        depth: number of layers: 18, 34, 50, 101 or 152.
+        norm: builds a normalisation layer for a number of channels.
+        stride_in_1x1: downsample in the first convolution of a bottleneck, like the MSRA weights.
+        freeze_at: number of frozen parts, counted from the stem.
+        groups: groups of a bottleneck's 3x3 convolution; more than 1 makes a ResNeXt.
         width_per_group: channels per group in res2.
-        zero_init_residual: start every block as the identity.
+        zero_init_residual: initialise every residual block to the identity.
 
     Raises:
-        ValueError: `depth` is not one of the above.
+        ValueError: `depth` is not supported.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ResNetStages(nn.Module):
                 block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Features of every stage for images (N, 3, H, W)."""
+        """Return the features of every stage for images (N, 3, H, W)."""
         x = self.stem(images)
         features = OrderedDict()
         for name in _STAGES:
@@ -82,12 +82,12 @@ class ResNetStages(nn.Module):
 
 
 class PyramidBackbone(nn.Module):
-    """A feature pyramid over `bottom_up`, with one level more, subsampled from the last (FPN, Lin et al. 2017).
+    """A feature pyramid (FPN, Lin et al. 2017) over `bottom_up`; p6 is p5 subsampled.
 
     Args:
-        bottom_up: gives the features of every stage.
-        channels: of every level.
-        norm: makes a normalisation layer after each convolution; None for none.
+        bottom_up: the ResNet.
+        channels: channels of every level.
+        norm: builds the normalisation layer after each convolution; None for no normalisation.
     """
 
     def __init__(self, *, bottom_up: ResNetStages, channels: int, norm: NormFactory | None) -> None:
@@ -99,7 +99,7 @@ class PyramidBackbone(nn.Module):
         self.size_divisibility = self.strides["p5"]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Levels (N, channels, H / stride, W / stride) by name, for images (N, 3, H, W) of divisible size."""
+        """Return levels (N, channels, H / stride, W / stride) by name; 32 divides H and W of images (N, 3, H, W)."""
         stages = self.bottom_up(images)
         levels = list(self.fpn(stages).values())
         levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))

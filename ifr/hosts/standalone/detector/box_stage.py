@@ -17,22 +17,22 @@ from ifr.hosts.standalone.detector.structures import Detections, LabelledProposa
 
 @dataclass(frozen=True)
 class StageOutput:
-    """Predictions for the proposals of all images, image after image."""
+    """Predictions for the proposals of all images, concatenated in image order."""
 
     logits: Tensor
-    """(R, num_classes + 1), the background last."""
+    """(R, num_classes + 1), background last."""
     deltas: Tensor
     """(R, num_classes or 1, 4)."""
     boxes: list[Tensor]
     """(n_i, 4) XYXY pixels, the proposals of image i."""
 
     def split(self, values: Tensor) -> list[Tensor]:
-        """`values` (R, ...) cut into one part for each image."""
+        """Split `values` (R, ...) by image."""
         return list(torch.split(values, [len(b) for b in self.boxes]))
 
 
 class BoxStage(nn.Module):
-    """A box head with its predictor, its box coder, and the matcher that labels its proposals."""
+    """A box head, its predictor, its box coder, and the matcher that labels its proposals."""
 
     def __init__(
         self,
@@ -51,19 +51,19 @@ class BoxStage(nn.Module):
         self.smooth_l1_beta = smooth_l1_beta
 
     def forward(self, crops: Tensor, boxes: Sequence[Tensor]) -> StageOutput:
-        """Predict for the crops (R, C, h, w) of `boxes`."""
+        """Predict classes and deltas from the crops (R, C, h, w) of `boxes`."""
         logits, deltas = self.box_predictor(self.box_head(crops))
         return StageOutput(logits, deltas, list(boxes))
 
     def refine(self, output: StageOutput, sizes: Sequence[ImageSize]) -> list[Tensor]:
-        """Class-agnostic boxes (n_i, 4) that the stage moves its proposals to, clipped and without gradient."""
+        """Apply class-agnostic deltas; return clipped boxes (n_i, 4) for every image, detached from the graph."""
         decoded = self.coder.decode(output.deltas[:, 0].detach(), torch.cat(output.boxes))
         return [clip(b, size) for b, size in zip(output.split(decoded), sizes, strict=True)]
 
     def losses(self, output: StageOutput, labelled: Sequence[LabelledProposals]) -> dict[str, Tensor]:
-        """Mean cross-entropy, and smooth L1 of the true class' deltas over the number of all proposals.
+        """Return the mean cross-entropy, and the true class's smooth L1 loss divided by the number of all proposals.
 
-        The proposals of all workers count. Without any proposal both are zero and still reach every parameter.
+        Both are normalised over the proposals of all workers. Without proposals they are zero but keep the graph.
         """
         classes = torch.cat([p.classes for p in labelled])
         share = share_of_samples(len(classes), output.logits.device)
@@ -85,20 +85,20 @@ class BoxStage(nn.Module):
 
 @dataclass(frozen=True)
 class DetectionFilter:
-    """Which scored boxes become detections."""
+    """Selects the scored boxes that become detections."""
 
     score_threshold: float
     nms_threshold: float
     max_detections: int
-    """Per image; negative: no limit."""
+    """Per image; no limit if negative."""
 
     def __call__(self, boxes: Tensor, deltas: Tensor, scores: Tensor, coder: BoxCoder, size: ImageSize) -> Detections:
-        """Detections of one image.
+        """Return the detections in one image.
 
         Args:
-            boxes: (n, 4) XYXY pixels, proposals.
+            boxes: proposals (n, 4), XYXY pixels.
             deltas: (n, num_classes or 1, 4).
-            scores: (n, num_classes + 1), the background last.
+            scores: (n, num_classes + 1), background last.
             coder: decodes `deltas`.
             size: the image's height and width.
         """

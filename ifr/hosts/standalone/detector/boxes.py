@@ -1,4 +1,4 @@
-"""Box arithmetic: clipping, overlap, and the coding of one box relative to another."""
+"""Box arithmetic: clipping, overlap, matching, and the encoding of a box relative to another."""
 
 import math
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 
 
 def clip(boxes: Tensor, size: ImageSize) -> Tensor:
-    """Boxes (..., 4) XYXY limited to [0, width] and [0, height]."""
+    """Clip boxes (..., 4) XYXY to [0, width] and [0, height]."""
     height, width = size
     x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
     return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), dim=-1)
 
 
 def nonempty(boxes: Tensor, min_size: float = 0.0) -> Tensor:
-    """(n,) bool: both sides of the box (n, 4) are longer than `min_size` pixels."""
+    """Return (n,) bool: whether both sides of each box (n, 4) are longer than `min_size` pixels."""
     sides = boxes[:, 2:] - boxes[:, :2]
     return (sides > min_size).all(dim=1)
 
 
 def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
-    """(n, m) intersection over union of boxes (n, 4) and (m, 4); zero, not NaN, where neither has an area."""
+    """Return the (n, m) intersection over union of boxes (n, 4) and (m, 4); 0, not NaN, for two empty boxes."""
     area_first = (first[:, 2] - first[:, 0]) * (first[:, 3] - first[:, 1])
     area_second = (second[:, 2] - second[:, 0]) * (second[:, 3] - second[:, 1])
     low = torch.maximum(first[:, None, :2], second[None, :, :2])
@@ -39,12 +39,12 @@ def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BoxCoder:
-    """Codes a box relative to another as (dx, dy, dw, dh) times `weights` (R-CNN, Girshick et al. 2014, appendix C)."""
+    """Encodes a box relative to another as (dx, dy, dw, dh) * `weights` (R-CNN, Girshick et al. 2014, appendix C)."""
 
     weights: tuple[float, float, float, float]
 
     def encode(self, boxes: Tensor, targets: Tensor) -> Tensor:
-        """Deltas (n, 4) that move `boxes` (n, 4) onto `targets` (n, 4)."""
+        """Return the deltas (n, 4) that map `boxes` (n, 4) to `targets` (n, 4)."""
         size, target_size = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
         centre, target_centre = boxes[:, :2] + 0.5 * size, targets[:, :2] + 0.5 * target_size
         weights = boxes.new_tensor(self.weights)
@@ -52,7 +52,7 @@ class BoxCoder:
         return torch.cat((shift, weights[2:] * torch.log(target_size / size)), dim=1)
 
     def decode(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Boxes (..., 4) XYXY that the deltas (..., 4) move `boxes` (..., 4) to; leading axes broadcast."""
+        """Apply deltas (..., 4) to `boxes` (..., 4) XYXY; leading axes broadcast."""
         size = boxes[..., 2:] - boxes[..., :2]
         centre = boxes[..., :2] + 0.5 * size
         scaled = deltas / deltas.new_tensor(self.weights)
@@ -63,10 +63,10 @@ class BoxCoder:
 
 @dataclass(frozen=True)
 class Matcher:
-    """Labels each column of an overlap matrix by the bin of `thresholds` that its best overlap falls in.
+    """Labels each column of an overlap matrix by the bin of `thresholds` that contains its largest overlap.
 
-    With `keep_best`, the boxes that overlap an object most are positive however small their overlap is
-    (Faster R-CNN, section 3.1.2, case i).
+    With `keep_best`, the boxes with the largest overlap for an object are always positive (Faster R-CNN, section
+    3.1.2, case i).
     """
 
     thresholds: Sequence[float]
@@ -77,19 +77,19 @@ class Matcher:
         """Check the bins.
 
         Raises:
-            ValueError: the thresholds do not rise, or there is not one label per bin.
+            ValueError: the thresholds are not ascending, or there is not one label per bin.
         """
         if list(self.thresholds) != sorted(self.thresholds):
-            raise ValueError(f"thresholds must rise, got {list(self.thresholds)}")
-        if len(self.labels) != len(self.thresholds) + 1:
-            raise ValueError(f"{len(self.thresholds)} thresholds need one label more, got {list(self.labels)}")
+            raise ValueError(f"thresholds must be ascending, got {list(self.thresholds)}")
+        if len(self.labels) != (bins := len(self.thresholds) + 1):
+            raise ValueError(f"thresholds {list(self.thresholds)} need {bins} labels, got {list(self.labels)}")
 
     def __call__(self, overlap: Tensor) -> tuple[Tensor, Tensor]:
-        """Match columns of `overlap` (objects, boxes) to rows.
+        """Match each box to an object by their `overlap` (objects, boxes).
 
         Returns:
-            (boxes,) int64, the object that overlaps each box most, and (boxes,) int64, the box's label: 1 positive,
-            0 negative, -1 ignored.
+            (boxes,) int64, the object with the largest overlap; and (boxes,) int64, the label: 1 positive, 0 negative,
+            -1 ignored.
         """
         objects, boxes = overlap.shape
         if objects == 0 or boxes == 0:
@@ -99,6 +99,6 @@ class Matcher:
         bins = torch.bucketize(best, best.new_tensor(self.thresholds), right=True)
         labels = torch.tensor(self.labels, device=overlap.device)[bins]
         if self.keep_best:
-            of_best = overlap == overlap.max(dim=1, keepdim=True).values
-            labels = torch.where(of_best.any(dim=0), torch.ones_like(labels), labels)
+            is_best = overlap == overlap.max(dim=1, keepdim=True).values
+            labels = torch.where(is_best.any(dim=0), torch.ones_like(labels), labels)
         return matches, labels

@@ -1,4 +1,4 @@
-"""Classifies cropped features and refines their boxes."""
+"""Box heads, box predictors, and the convolutional mask head."""
 
 from collections import OrderedDict
 
@@ -11,7 +11,7 @@ from ifr.hosts.standalone.detector.layers import NormFactory, init_he, init_norm
 def conv_layers(
     name: str, *, count: int, in_channels: int, channels: int, norm: NormFactory | None
 ) -> OrderedDict[str, nn.Module]:
-    """`count` 3x3 convolutions, each with a normalisation and a ReLU, named `name` and a number from 1."""
+    """Build `count` 3x3 convolutions, each with normalisation and ReLU, named `name` and a number from 1."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for k in range(count):
         layer = Conv2dNormActivation(in_channels if k == 0 else channels, channels, norm_layer=norm)
@@ -30,13 +30,13 @@ def make_box_head(
     fc_channels: int,
     norm: NormFactory | None,
 ) -> tuple[nn.Sequential, int]:
-    """Convolutions `conv1`, ... and fully connected layers `fc1`, ..., each with a ReLU, and their number of outputs.
+    """Build convolutions `conv1`, ... and linear layers `fc1`, ..., each with ReLU; also return the output width.
 
     Raises:
-        ValueError: there would be no layer at all.
+        ValueError: the head has no layers.
     """
     if num_conv + num_fc == 0:
-        raise ValueError("a box head needs a layer, got num_conv = num_fc = 0")
+        raise ValueError("a box head needs at least one layer, got num_conv = num_fc = 0")
     layers = conv_layers("conv", count=num_conv, in_channels=in_channels, channels=conv_channels, norm=norm)
     layers["flatten"] = nn.Flatten()
     width = (conv_channels if num_conv else in_channels) * in_size**2
@@ -50,7 +50,7 @@ def make_box_head(
 
 
 class BoxPredictor(nn.Module):
-    """Class scores, the background last, and box deltas from the features of a box head."""
+    """Predicts class logits, background last, and box deltas from the features of a box head."""
 
     def __init__(self, *, in_channels: int, num_classes: int, class_agnostic: bool) -> None:
         super().__init__()
@@ -60,14 +60,14 @@ class BoxPredictor(nn.Module):
         init_normal(self.bbox_pred, std=0.001)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """For features (R, in_channels): logits (R, num_classes + 1) and deltas (R, num_classes or 1, 4)."""
+        """Return logits (R, num_classes + 1) and deltas (R, num_classes or 1, 4) for features (R, in_channels)."""
         return self.cls_score(features), self.bbox_pred(features).unflatten(1, (-1, 4))
 
 
 def make_conv_mask_head(
     *, in_channels: int, num_conv: int, channels: int, num_classes: int, norm: NormFactory | None
 ) -> nn.Sequential:
-    """Maps crops (N, in_channels, H, W) to mask logits (N, num_classes, 2H, 2W) (He et al. 2017, figure 4, right)."""
+    """Build the mask head of He et al. 2017, figure 4, right: (N, in_channels, H, W) -> (N, num_classes, 2H, 2W)."""
     layers = conv_layers("mask_fcn", count=num_conv, in_channels=in_channels, channels=channels, norm=norm)
     deconv = nn.ConvTranspose2d(channels if num_conv else in_channels, channels, kernel_size=2, stride=2)
     init_he(deconv)

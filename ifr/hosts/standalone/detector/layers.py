@@ -1,4 +1,4 @@
-"""Normalisation layers by their configuration name, and freezing them."""
+"""Normalisation layers by configuration name, freezing, and weight initialisation."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 NormFactory = Callable[[int], nn.Module]
 
-_GROUPS = 32  # of GroupNorm in the backbone and the heads, as in "Group Normalization" (Wu and He, 2018)
+_GROUPS = 32  # as in "Group Normalization" (Wu and He, 2018)
 
 _FACTORIES: dict[str, NormFactory] = {
     "FrozenBN": FrozenBatchNorm2d,
@@ -18,10 +18,10 @@ _FACTORIES: dict[str, NormFactory] = {
 
 
 def norm_factory(name: str) -> NormFactory | None:
-    """What makes the layer `name` for a number of channels; None for the empty name.
+    """Return a function that builds the layer `name` for a number of channels; None for the empty name.
 
     Raises:
-        ValueError: no layer has this name.
+        ValueError: `name` is unknown.
     """
     if name == "":
         return None
@@ -31,7 +31,7 @@ def norm_factory(name: str) -> NormFactory | None:
 
 
 def freeze(module: nn.Module) -> None:
-    """Stop the training of `module`: no gradients, and batch normalisation with its present statistics for good."""
+    """Freeze `module`: disable gradients and fix the statistics of batch normalisation."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     for parent in list(module.modules()):
@@ -51,19 +51,19 @@ Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
 
 def init_he(layer: Layer) -> None:
-    """Normal weights of the variance 2 / fan-out (He et al. 2015)."""
+    """Draw normal weights with variance 2 / fan-out (He et al. 2015)."""
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     _zero_bias(layer)
 
 
 def init_xavier(layer: Layer) -> None:
-    """Uniform weights of the variance 1 / fan-in, as Caffe2's XavierFill."""
+    """Draw uniform weights with variance 1 / fan-in, like Caffe2's XavierFill."""
     nn.init.kaiming_uniform_(layer.weight, a=1)
     _zero_bias(layer)
 
 
 def init_normal(layer: Layer, std: float) -> None:
-    """Normal weights of the deviation `std`."""
+    """Draw normal weights with standard deviation `std`."""
     nn.init.normal_(layer.weight, std=std)
     _zero_bias(layer)
 

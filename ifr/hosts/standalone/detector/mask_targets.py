@@ -1,4 +1,4 @@
-"""Turns ground truth masks into the small square targets that a mask head is trained on."""
+"""Converts ground-truth masks to the small square targets of a mask head."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ _SMALLEST_SIDE = 0.1  # pixels; keeps the scale of a degenerate box finite
 
 
 def mask_targets(proposals: LabelledProposals, side: int) -> Tensor:
-    """Masks (n, side, side) bool of the matched objects inside the proposal boxes.
+    """Crop each proposal's matched object to the proposal box: (n, side, side) bool.
 
     Raises:
         ValueError: the annotations have no masks.
     """
     masks = proposals.annotations.masks
     if masks is None:
-        raise ValueError("training masks needs annotations with masks, got none")
+        raise ValueError("training a mask head needs annotations with masks, got none")
     if len(proposals.boxes) == 0:
         return torch.zeros((0, side, side), dtype=torch.bool, device=proposals.boxes.device)
     if isinstance(masks, Tensor):
@@ -34,7 +34,7 @@ def mask_targets(proposals: LabelledProposals, side: int) -> Tensor:
 
 
 def rasterize_in_box(polygons: Sequence[np.ndarray], box: np.ndarray, side: int) -> np.ndarray:
-    """Fill polygons, each x0, y0, x1, y1, ... in pixels, in a (side, side) bool raster that spans `box` (4,) XYXY.
+    """Rasterize polygons, each x0, y0, x1, y1, ... in pixels, to (side, side) bool over `box` (4,) XYXY.
 
     pycocotools decides which cells are inside.
     """

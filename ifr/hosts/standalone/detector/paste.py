@@ -1,4 +1,4 @@
-"""Pastes small square masks into the image at their boxes."""
+"""Pastes small square masks into the image at their boxes, on a CPU or an accelerator."""
 
 from collections.abc import Iterator
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from ifr.data.annotations import ImageSize
 
-_CACHE = 2**19  # numbers that the float masks of one product may take on a CPU
-_MEMORY = 2**30  # bytes that one chunk of full-size float masks may take on an accelerator
+_CACHE = 2**19  # limit on the float values of one batched product on a CPU
+_MEMORY = 2**30  # limit on the bytes of one chunk of full-size float masks on an accelerator
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float = 0.5) -> Tensor:
-    """Binary masks (n, height, width) bool in the image.
+    """Paste mask probabilities into the image and binarise them: (n, height, width) bool.
 
-    A pixel's centre is at +0.5; the mask is interpolated bilinearly between its cell centres and zero outside.
+    Pixel centres are at +0.5; masks are interpolated bilinearly between their cell centres and are zero outside.
 
     Args:
         probabilities: (n, side, side) in [0, 1].
-        boxes: (n, 4) XYXY pixels, none of them empty.
+        boxes: (n, 4) XYXY pixels, not empty.
         size: height and width of the image.
-        threshold: a pixel at least this probable belongs to the object.
+        threshold: lowest probability of a mask pixel.
     """
     probabilities, boxes = probabilities.detach().float(), boxes.detach().float()
     if probabilities.device.type == "cpu":
@@ -31,14 +31,14 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold
 
 
 def _paste_by_product(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float) -> Tensor:
-    """Bilinear interpolation inside each box as two matrix products, rows then columns.
+    """Interpolate inside each box by two matrix products, rows then columns.
 
-    On a CPU this is several times faster than any resampling routine, as long as the float image is not allocated anew
-    for every product. Masks of similar area share one, because a small one costs less than the calls that paste it.
+    On a CPU this is several times faster than any resampling routine if products reuse one buffer. Masks of similar
+    area share a product, because call overhead dominates the cost of a small mask.
     """
-    # numpy would ask for huge pages, for which the system may first have to move memory (up to 0.15 s for 85 MB).
+    # Not numpy.zeros: it requests huge pages, and compacting memory for them can take 0.15 s for 85 MB.
     canvases = torch.zeros((len(boxes), *size), dtype=torch.bool).numpy()
-    # From here on (n, 2) is x and y, width and height.
+    # Below, (n, 2) holds x and y, or width and height.
     low, high = boxes.view(-1, 2, 2).unbind(1)
     first = (low.floor() - 1).clamp(min=0).long()
     extents = (torch.minimum((high.ceil() + 1).long(), torch.tensor(size[::-1])) - first).clamp(min=0)
@@ -58,7 +58,7 @@ def _paste_by_product(probabilities: Tensor, boxes: Tensor, size: ImageSize, thr
 
 
 def _groups(extents: Tensor) -> Iterator[tuple[list[int], int, int]]:
-    """Indices of masks that fit into the cache together, and the width and height that hold each of them."""
+    """Yield the indices of masks that together fit into the cache, and their largest width and height."""
     group: list[int] = []
     width = height = 0
     sizes = extents.tolist()
@@ -74,7 +74,7 @@ def _groups(extents: Tensor) -> Iterator[tuple[list[int], int, int]]:
 
 
 def _weights(low: Tensor, high: Tensor, first: Tensor, length: int, side: int) -> Tensor:
-    """How much each cell of a mask counts in each pixel along an axis, (n, 2, length, side), from spans (n, 2)."""
+    """Return the bilinear weight of each mask cell in each pixel along each axis, (n, 2, length, side)."""
     pixels = torch.arange(length) + first[:, :, None] + 0.5
     cells = (pixels - low[:, :, None]) / (high - low)[:, :, None] * side - 0.5
     return (cells[..., None] - torch.arange(side)).abs_().neg_().add_(1).clamp_(min=0)

@@ -1,4 +1,4 @@
-"""Crops features of boxes from a feature pyramid."""
+"""Crops the features of boxes from a feature pyramid."""
 
 import sys
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-CANONICAL_SIZE = 224  # pixels; a box of this side is cropped from the canonical level (FPN, equation 1)
+CANONICAL_SIZE = 224  # pixels; a square box of this size is cropped from CANONICAL_LEVEL (FPN, equation 1)
 CANONICAL_LEVEL = 4
 
 
 class PyramidPooler:
-    """ROIAlign from the pyramid level that fits the size of each box.
+    """Applies ROIAlign to each box at the pyramid level that matches its size.
 
     Args:
-        output_size: of the square crop.
-        strides: of the levels, each twice the one before.
-        sampling_ratio: samples per bin and axis; 0 adapts it to the box.
-        aligned: ROIAlign without the half-pixel shift of its first version.
+        output_size: side of the square crop, in bins.
+        strides: strides of the levels, each twice the previous one.
+        sampling_ratio: samples per bin and axis; 0 adapts to the box.
+        aligned: correct the half-pixel shift of the original ROIAlign.
 
     Raises:
         ValueError: the strides are not consecutive powers of two.
@@ -36,10 +36,10 @@ class PyramidPooler:
         self.aligned = aligned
 
     def __call__(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Crop the boxes (n_i, 4) XYXY pixels of image i from the levels (N, C, H, W).
+        """Crop the boxes (n_i, 4), XYXY pixels, of image i from the levels (N, C, H, W).
 
         Returns:
-            (sum of n_i, C, output_size, output_size), image after image.
+            (sum of n_i, C, output_size, output_size), in image order.
         """
         index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
         rois = torch.cat((index, torch.cat(list(boxes))), dim=1)

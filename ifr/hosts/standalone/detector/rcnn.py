@@ -1,4 +1,4 @@
-"""The whole two-stage detector: images in, losses or detections out."""
+"""The two-stage detector: images in, losses or detections out."""
 
 import re
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ class RCNN(nn.Module):
     """Mask R-CNN or Cascade R-CNN with a feature pyramid.
 
     Args:
-        backbone: image features.
-        proposal_generator: boxes that may hold an object.
-        roi_heads: boxes, classes and masks of the proposals.
-        pixel_mean: of every channel, BGR 0-255.
-        pixel_std: of every channel.
-        explicit_iterations: training starts with this many iterations of the explicit path of the mask head.
+        backbone: computes image features.
+        proposal_generator: proposes boxes that may contain objects.
+        roi_heads: predict boxes, classes and masks of the proposals.
+        pixel_mean: mean of every channel, BGR 0-255.
+        pixel_std: standard deviation of every channel.
+        explicit_iterations: number of initial training iterations that use the mask head's explicit path.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class RCNN(nn.Module):
         self.pixel_std: Tensor
 
     def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses by name in training, otherwise what was found in every image.
+        """Return losses in training mode, detections in evaluation mode.
 
         Args:
-            batch: for every image `image` (3, H, W) BGR 0-255; in training `instances`, its `Annotations`; otherwise
-                optionally `height` and `width` in pixels of the output, by default those of `image`.
+            batch: for every image, `image` (3, H, W) BGR 0-255. Training also needs `instances`, its `Annotations`.
+                Evaluation takes an optional output `height` and `width` in pixels; the default is the image's size.
 
         Returns:
-            In training, scalars by name. Otherwise for every image `boxes` (n, 4) XYXY pixels of the output, `scores`
-            (n,) in [0, 1], `classes` (n,) 0-based, and with a mask head `masks` (n, height, width) bool.
+            In training, scalar losses by name. In evaluation, for every image: `boxes` (n, 4) XYXY output pixels,
+            `scores` (n,) in [0, 1], `classes` (n,) 0-based, and with a mask head `masks` (n, height, width) bool.
 
         Raises:
             ValueError: the batch is empty, an image is not (3, H, W), or training lacks annotations.
@@ -86,13 +86,13 @@ class RCNN(nn.Module):
         ]
 
     def preprocess(self, batch: Sequence[dict[str, Any]]) -> ImageBatch:
-        """Subtract the mean, divide by the deviation, then pad with zeros to a size that the backbone divides.
+        """Normalise the images and zero-pad them to a common size divisible by `backbone.size_divisibility`.
 
         Raises:
             ValueError: the batch is empty or an image is not (3, H, W).
         """
         if len(batch) == 0:
-            raise ValueError("the batch has no image")
+            raise ValueError("the batch has no images")
         for item in batch:
             if item["image"].dim() != 3 or item["image"].shape[0] != len(self.pixel_mean) or 0 in item["image"].shape:
                 raise ValueError(f"image must be (3, H, W), got {tuple(item['image'].shape)}")
@@ -109,7 +109,7 @@ class RCNN(nn.Module):
     def postprocess(
         detections: Detections, masks: Tensor | None, size: ImageSize, output_size: ImageSize
     ) -> dict[str, Tensor]:
-        """Scale the detections of one image of `size` to `output_size`, dropping boxes that become empty there."""
+        """Scale the detections of one image from `size` to `output_size` and drop boxes that become empty."""
         scale = detections.boxes.new_tensor((output_size[1] / size[1], output_size[0] / size[0])).repeat(2)
         boxes = clip(detections.boxes * scale, output_size)
         keep = nonempty(boxes)
@@ -119,11 +119,11 @@ class RCNN(nn.Module):
         return result
 
     def set_iteration(self, iteration: int) -> None:
-        """Choose the explicit or the implicit path of the mask head for this training iteration, counted from 0."""
+        """Choose the mask head's explicit or implicit path for this training iteration, counted from 0."""
         set_phase(self, "explicit" if iteration < self.explicit_iterations else "implicit")
 
     def published_names(self) -> dict[str, str]:
-        """The key of every tensor of `state_dict()` in a checkpoint of cvpods."""
+        """Map the keys of `state_dict()` to those of a cvpods checkpoint."""
         cascade = len(self.roi_heads.stages) > 1
         return {key: published_name(key, cascade=cascade) for key in self.state_dict()}
 
@@ -138,12 +138,12 @@ def _output_size(item: dict[str, Any]) -> ImageSize:
     return int(item.get("height", item["image"].shape[1])), int(item.get("width", item["image"].shape[2]))
 
 
-_FPN_PARTS = {"inner_blocks": "lateral", "layer_blocks": "output"}
-_FIRST_LEVEL = 2  # of the pyramid, p2
+_FPN_PARTS = {"inner": "lateral", "layer": "output"}
+_FIRST_LEVEL = 2  # p2
 
 
 def published_name(key: str, *, cascade: bool) -> str:
-    """The key in a cvpods checkpoint of the tensor `key` of an `RCNN`; a cascade numbers its box stages."""
+    """Return the cvpods name of the `RCNN` tensor `key`; only the box stages of a cascade are numbered."""
     key = re.sub(r"\bfpn\.(inner|layer)_blocks\.(\d+)\.([01])\.", _fpn_name, key)
     if key.startswith("backbone.bottom_up."):
         key = key.replace(".stem.bn1.", ".stem.conv1.norm.")
@@ -155,5 +155,4 @@ def published_name(key: str, *, cascade: bool) -> str:
 
 
 def _fpn_name(match: re.Match[str]) -> str:
-    kind = _FPN_PARTS[f"{match[1]}_blocks"]
-    return f"fpn_{kind}{_FIRST_LEVEL + int(match[2])}." + ("norm." if match[3] == "1" else "")
+    return f"fpn_{_FPN_PARTS[match[1]]}{_FIRST_LEVEL + int(match[2])}." + ("norm." if match[3] == "1" else "")

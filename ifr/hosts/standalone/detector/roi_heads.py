@@ -1,4 +1,4 @@
-"""Everything computed per region: boxes by one stage or a cascade, and masks."""
+"""Region heads: boxes by one stage or a cascade, and masks."""
 
 import itertools
 from collections.abc import Sequence
@@ -20,30 +20,30 @@ from ifr.hosts.standalone.detector.structures import Detections, LabelledProposa
 
 @dataclass(frozen=True)
 class ProposalSampling:
-    """Which labelled proposals the region heads are trained on."""
+    """Settings for choosing the proposals that the region heads are trained on."""
 
     per_image: int
     positive_fraction: float
     append_truth: bool
-    """Add the ground truth boxes to the proposals."""
+    """Add the ground-truth boxes to the proposals."""
 
 
 class ROIHeads(nn.Module):
     """Box stages and a mask head over a feature pyramid.
 
-    With more than one stage it is Cascade R-CNN (Cai and Vasconcelos 2018): each stage takes the boxes of the one
-    before and is trained on the overlap that its own matcher asks for; the scores of all stages are averaged.
+    Several stages make Cascade R-CNN (Cai and Vasconcelos 2018): each stage refines the boxes of the previous one and
+    is trained with its own overlap threshold; class scores are averaged over the stages.
 
     Args:
-        stages: box stages, the first on the proposals.
-        box_pooler: crops features for the boxes.
-        mask_head: maps crops to mask logits; None to predict boxes only.
-        mask_pooler: crops features for the masks.
-        in_features: names of the pyramid levels that are cropped.
-        num_classes: without the background.
-        sampling: which proposals enter the losses.
-        sampler: makes that choice.
-        detection_filter: which boxes are detections.
+        stages: box stages; the first takes the proposals.
+        box_pooler: crops features for boxes.
+        mask_head: maps crops to mask logits; None to predict only boxes.
+        mask_pooler: crops features for masks.
+        in_features: names of the pyramid levels to crop from.
+        num_classes: number of classes without the background.
+        sampling: how many proposals enter the losses.
+        sampler: chooses these proposals.
+        detection_filter: selects the boxes that become detections.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ROIHeads(nn.Module):
         proposals: Sequence[Proposals],
         annotations: Sequence[Annotations],
     ) -> dict[str, Tensor]:
-        """Training losses of all stages and of the masks, by name."""
+        """Return the training losses of all stages and of the masks, by name."""
         levels = [features[name] for name in self.in_features]
         sampled = [self._sample(p, a) for p, a in zip(proposals, annotations, strict=True)]
         losses: dict[str, Tensor] = {}
@@ -97,7 +97,7 @@ class ROIHeads(nn.Module):
     def detect(
         self, features: dict[str, Tensor], sizes: Sequence[ImageSize], proposals: Sequence[Proposals]
     ) -> list[Detections]:
-        """Detections of every image."""
+        """Return the detections in every image."""
         levels = [features[name] for name in self.in_features]
         stages = self._stages()
         outputs = [self._run(stages[0], levels, [p.boxes for p in proposals])]
@@ -111,12 +111,12 @@ class ROIHeads(nn.Module):
         ]
 
     def masks(self, features: dict[str, Tensor], detections: Sequence[Detections]) -> list[Tensor] | None:
-        """Mask probabilities (n_i, side, side) of the detected classes; None without a mask head."""
+        """Return the mask probabilities (n_i, side, side) of the detected classes; None without a mask head."""
         if self.mask_head is None:
             return None
         levels = [features[name] for name in self.in_features]
         logits = self.mask_head(self.mask_pooler(levels, [d.boxes for d in detections]))
-        chosen = _of_class(logits, torch.cat([d.classes for d in detections]))
+        chosen = _select_class(logits, torch.cat([d.classes for d in detections]))
         return list(torch.split(chosen.sigmoid(), [len(d.boxes) for d in detections]))
 
     def _stages(self) -> list[BoxStage]:
@@ -125,7 +125,7 @@ class ROIHeads(nn.Module):
     def _run(self, stage: BoxStage, levels: list[Tensor], boxes: list[Tensor]) -> StageOutput:
         crops = self.box_pooler(levels, boxes)
         if crops.requires_grad and len(self.stages) > 1:
-            # The stages' losses are summed; the features get their mean gradient.
+            # The losses of the stages are summed; the features get the mean of their gradients.
             crops.register_hook(lambda gradient: gradient / len(self.stages))  # type: ignore[no-untyped-call]
         return stage(crops, boxes)
 
@@ -147,7 +147,7 @@ class ROIHeads(nn.Module):
         return _select(labelled, chosen)
 
     def _mask_loss(self, levels: list[Tensor], sampled: Sequence[LabelledProposals], mask_head: nn.Module) -> Tensor:
-        """Mean binary cross-entropy of the true class' logits over all workers' foreground proposals, or zero."""
+        """Return the true class's mean binary cross-entropy over the foreground of all workers; 0 without any."""
         foreground = [
             _select(p, torch.nonzero((p.classes >= 0) & (p.classes < self.num_classes)).squeeze(1)) for p in sampled
         ]
@@ -156,7 +156,7 @@ class ROIHeads(nn.Module):
         if len(logits) == 0:
             return logits.sum() * 0
         targets = torch.cat([mask_targets(p, logits.shape[-1]) for p in foreground])
-        chosen = _of_class(logits, torch.cat([p.classes for p in foreground]))
+        chosen = _select_class(logits, torch.cat([p.classes for p in foreground]))
         return F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype)) * share
 
 
@@ -166,8 +166,8 @@ def _select(proposals: LabelledProposals, index: Tensor) -> LabelledProposals:
     )
 
 
-def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
-    """(n, H, W): of logits (n, C, H, W) the channel of each one's class, or the only channel."""
+def _select_class(logits: Tensor, classes: Tensor) -> Tensor:
+    """Select each sample's class channel, or the only channel, of logits (n, C, H, W): (n, H, W)."""
     if logits.shape[1] == 1:
         return logits[:, 0]
     return logits[torch.arange(len(logits), device=logits.device), classes]

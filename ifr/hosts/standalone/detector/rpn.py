@@ -17,7 +17,7 @@ from ifr.hosts.standalone.detector.structures import Proposals
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution shared by all levels, then objectness logits and box deltas of every anchor."""
+    """A 3x3 convolution followed by objectness logits and box deltas for every anchor, shared by all levels."""
 
     def __init__(self, *, channels: int, anchors_per_cell: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class RPNHead(nn.Module):
             init_normal(layer, std=0.01)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """For every level (N, C, H, W): logits (N, H * W * A) and deltas (N, H * W * A, 4)."""
+        """Return logits (N, H * W * A) and deltas (N, H * W * A, 4) for every level (N, C, H, W)."""
         logits, deltas = [], []
         for feature in features:
             hidden = F.relu(self.conv(feature))
@@ -39,7 +39,7 @@ class RPNHead(nn.Module):
 
 @dataclass(frozen=True)
 class ProposalLimits:
-    """How many proposals pass."""
+    """Largest numbers of proposals that are kept."""
 
     before_nms: int
     """Per level."""
@@ -57,17 +57,17 @@ class RPNSettings:
     test_limits: ProposalLimits
     nms_threshold: float
     min_size: float
-    """Proposals with a side of at most this many pixels are dropped."""
+    """Proposals with a side of this many pixels or fewer are dropped."""
     batch_size_per_image: int
     positive_fraction: float
     smooth_l1_beta: float
     loss_weight: float
     boundary: int
-    """Anchors further than this many pixels outside the image are not trained on; negative: all are."""
+    """Anchors that extend further than this many pixels outside the image are ignored in training; negative: none."""
 
 
 class RegionProposalNetwork(nn.Module):
-    """Proposes boxes that may hold an object, and its own losses in training."""
+    """Proposes boxes that may contain objects, and computes its training losses."""
 
     def __init__(
         self,
@@ -88,10 +88,10 @@ class RegionProposalNetwork(nn.Module):
     def forward(
         self, features: dict[str, Tensor], sizes: Sequence[ImageSize], annotations: Sequence[Annotations] | None = None
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Proposals of every image, and with `annotations` the losses `loss_rpn_cls` and `loss_rpn_loc`.
+        """Return the proposals for every image and, given `annotations`, the losses `loss_rpn_cls` and `loss_rpn_loc`.
 
         Raises:
-            FloatingPointError: in training, predictions are not finite.
+            FloatingPointError: predictions are not finite in training mode.
         """
         levels = [features[name] for name in self.in_features]
         logits, deltas = self.rpn_head(levels)
@@ -137,7 +137,7 @@ class RegionProposalNetwork(nn.Module):
         sizes: Sequence[ImageSize],
         annotations: Sequence[Annotations],
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy and smooth L1, summed over the samples, over the number of samples asked for."""
+        """Return binary cross-entropy and smooth L1, summed over the samples, divided by the requested sample count."""
         settings = self.settings
         every_anchor = torch.cat(anchors)
         predicted_logits, predicted_deltas = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)

@@ -1,4 +1,4 @@
-"""What goes into a detector and what comes out of its stages."""
+"""The data passed between the stages of a detector."""
 
 from dataclasses import dataclass
 
@@ -13,36 +13,36 @@ class ImageBatch:
     """Normalised images padded to one size."""
 
     tensor: Tensor
-    """(N, 3, H, W), zero beyond each image's own size."""
+    """(N, 3, H, W), zero in the padding."""
     sizes: list[ImageSize]
-    """Height and width of every image without padding."""
+    """Height and width of every image before padding."""
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """Boxes of one image that may hold an object, best first."""
+    """Boxes in one image that may contain objects, best first."""
 
     boxes: Tensor
-    """(n, 4) XYXY pixels of the network's input."""
+    """(n, 4) XYXY input pixels."""
     logits: Tensor
-    """(n,) objectness."""
+    """(n,) objectness logits."""
 
 
 @dataclass(frozen=True)
 class LabelledProposals:
-    """Proposals of one image with the ground truth that each of them is matched to."""
+    """Proposals in one image, each matched to a ground-truth object."""
 
     boxes: Tensor
     """(n, 4) XYXY pixels."""
     classes: Tensor
-    """(n,) int64; the number of classes stands for the background, -1 for ignored."""
+    """(n,) int64, 0-based; num_classes is the background, -1 is ignored."""
     targets: Tensor
-    """(n,) int64, the object of `annotations` that each is matched to; meaningless for the background."""
+    """(n,) int64, index of the matched object in `annotations`; undefined for the background."""
     annotations: Annotations
 
     @property
     def target_boxes(self) -> Tensor:
-        """(n, 4) XYXY pixels, the matched boxes; zero in an image without objects."""
+        """(n, 4) XYXY pixels, the matched ground-truth boxes; zero in an image without objects."""
         if len(self.annotations) == 0:
             return torch.zeros_like(self.boxes)
         return self.annotations.boxes[self.targets]
@@ -50,10 +50,10 @@ class LabelledProposals:
 
 @dataclass(frozen=True)
 class Detections:
-    """Objects found in one image, best first, in the pixels of the network's input."""
+    """Objects found in one image, best first."""
 
     boxes: Tensor
-    """(n, 4) XYXY pixels."""
+    """(n, 4) XYXY input pixels."""
     scores: Tensor
     """(n,) in [0, 1]."""
     classes: Tensor

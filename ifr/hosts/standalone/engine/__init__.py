@@ -1,1 +1,1 @@
-"""Training and testing: schedule, optimizer, workers, checkpoints, logs."""
+"""Training and testing: schedule, optimizer, iterations, checkpoints, logs."""

@@ -1,4 +1,4 @@
-"""Saves a training step whose loss or gradient was not finite; `repeat` computes it again."""
+"""Saves a training step with a non-finite loss or gradient; `repeat` recomputes it."""
 
 import json
 import math
@@ -28,10 +28,10 @@ REPORT = "report.json"
 
 
 def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, classes: Classes) -> NonFiniteError:
-    """Write what repeats the step, and return the error that ends the run.
+    """Save everything needed to repeat the step, and return the error that ends the run.
 
-    OUTPUT_DIR/nonfinite_iter_0000123 gets `state.pth`, a checkpoint from before the step; `batch_0.pth`, the images and
-    annotations of worker 0, and so on; and `report.json`: iteration, losses and image files by worker, and settings.
+    OUTPUT_DIR/nonfinite_iter_0000123 contains `state.pth`, a checkpoint from before the step; `batch_0.pth`, ..., the
+    images and annotations of each worker; and `report.json`: iteration, losses and image files by worker, settings.
     """
     worker, iteration = trainer.worker, failure.step.iteration
     own: dict[str, Any] = {
@@ -47,7 +47,7 @@ def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, classe
         save_checkpoint(folder / BATCH.format(worker.rank), torch.nn.Module(), batch=batch)
     except CheckpointError:
         saved = None
-    try:  # all workers take part in this one, whatever became of their batches
+    try:  # all workers take part, even if their batches could not be written
         size = int(config.SOLVER.IMS_PER_BATCH)
         snapshots.save(
             folder / STATE, trainer, iteration=iteration, batch_size=size, classes=classes, together=failure.together
@@ -62,25 +62,25 @@ def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, classe
     except (CheckpointError, OSError):
         saved = None
     if failure.together:
-        worker.wait()  # those that are done first would otherwise end the others
+        worker.wait()  # the first worker to exit would end the others
     return NonFiniteError(_describe(failure, parts), saved)
 
 
 def _describe(failure: NotFinite, parts: Sequence[Mapping[str, Any]]) -> str:
-    guilty = [part for part in parts if not all(map(math.isfinite, part["losses"].values()))]
-    broken = {name: value for part in guilty for name, value in part["losses"].items() if not math.isfinite(value)}
-    cause = ", ".join(f"{name} is {value}" for name, value in broken.items()) or f"{failure} is not finite"
+    failed = [part for part in parts if not all(map(math.isfinite, part["losses"].values()))]
+    losses = {name: value for part in failed for name, value in part["losses"].items() if not math.isfinite(value)}
+    cause = ", ".join(f"{name} is {value}" for name, value in losses.items()) or f"{failure} is not finite"
     if not failure.together:
         cause = str(failure)
     details = []
-    for part in guilty or parts:
-        losses = ", ".join(f"{name} {value:.4g}" for name, value in part["losses"].items()) or "not computed"
-        details.append(f"worker {part['worker']}: losses {losses}; images {', '.join(part['images'])}")
+    for part in failed or parts:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in part["losses"].items()) or "not computed"
+        details.append(f"worker {part['worker']}: losses {values}; images {', '.join(part['images'])}")
     return f"{cause}, at iteration {failure.step.iteration}; {'; '.join(details)}"
 
 
 def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample without classes of ours and arrays, which reading without executing code would refuse."""
+    """Convert a sample to tensors and plain containers, because `weights_only` loading refuses other types."""
     annotations: Annotations = item["instances"]
     masks: Any = annotations.masks
     if masks is not None and not isinstance(masks, Tensor):
@@ -90,14 +90,14 @@ def _plain(item: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Repetition:
-    """What a step gave when it was repeated."""
+    """The result of a repeated step."""
 
     losses: dict[str, float]
-    """Empty where the predictions were not finite."""
+    """Losses by name; empty if the predictions were not finite."""
     error: str
-    """What the model raised, or nothing."""
+    """The error message of the model; empty if there was none."""
     gradients: list[str]
-    """Parameters whose gradient was not finite."""
+    """Names of the parameters with a non-finite gradient."""
 
 
 def repeat(experiment: Any, saved: str | Path, *, rank: int = 0, device: str = "cpu") -> Repetition:

@@ -1,4 +1,4 @@
-"""What the workers tell each other about an iteration, without waiting for the device."""
+"""Numbers that the workers exchange about an iteration without blocking on the device."""
 
 from collections.abc import Iterable
 
@@ -9,19 +9,19 @@ from ifr.solvers.host_copy import HostCopy
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Whether every entry of all tensors is finite, on their device."""
-    # The largest magnitude of each: NaN where it has one.
+    """Return a bool scalar on the tensors' device: whether all entries are finite."""
+    # The maximum norm of a tensor is NaN if it contains NaN.
     return torch.stack(torch._foreach_norm(list(tensors), float("inf"))).isfinite().all()
 
 
 class Flags:
-    """The largest of every worker's numbers, on all of them.
+    """The element-wise maximum of `values` over all workers.
 
-    The numbers come to this machine's memory in the background; `read` waits only if they are not there yet.
+    It is copied to the host in the background; `read` waits only if the copy is unfinished.
 
     Args:
-        values: (n,) numbers of this worker, on the device that it computes on.
-        shared: whether there are other workers, which all make theirs.
+        values: (n,) numbers of this worker, on its device.
+        shared: whether there are other workers, which must all create their `Flags` as well.
     """
 
     def __init__(self, values: Tensor, *, shared: bool) -> None:
@@ -31,5 +31,5 @@ class Flags:
         self._copy = HostCopy(values)
 
     def read(self) -> list[float]:
-        """The numbers."""
+        """Return the n maxima."""
         return self._copy.read().tolist()

@@ -1,4 +1,4 @@
-"""The iterations of a training and what happens between them."""
+"""The training loop: iterations, checkpoints, logging, evaluation."""
 
 import contextlib
 import logging
@@ -26,16 +26,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainingLoop:
-    """Trains from iteration `start` to MAX_ITER, and writes checkpoints, figures and results.
+    """Trains from iteration `start` to MAX_ITER; writes checkpoints, metrics and evaluation results.
 
     Args:
-        config: settings.
-        trainer: in the state of `start`.
-        sets: to train on.
-        classes: that the model tells apart.
+        config: the settings.
+        trainer: the trainer, in its state after `start` iterations.
+        sets: the training sets.
+        classes: the model's classes.
         output: OUTPUT_DIR.
-        start: iterations that were done before.
-        signals: that ask this worker to stop.
+        start: number of completed iterations.
+        signals: requests to stop this worker.
     """
 
     config: Any
@@ -47,7 +47,7 @@ class TrainingLoop:
     signals: StopSignals
 
     def __post_init__(self) -> None:
-        """Prepare to keep records."""
+        """Prepare the records."""
         self.stop = int(self.config.SOLVER.LR_SCHEDULER.MAX_ITER)
         self.worker = self.trainer.worker
         self.records = Records(self.output, self.start, self.stop) if self.worker.is_first else None
@@ -56,13 +56,13 @@ class TrainingLoop:
         self._test_sets: dict[str, CocoDataset] | None = None  # opened by the first evaluation
 
     def go(self) -> None:
-        """Iterate from the start to MAX_ITER.
+        """Run all remaining iterations.
 
         Raises:
-            Stopped: a signal asked for it; there is a checkpoint of that moment.
-            NonFiniteError: a loss or gradient is not finite; there is what repeats the step.
-            CheckpointWriteError: a checkpoint cannot be written, and SOLVER.CHECKPOINT_FAILURE is "stop" or it is the
-                last.
+            Stopped: a signal stopped the run; a checkpoint was saved.
+            NonFiniteError: a loss or gradient is not finite; the step was saved.
+            CheckpointWriteError: a checkpoint cannot be written, and it is the last one or SOLVER.CHECKPOINT_FAILURE is
+                "stop".
         """
         try:
             self._catch_up()
@@ -74,7 +74,7 @@ class TrainingLoop:
                 self.records.close()
 
     def _catch_up(self) -> None:
-        """What a run that was killed did not come to after its last checkpoint."""
+        """Finish what a killed run left undone: its evaluation and its final checkpoint."""
         missed = self.records is not None and not self.records.has_results(self.start)
         if self.start > 0 and self._evaluates(self.start) and self.worker.broadcast(missed):
             self._evaluate(self.start)
@@ -115,20 +115,20 @@ class TrainingLoop:
         return period > 0 and (done % period == 0 or done == self.stop)
 
     def _stop_signal(self) -> int:
-        """The signal that asks all workers to stop, the same on all of them."""
+        """Return the signal to stop, the same on all workers; 0 for none."""
         return self.trainer.stop_signal if self.worker.world_size > 1 else self.signals.requested
 
     def _stop_if_asked(self, done: int) -> None:
-        """End the run after a signal, unless nothing is left to do."""
+        """Stop the run after a signal if there is work left."""
         signal = self._stop_signal()
         if signal and (done < self.stop or self._evaluates(done)):
-            self._leave(signal, done)
+            self._save_and_stop(signal, done)
 
-    def _leave(self, signal: int, done: int) -> None:
+    def _save_and_stop(self, signal: int, done: int) -> None:
         name = folder.FINAL if done >= self.stop else folder.periodic(done)
         if self.worker.broadcast(self.worker.is_first and not folder.is_last(self.output, name)):
-            self._save(name, done, must=True)
-        self.worker.wait()  # those that are done first would otherwise end the others
+            self._save(name, done, required=True)
+        self.worker.wait()  # the first worker to exit would end the others
         raise Stopped(signal, done, str(self.output / name))
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
@@ -140,7 +140,7 @@ class TrainingLoop:
             return iter(loader)
 
     def _record(self, done: int, seconds: float, waited: float) -> None:
-        """Read the figures and write them."""
+        """Log the metrics since the last call."""
         figures: dict[str, Any] = self.losses.read(self.worker)
         solver = self.solver.read(self.worker)
         figures |= {
@@ -159,8 +159,8 @@ class TrainingLoop:
             self.records.write(done, figures)
             self.convergence.add(done, solver)
 
-    def _save(self, name: str, done: int, *, must: bool = False) -> None:
-        """Write a checkpoint; where that fails, say so and go on if SOLVER.CHECKPOINT_FAILURE and `must` allow it."""
+    def _save(self, name: str, done: int, *, required: bool = False) -> None:
+        """Write a checkpoint; only log a failure unless it is required, final, or CHECKPOINT_FAILURE is "stop"."""
         settings = self.config.SOLVER
         failure = None
         try:
@@ -179,12 +179,12 @@ class TrainingLoop:
         if reported is None:
             return
         failure = failure or reported.restored()
-        if must or name == folder.FINAL or settings.CHECKPOINT_FAILURE == "stop":
+        if required or name == folder.FINAL or settings.CHECKPOINT_FAILURE == "stop":
             raise failure
-        logger.error("%s; training goes on, and the checkpoints before it stay", failure)
+        logger.error("%s; training continues, and earlier checkpoints are kept", failure)
 
     def _evaluate(self, done: int) -> None:
-        """Evaluate; training goes on as if that had not been, since a resumed run may not do it again."""
+        """Evaluate without changing the random state of training: a resumed run may skip this evaluation."""
         average, before = self.trainer.average, snapshots.random_state(self.trainer.device)
         try:
             with average.in_model() if average is not None else contextlib.nullcontext():
@@ -194,7 +194,7 @@ class TrainingLoop:
                 results = evaluate_all(model, self.config, sets, self.worker, self.output, stop=stop)
         except Stopped as stopped:
             snapshots.restore_random_state(before, self.trainer.device)
-            self._leave(stopped.number, done)
+            self._save_and_stop(stopped.number, done)
         snapshots.restore_random_state(before, self.trainer.device)
         if self.records is not None:
             self.records.write_results(done, results)

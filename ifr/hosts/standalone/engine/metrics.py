@@ -1,4 +1,4 @@
-"""Figures of training, kept on the device until they are asked for."""
+"""Training metrics, kept on the device until they are read."""
 
 import logging
 from collections import deque
@@ -14,22 +14,22 @@ from ifr.solvers import Solution, Status
 
 
 class Losses:
-    """Means of the losses since the last reading."""
+    """Mean losses since the last read."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
         self._rows: list[Tensor] = []
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Note the losses of an iteration; nothing waits for the device."""
+        """Add the losses of an iteration, without waiting for the device."""
         self._names = list(losses)
         self._rows.append(torch.stack([loss.detach().float() for loss in losses.values()]))
 
     def read(self, worker: Worker) -> dict[str, float]:
-        """Mean over iterations and workers of every loss and of their sum, `total_loss`; then start anew.
+        """Return the mean over iterations and workers of every loss and of their sum, `total_loss`; then reset.
 
         Args:
-            worker: all workers must read together.
+            worker: this process; all workers must call this together.
         """
         if not self._rows:
             return {}
@@ -39,9 +39,9 @@ class Losses:
 
 
 class SolverFigures:
-    """How the solves of the implicit mask heads in a model went, since the last reading.
+    """Mean residual, steps and convergence of the model's implicit mask heads since the last read.
 
-    It observes every `Implicit` of the model in training mode; nothing waits for the device.
+    It observes every `Implicit` in training mode, without waiting for the device.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -52,11 +52,11 @@ class SolverFigures:
 
     @property
     def phase(self) -> str | None:
-        """Of the latest iteration, "explicit" or "implicit"; None without an implicit mask head."""
+        """The phase of the latest iteration, "explicit" or "implicit"; None without an implicit mask head."""
         return self._parts[0].phase if self._parts else None
 
     def add(self, name: str, solution: Solution) -> None:
-        """Note a solve: per sample its residual, where finite, its steps, and whether it converged."""
+        """Add a solve: every sample's residual (if finite), steps, and whether it converged."""
         residual = solution.residual.detach().double()
         finite = residual.isfinite()
         row = torch.stack(
@@ -71,7 +71,7 @@ class SolverFigures:
         self._sums[name] = self._sums[name] + row if name in self._sums else row
 
     def read(self, worker: Worker) -> dict[str, float]:
-        """`solver_{forward,backward}_{residual,steps,converged}`: means over samples; then start anew."""
+        """Return the means over samples, `solver_{forward,backward}_{residual,steps,converged}`; then reset."""
         figures = {}
         for name in sorted({key for keys in worker.gather(list(self._sums)) for key in keys}):
             total = torch.tensor(worker.gather(self._sums[name].tolist() if name in self._sums else [0.0] * 5)).sum(0)
@@ -85,7 +85,7 @@ class SolverFigures:
 
 
 class _Observer:
-    """Passes on the solves of one mask head while it is trained."""
+    """Passes the solves of one mask head on while it is in training mode."""
 
     def __init__(self, figures: SolverFigures, part: Implicit) -> None:
         self._figures = figures
@@ -98,15 +98,15 @@ class _Observer:
 
 logger = logging.getLogger(__name__)
 
-_WAYS = {"forward": ("F_THRES", "F_TOL"), "backward": ("B_THRES", "B_TOL")}
+_SETTINGS = {"forward": ("F_THRES", "F_TOL"), "backward": ("B_THRES", "B_TOL")}
 
 
 class ConvergenceWatch:
-    """Follows the share of solves that did not converge, over the latest iterations.
+    """Warns once per run if too many of the recent solves did not converge.
 
     Args:
-        config: TRAINER.CONVERGENCE says which share over how many iterations is worth a warning, one in a run.
-        start: iterations that were done before.
+        config: the settings; TRAINER.CONVERGENCE has the limit on the share and the window in iterations.
+        start: number of completed iterations.
     """
 
     def __init__(self, config: Any, start: int) -> None:
@@ -118,7 +118,7 @@ class ConvergenceWatch:
         self._warned = False
 
     def add(self, done: int, figures: Mapping[str, float]) -> None:
-        """Note the figures of `SolverFigures` for the iterations up to `done`."""
+        """Add the result of `SolverFigures.read` for the iterations up to `done`."""
         first, self._last = self._last, done
         if self._warned or not figures:
             return
@@ -127,18 +127,18 @@ class ConvergenceWatch:
             self._rows.popleft()
         if done - self._rows[0][0] < self._window:
             return
-        for way, (steps, tolerance) in _WAYS.items():
-            share = 1 - self._mean(f"solver_{way}_converged")
+        for direction, (steps, tolerance) in _SETTINGS.items():
+            share = 1 - self._mean(f"solver_{direction}_converged")
             if share > self._limit:
                 self._warned = True
                 logger.warning(
                     "%.0f%% of the %s solves of the last %d iterations did not converge (mean residual %.1e, tolerance "
-                    "MODEL.ROI_MASK_HEAD.%s %.0e in %d steps); raise %s or the tolerance, or TRAINER.CONVERGENCE.SHARE "
-                    "to hear less",
+                    "MODEL.ROI_MASK_HEAD.%s %.0e in %d steps); raise %s or the tolerance, or raise "
+                    "TRAINER.CONVERGENCE.SHARE to silence this warning",
                     100 * share,
-                    way,
+                    direction,
                     self._window,
-                    self._mean(f"solver_{way}_residual"),
+                    self._mean(f"solver_{direction}_residual"),
                     tolerance,
                     float(self._head[tolerance]),
                     int(self._head[steps]),

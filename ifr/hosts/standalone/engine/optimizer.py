@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as cvpods sets it up, and clipping."""
+"""Stochastic gradient descent configured like cvpods, gradient clipping, and the learning rate schedule."""
 
 import itertools
 from bisect import bisect_right
@@ -21,13 +21,13 @@ _NORMS = (
 
 
 def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
-    """SGD with momentum and weight decay; normalisation layers have a weight decay of their own.
+    """Build SGD with momentum and weight decay; normalisation layers use WEIGHT_DECAY_NORM.
 
-    The magnitude and the direction of a weight-normalised convolution both decay: neither belongs to a norm layer.
-    It is the fused one, which leaves out an update on the device itself where the trainer finds it not finite.
+    Both magnitude and direction of a weight-normalised convolution decay: neither belongs to a normalisation layer.
+    The fused implementation can skip a non-finite update on the device itself.
 
     Raises:
-        ValueError: SOLVER.OPTIMIZER.NAME is not one that this host has, or nothing is to be trained.
+        ValueError: SOLVER.OPTIMIZER.NAME is not supported, or the model has no trainable parameters.
     """
     settings = config.SOLVER.OPTIMIZER
     if settings.NAME not in ("D2SGD", "SGD"):
@@ -43,7 +43,7 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
                 factor = settings.BIAS_LR_FACTOR if name == "bias" and not norm else 1.0
                 groups.setdefault((float(factor), float(decay)), []).append(parameter)
     if not groups:
-        raise ValueError("the model has no parameter that is to be trained")
+        raise ValueError("the model has no trainable parameters")
     momentum = float(settings.MOMENTUM)
     optimizer = torch.optim.SGD(
         [
@@ -54,17 +54,17 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
         momentum=momentum,
         fused=True,
     )
-    if momentum:  # torch 2.14 would leave it uninitialised where the first update is left out
+    if momentum:  # torch 2.14 leaves it uninitialised if the first update is skipped
         for parameter in itertools.chain.from_iterable(groups.values()):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Continue with a saved state, also with that of an optimizer that is not fused; settings stay those of this run.
+    """Load the state of a saved optimizer, fused or not, but keep this run's settings.
 
     Raises:
-        ValueError: it is of other parameters.
+        ValueError: the state belongs to other parameters.
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
@@ -73,16 +73,16 @@ def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> No
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group the rate times the group's own factor."""
+    """Set each group's learning rate to `rate` times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_factor", 1.0)
 
 
 def build_clip(config: Any) -> Clip | None:
-    """What SOLVER.CLIP_GRADIENTS does to the gradients; None if it is not enabled.
+    """Build the function that clips gradients as SOLVER.CLIP_GRADIENTS says; None if disabled.
 
     Raises:
-        ValueError: there is no such way of clipping.
+        ValueError: CLIP_TYPE is unknown.
     """
     settings = config.SOLVER.CLIP_GRADIENTS
     if not settings.ENABLED:
@@ -107,18 +107,18 @@ _WARMUPS = ("linear", "constant")
 
 @dataclass(frozen=True)
 class WarmupMultiStep:
-    """A rate that rises to `base`, and is multiplied by `gamma` at every one of `steps`.
+    """A learning rate with a warm-up to `base`, multiplied by `gamma` at each of `steps`.
 
     Args:
         base: learning rate after the warm-up.
-        steps: iterations, ascending.
-        gamma: factor at each step.
+        steps: iterations at which the rate drops, ascending.
+        gamma: factor applied at each step.
         warmup_iterations: length of the warm-up.
-        warmup_factor: of the rate at iteration 0.
-        warmup_method: "linear" rises evenly, "constant" stays at the factor until the end of the warm-up.
+        warmup_factor: initial rate as a fraction of `base`.
+        warmup_method: "linear" interpolates from the initial rate to `base`; "constant" keeps the initial rate.
 
     Raises:
-        ValueError: the steps do not ascend, or there is no such warm-up.
+        ValueError: the steps are not ascending, or the warm-up method is unknown.
     """
 
     base: float
@@ -131,12 +131,12 @@ class WarmupMultiStep:
     def __post_init__(self) -> None:
         """Check the settings."""
         if list(self.steps) != sorted(self.steps):
-            raise ValueError(f"SOLVER.LR_SCHEDULER.STEPS must ascend, got {list(self.steps)}")
+            raise ValueError(f"SOLVER.LR_SCHEDULER.STEPS must be ascending, got {list(self.steps)}")
         if self.warmup_method not in _WARMUPS:
             raise ValueError(f"SOLVER.LR_SCHEDULER.WARMUP_METHOD must be one of {_WARMUPS}, got {self.warmup_method!r}")
 
     def __call__(self, iteration: int) -> float:
-        """The rate of this iteration, counted from 0."""
+        """Return the learning rate of this iteration, counted from 0."""
         return self.base * self._warmup(iteration) * self.gamma ** bisect_right(self.steps, iteration)
 
     def _warmup(self, iteration: int) -> float:
@@ -149,10 +149,10 @@ class WarmupMultiStep:
 
 
 def build_schedule(config: Any) -> WarmupMultiStep:
-    """The schedule of SOLVER.LR_SCHEDULER.
+    """Build the schedule that SOLVER.LR_SCHEDULER describes.
 
     Raises:
-        ValueError: its steps or its warm-up make no sense.
+        ValueError: the steps are not ascending, or the warm-up method is unknown.
     """
     settings = config.SOLVER.LR_SCHEDULER
     return WarmupMultiStep(

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: log.txt, metrics.json, TensorBoard events, and a line of progress."""
+"""The output of a training run: metrics.json, TensorBoard events, log lines, and a progress bar."""
 
 import contextlib
 import datetime
@@ -21,18 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsFile:
-    """metrics.json: one JSON object a line; where it cannot be written, a warning says so and the lines are lost.
+    """metrics.json, one JSON object per line; if a write fails, it warns and drops the line.
 
     Args:
-        path: of the file; lines of iterations after `start` are dropped, which a resumed run writes again.
-        start: iterations that were done before.
+        path: the file; lines of iterations after `start` are removed, because a resumed run rewrites them.
+        start: number of completed iterations.
     """
 
     def __init__(self, path: Path, start: int) -> None:
         self._path = path
         self._failed = False
         self.evaluated: set[int] = set()
-        """Iterations after which the kept lines have results of an evaluation."""
+        """Iterations with evaluation results in the file."""
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _iteration(line) <= start] if start else []
             with whole_file(path, "w") as file:
@@ -40,7 +40,7 @@ class MetricsFile:
             self.evaluated = {int(_iteration(line)) for line in kept if any("/" in name for name in json.loads(line))}
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append an object."""
+        """Append `values` as one line."""
         line = json.dumps(dict(values)) + "\n"
         size = self._path.stat().st_size if self._path.exists() else 0
         try:
@@ -49,14 +49,14 @@ class MetricsFile:
             self._failed = False
         except OSError as error:
             if not self._failed:
-                logger.warning("%s: cannot be written (%s); training goes on without its lines", self._path, error)
+                logger.warning("%s: cannot be written (%s); training continues without its lines", self._path, error)
             self._failed = True
             with contextlib.suppress(OSError):
-                os.truncate(self._path, size)  # no line cut short
+                os.truncate(self._path, size)  # remove a partial line
 
 
 def _iteration(line: str) -> float:
-    """The iteration of a line; of a line cut short, one that is never kept."""
+    """Return the iteration of a line; infinity, so that it is never kept, for a truncated line."""
     try:
         return int(json.loads(line)["iteration"])
     except (ValueError, KeyError, TypeError):
@@ -64,12 +64,12 @@ def _iteration(line: str) -> float:
 
 
 class Records:
-    """Writes the figures of a run into its folder and shows its progress; used by the first worker alone.
+    """Writes the metrics of a run to its folder and shows its progress; only the first worker has one.
 
     Args:
         folder: OUTPUT_DIR.
-        start: iterations that were done before.
-        stop: iterations in all.
+        start: number of completed iterations.
+        stop: total number of iterations.
     """
 
     def __init__(self, folder: Path, start: int, stop: int) -> None:
@@ -82,12 +82,12 @@ class Records:
             self._redirect.enter_context(logging_redirect_tqdm())
 
     def advance(self) -> None:
-        """Move the bar of a terminal by one iteration."""
+        """Advance the progress bar by one iteration."""
         if self._bar is not None:
             self._bar.update()
 
     def write(self, iteration: int, values: Mapping[str, Any]) -> None:
-        """Figures of the latest iterations, after `iteration` of them in all."""
+        """Write the training metrics after `iteration` iterations."""
         self._metrics.write({"iteration": iteration, **values})
         self._add_events(iteration, values)
         if self._bar is not None:
@@ -102,7 +102,7 @@ class Records:
         )
 
     def write_results(self, iteration: int, results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-        """Results of an evaluation by data set, task and metric."""
+        """Write evaluation results by data set, task and metric."""
         flat = {
             f"{entry}/{task}/{name}": value
             for entry, tasks in results.items()
@@ -113,7 +113,7 @@ class Records:
         self._add_events(iteration, flat)
 
     def has_results(self, iteration: int) -> bool:
-        """Whether the run has evaluated after so many iterations before it was resumed."""
+        """Check whether the run had evaluated after `iteration` iterations before it was resumed."""
         return iteration in self._metrics.evaluated
 
     def _add_events(self, iteration: int, values: Mapping[str, Any]) -> None:
@@ -124,16 +124,16 @@ class Records:
                 if isinstance(value, int | float):
                     self._events.add_scalar(name, value, iteration)
         except OSError as error:
-            logger.warning("TensorBoard's events cannot be written (%s); training goes on without them", error)
+            logger.warning("TensorBoard events cannot be written (%s); training continues without them", error)
             self._events = None
 
     def close(self) -> None:
-        """Finish the bar and the files."""
+        """Close the progress bar and the files."""
         self._redirect.close()
         if self._bar is not None:
             self._bar.close()
         if self._events is not None:
-            with contextlib.suppress(OSError):  # of a full disk; `metrics.json` has said so
+            with contextlib.suppress(OSError):  # a full disk; `MetricsFile` has warned
                 self._events.close()
 
 
@@ -155,13 +155,13 @@ def _event_writer(folder: Path, start: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        logger.info("TensorBoard is not installed; for its events: pip install 'ifr[tensorboard]'")
+        logger.info("TensorBoard is not installed; to write its events: pip install 'ifr[tensorboard]'")
         return None
     return SummaryWriter(str(folder), purge_step=start)
 
 
 def memory_in_use(device: torch.device) -> float:
-    """The most memory that this process has had: MiB of the GPU, or of the machine on a CPU; 0 where unknown."""
+    """Return the peak memory use of this process in MiB, on the GPU or, for a CPU, in RAM; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:

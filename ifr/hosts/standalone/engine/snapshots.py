@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: everything that resuming needs, in cvpods' form and names."""
+"""Training checkpoints: everything needed to resume, with cvpods' structure and names."""
 
 import random
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ from ifr.hosts.standalone.engine.optimizer import load_state
 from ifr.hosts.standalone.engine.trainer import Trainer
 from ifr.runs.weights import Classes
 
-_OWN = ("iteration", "seed", "batch_size", "optimizer", "random")
+_REQUIRED = ("iteration", "seed", "batch_size", "optimizer", "random")
 
 
 def save(path: Path, trainer: Trainer, *, iteration: int, batch_size: int, classes: Classes, together: bool) -> None:
     """Write a checkpoint after `iteration` iterations.
 
-    With a moving average, "model" is the average, which is what testing should use, and "ema" has the weights that are
-    trained. The position in the data is the iteration: a batch is a function of seed, iteration and batch size.
+    With a moving average, "model" holds the average, for testing, and "ema" the trained weights. The position in the
+    data is not stored: a batch is a function of seed, iteration and batch size.
 
     Args:
-        path: of the file.
-        trainer: settled.
-        iteration: iterations done.
-        batch_size: images of an iteration over all workers.
-        classes: that the model tells apart.
-        together: whether all workers call this, and the first one writes; otherwise this one alone does.
+        path: the checkpoint file.
+        trainer: the trainer, after `settle`.
+        iteration: number of completed iterations.
+        batch_size: images per iteration over all workers.
+        classes: the model's classes.
+        together: whether all workers call this and the first one writes; otherwise only this one does.
 
     Raises:
         CheckpointWriteError: the file cannot be written.
@@ -60,20 +60,20 @@ def save(path: Path, trainer: Trainer, *, iteration: int, batch_size: int, class
 
 
 def resume(file: CheckpointFile, trainer: Trainer, *, batch_size: int) -> int:
-    """Bring a trainer to the state of a checkpoint that `save` wrote; returns the iterations done.
+    """Load a checkpoint written by `save` into a trainer; return the number of completed iterations.
 
     Args:
         file: the checkpoint.
-        trainer: new, of the same model.
-        batch_size: images of an iteration over all workers.
+        trainer: a new trainer of the same model.
+        batch_size: images per iteration over all workers.
 
     Raises:
-        CheckpointError: the checkpoint is not of such a run.
+        CheckpointError: the checkpoint does not fit the model or the settings.
     """
     path, extras = file.path, file.extras
     if extras["batch_size"] != batch_size:
         raise CheckpointError(
-            path, f"it was trained with {extras['batch_size']} images an iteration, this run has {batch_size}"
+            path, f"it was trained with {extras['batch_size']} images per iteration; this run has {batch_size}"
         )
     load_weights(trainer.model, file, allow_backbone_only=False)
     try:
@@ -81,31 +81,31 @@ def resume(file: CheckpointFile, trainer: Trainer, *, batch_size: int) -> int:
         if extras.get("scaler"):
             trainer.scaler.load_state_dict(extras["scaler"])
     except (ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(path, f"its optimizer is of another model ({error})") from error
+        raise CheckpointError(path, f"its optimizer state belongs to another model ({error})") from error
     average = extras.get("ema")
     if (average is None) != (trainer.average is None):
-        raise CheckpointError(path, "SOLVER.EMA.ENABLED is not as it was")
+        raise CheckpointError(path, f"it was trained with SOLVER.EMA.ENABLED {average is not None}")
     if trainer.average is not None and average is not None:
         trainer.average.resume(int(average["updates"]), average["own"])
     states, worker = extras["random"], trainer.worker
-    if len(states) == worker.world_size and worker.rank < len(states):  # a step to repeat may have one state alone
+    if len(states) == worker.world_size and worker.rank < len(states):  # a saved failed step may have only one state
         restore_random_state(states[worker.rank], trainer.device)
     return int(extras["iteration"])
 
 
 def check(file: CheckpointFile) -> None:
-    """Check that a checkpoint is one that `save` wrote.
+    """Check that a checkpoint has everything needed to resume.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: an entry is missing.
     """
-    lacking = [name for name in _OWN if name not in file.extras]
-    if lacking:
-        raise CheckpointError(file.path, f"training cannot resume from it: it lacks {', '.join(lacking)}")
+    missing = [name for name in _REQUIRED if name not in file.extras]
+    if missing:
+        raise CheckpointError(file.path, f"training cannot resume from it: it lacks {', '.join(missing)}")
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of all generators that a model or its data could use in this process."""
+    """Return the states of all global random generators of this process."""
     _name, key, position, *_gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -116,7 +116,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Undo what happened to the generators since `random_state`."""
+    """Restore the states that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -127,7 +127,7 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
 
 
 def set_random_seed(seed: int) -> None:
-    """Seed every global generator."""
+    """Seed all global random generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

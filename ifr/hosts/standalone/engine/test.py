@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 def test(run: Run) -> dict[str, Results]:
-    """Test MODEL.WEIGHTS of the command line, otherwise the newest checkpoint of OUTPUT_DIR.
+    """Test the MODEL.WEIGHTS of the command line or, if not given, the newest checkpoint in OUTPUT_DIR.
 
     Returns:
-        By checkpoint, data set, task and metric.
+        Results by checkpoint, data set, task and metric.
 
     Raises:
-        ValueError: a setting, a checkpoint or a data set does not fit.
+        ValueError: a setting, a checkpoint or a data set is invalid or does not match the model.
         EvaluationError: the model failed on an image.
     """
     config, worker = run.config, run.worker
@@ -36,4 +36,4 @@ def test(run: Run) -> dict[str, Results]:
     return results
 
 
-test.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's tests
+test.__test__ = False  # type: ignore[attr-defined]  # pytest must not collect it

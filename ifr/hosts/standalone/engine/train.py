@@ -1,4 +1,4 @@
-"""Trains an experiment: the whole run on one screen."""
+"""Trains an experiment."""
 
 import logging
 from typing import Any
@@ -22,12 +22,12 @@ _SEED = "SEED"
 
 
 def train(run: Run) -> None:
-    """Train an experiment, as one of the workers that `ifr.runs.start.start` starts.
+    """Train an experiment, in each worker that `ifr.runs.start.start` starts.
 
     Raises:
-        ValueError: a setting, a checkpoint or a data set does not fit.
+        ValueError: a setting, a checkpoint or a data set is invalid or does not match the model.
         NonFiniteError: a loss or gradient is not finite.
-        Stopped: SIGTERM or Ctrl-C asked for it.
+        Stopped: SIGTERM or Ctrl-C stopped the run.
     """
     config, worker, output = run.config, run.worker, run.output
     name = run.experiment.folder.name
@@ -41,7 +41,7 @@ def train(run: Run) -> None:
         _check_classes(last, classes)
         _take_seed(last, run)
     elif run.options.resume:
-        logger.info("there is no checkpoint in %s; training starts from scratch", output)
+        logger.info("no checkpoint in %s; training starts at iteration 0", output)
     snapshots.set_random_seed(int(config.SEED) + worker.rank)
     model = run.experiment.build_model(config)
     if last is None and config.MODEL.WEIGHTS:
@@ -56,14 +56,14 @@ def train(run: Run) -> None:
             file.write(config.as_yaml())
         if last is None:
             folder.forget(output)
-        _warn_of_warmup(config)
-    del last  # with the weights of the file
+        _warn_if_all_warmup(config)
+    del last  # free the checkpoint's weights
     with StopSignals() as signals:
         TrainingLoop(config, trainer, sets, classes, output, start, signals).go()
 
 
 def _last_checkpoint(run: Run) -> CheckpointFile | None:
-    """What to resume from, if that is asked for and there is something; the first worker finds a sound file."""
+    """Return the newest sound checkpoint, chosen by the first worker; None if there is none or --resume is not set."""
     found = None
     if run.worker.is_first:
         folder.sweep(run.output)
@@ -78,12 +78,12 @@ def _check_classes(last: CheckpointFile, classes: Classes) -> None:
         raise RunError(
             f"{last.path} was trained on the classes {', '.join(before['names'])}; the data set has "
             f"{', '.join(classes.names)}",
-            "give the data set of that run, or start a new one in another OUTPUT_DIR with MODEL.WEIGHTS of this one",
+            "use the data set of that run, or start a new run in another OUTPUT_DIR with this file as MODEL.WEIGHTS",
         )
 
 
 def _take_seed(last: CheckpointFile, run: Run) -> None:
-    """Continue with the seed of the checkpoint, which decides what comes next."""
+    """Use the checkpoint's seed, which determines the remaining iterations."""
     seed = last.extras["seed"]
     if _SEED in given_keys(run.options.overrides) and int(run.config.SEED) != seed:
         raise RunError(
@@ -93,13 +93,13 @@ def _take_seed(last: CheckpointFile, run: Run) -> None:
     run.config.merge_from_list([_SEED, seed])
 
 
-def _warn_of_warmup(config: Any) -> None:
-    """Say that a run is all warm-up, after which the head would be tested as it was never trained."""
+def _warn_if_all_warmup(config: Any) -> None:
+    """Warn if every iteration is explicit warm-up: testing would use the untrained implicit path."""
     head, iterations = config.MODEL.ROI_MASK_HEAD, int(config.SOLVER.LR_SCHEDULER.MAX_ITER)
     if config.MODEL.MASK_ON and head.REFINEMENT == "implicit" and iterations <= head.PRETRAINED_STEPS:
         logger.warning(
-            "all %d iterations take the explicit path, while testing solves for the equilibrium; lower "
-            "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS (%d), to 0 where trained weights are fine-tuned",
+            "all %d iterations use the explicit path, but testing solves for the equilibrium; lower "
+            "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS (%d), or set it to 0 to fine-tune trained weights",
             iterations,
             head.PRETRAINED_STEPS,
         )

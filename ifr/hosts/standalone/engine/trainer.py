@@ -1,4 +1,4 @@
-"""One training iteration: losses, gradients, update."""
+"""A training iteration: losses, gradients, update."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -34,10 +34,10 @@ _PRECISIONS = {
 
 
 def precision(config: Any) -> torch.dtype | None:
-    """The type in which TRAINER.FP16 asks to compute; None for float32.
+    """Return the dtype that TRAINER.FP16 selects; None for float32.
 
     Raises:
-        ValueError: there is no such type.
+        ValueError: TRAINER.FP16.TYPE is unknown.
     """
     settings = config.TRAINER.FP16
     if not settings.ENABLED:
@@ -47,12 +47,12 @@ def precision(config: Any) -> torch.dtype | None:
     return _PRECISIONS[settings.TYPE]
 
 
-_MOST_SKIPPED = 40  # halvings of float16's scale in a row: by then it is below 1 from wherever it was
+_MAX_SKIPPED = 40  # consecutive halvings of the float16 loss scale; after them it is below 1
 
 
 @dataclass(frozen=True)
 class Step:
-    """An iteration of this worker: what went in, and the losses, by name, as far as they came out."""
+    """An iteration of this worker: its batch, and its losses by name if they were computed."""
 
     iteration: int
     batch: Batch
@@ -60,11 +60,12 @@ class Step:
 
 
 class NotFinite(FloatingPointError):
-    """A step gave something that is not finite; the model and the optimizer are as they were before it.
+    """A loss, gradient or prediction is not finite; model and optimizer are in their state before the step.
 
     Args:
-        step: of this worker.
-        together: whether all workers raise this for the same iteration, or this one alone.
+        step: this worker's step.
+        cause: what is not finite.
+        together: whether all workers raise this for the same iteration, or only this one.
     """
 
     def __init__(self, step: Step, cause: str, *, together: bool) -> None:
@@ -74,32 +75,32 @@ class NotFinite(FloatingPointError):
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step whose flags are not read yet."""
+    """A step whose flags have not been read."""
 
     step: Step
     flags: Flags
     statistics: list[Tensor]
-    """Of batch normalisation, as they were before."""
+    """The statistics of batch normalisation before the step."""
 
 
 @dataclass
 class Trainer:
-    """Trains a detector; what an iteration computes depends on its number, the seed and its images alone.
+    """Trains a detector; an iteration depends only on the state before it, its number, the seed and its images.
 
-    Losses and gradients are checked in every step. One that is not finite keeps the device from applying the update;
-    this process hears of it one step later, or in `settle`, so that it need not wait for the device. With float16 a
-    gradient that is not finite is the scaler's to skip, up to 40 times in a row.
+    Every step checks its losses and gradients. If one is not finite, the device skips the update, and this process
+    raises one step later or in `settle`, so that it need not wait for the device. With float16, the gradient scaler
+    skips up to 40 consecutive updates with non-finite gradients.
 
     Args:
-        model: in training mode it maps images with annotations to losses, and has `set_iteration`.
-        optimizer: of the model's parameters.
-        schedule: learning rate of every iteration.
+        model: maps images with annotations to losses in training mode; has `set_iteration`.
+        optimizer: the optimizer of the model's parameters.
+        schedule: maps an iteration to its learning rate.
         worker: this process among those that share each batch.
-        seed: of the choice of samples.
-        parts: the batch passes through the model in so many parts.
-        clip: applied to the gradients.
-        dtype: of mixed precision; None for float32.
-        average: follows the model's weights.
+        seed: seeds the sampling of anchors and proposals.
+        parts: number of equal parts that this worker's images are split into.
+        clip: clips the gradients; None for no clipping.
+        dtype: the mixed-precision dtype; None for float32.
+        average: the moving average of the model's weights; None for none.
     """
 
     model: nn.Module
@@ -113,7 +114,7 @@ class Trainer:
     average: MovingAverage | None = None
 
     def __post_init__(self) -> None:
-        """Wrap the model for data parallelism, give it a reproducible sampler, and make the scaler."""
+        """Wrap the model for data parallelism, make its sampling reproducible, and create the gradient scaler."""
         self.device = next(self.model.parameters()).device
         self._sampler = SeededSampler()
         set_sampler(self.model, self._sampler)
@@ -125,22 +126,22 @@ class Trainer:
         self._pending: _Pending | None = None
         self._skipped = torch.zeros((), device=self.device)
         self.stop_signal = 0
-        """The signal that some worker got before the latest step that is settled; 0 if none did."""
+        """A signal that some worker received before the last settled step; 0 for none."""
 
     def step(self, iteration: int, batch: Batch, stop: Callable[[], int] = lambda: 0) -> dict[str, Tensor]:
-        """Train on this worker's images; returns the losses by name, detached, of this worker.
+        """Train on this worker's images; return this worker's losses by name, detached.
 
         Args:
-            iteration: its number, from 0.
+            iteration: number of the iteration, from 0.
             batch: this worker's images.
-            stop: a signal's number asks this worker to stop; all find it in their `stop_signal` after the same step.
+            stop: returns a signal that asks this worker to stop, or 0; all see it in `stop_signal` after the same step.
 
         Raises:
-            ValueError: the images cannot be shared evenly among the parts.
-            NotFinite: the step before gave something not finite, or the model's predictions in this one are not.
+            ValueError: the images cannot be split evenly into parts.
+            NotFinite: a loss or gradient of the previous step, or a prediction of this one, is not finite.
         """
         if len(batch) % self.parts or not batch:
-            raise ValueError(f"{len(batch)} images cannot be trained on in {self.parts} parts")
+            raise ValueError(f"{len(batch)} images cannot be split evenly into {self.parts} parts")
         set_learning_rate(self.optimizer, self.schedule(iteration))
         statistics = [buffer.clone() for buffer in self._statistics()]
         try:
@@ -156,10 +157,10 @@ class Trainer:
         return losses
 
     def settle(self, *, together: bool = True) -> None:
-        """Wait for the latest step, if that is still to do, and complete it; all workers must settle alike.
+        """Wait for the latest step and complete it, if it is pending; all workers must call this after the same step.
 
         Raises:
-            NotFinite: a loss or gradient of it is not finite.
+            NotFinite: a loss or gradient of that step is not finite.
         """
         if self._pending is None:
             return
@@ -173,11 +174,11 @@ class Trainer:
             self.average.update()
 
     def _check(self, losses: Mapping[str, Tensor], stop_signal: int) -> Flags:
-        """Of all workers: whether losses, or gradients, are not finite, and the signal to stop."""
+        """Combine over all workers: whether losses are not finite, whether gradients are not, and the stop signal."""
         loss, gradient = ~all_finite(losses.values()), ~all_finite(self._gradients())
         if self.scaler.is_enabled():
             self._skipped = torch.where(gradient, self._skipped + 1, 0)
-            gradient = self._skipped >= _MOST_SKIPPED
+            gradient = self._skipped >= _MAX_SKIPPED
         stop = torch.full((), float(stop_signal), device=self.device)
         return Flags(torch.stack([loss.float(), gradient.float(), stop]), shared=self.worker.world_size > 1)
 
@@ -186,7 +187,7 @@ class Trainer:
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def _statistics(self) -> list[Tensor]:
-        """The buffers that a training step changes."""
+        """Return the buffers that a training step changes."""
         norms = (module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
         return [buffer for norm in norms for buffer in norm.buffers()]
 
@@ -196,7 +197,7 @@ class Trainer:
             buffer.copy_(before)
 
     def differentiate(self, iteration: int, batch: Batch) -> dict[str, Tensor]:
-        """Leave the gradients of this worker's images in the parameters, and return the losses.
+        """Compute the gradients, averaged over all workers, and return this worker's losses.
 
         Raises:
             FloatingPointError: the model's predictions are not finite.
@@ -223,8 +224,8 @@ class Trainer:
         return {name: loss.float() for name, loss in losses.items()}
 
     def _update(self, found: Tensor) -> None:
-        """Update the parameters, unless `found`, on the device, is not zero."""
-        if self.scaler.is_enabled():  # it sets the optimizer's `found_inf` itself, from the gradients
+        """Update the parameters unless `found`, a scalar on the device, is nonzero."""
+        if self.scaler.is_enabled():  # it derives the optimizer's `found_inf` from the gradients
             self._gradients()[0].add_(torch.where(found > 0, torch.nan, 0.0))
         if self.clip is not None:
             self.scaler.unscale_(self.optimizer)
@@ -235,13 +236,13 @@ class Trainer:
         self.scaler.update()
 
     def _accumulating(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Workers exchange gradients in the last part alone."""
+        """Exchange gradients between workers only in the last part."""
         if isinstance(self._parallel, DistributedDataParallel) and not last:
             return self._parallel.no_sync()
         return contextlib.nullcontext()
 
     def _seeds(self, iteration: int, images: int, start: int, count: int) -> list[int]:
-        """One for each image, by its place in the batch of all workers."""
+        """Return a seed for every image, from its position in the combined batch of all workers."""
         first = self.worker.rank * images + start
         return [_hash(self.seed, iteration, first + i) for i in range(count)]
 
@@ -251,10 +252,10 @@ def _hash(*values: int) -> int:
 
 
 def build_trainer(config: Any, model: nn.Module, worker: Worker) -> Trainer:
-    """The trainer that SOLVER and TRAINER describe.
+    """Build the trainer that SOLVER and TRAINER describe.
 
     Raises:
-        ValueError: a setting does not fit.
+        ValueError: a setting has an unsupported value.
     """
     ema = config.SOLVER.EMA
     return Trainer(

@@ -1,4 +1,4 @@
-"""Detections to results: formats and metrics."""
+"""Evaluation of detectors: result files and COCO metrics."""
 
 from ifr.hosts.standalone.evaluation.coco_evaluation import evaluate, evaluate_all, format_results
 

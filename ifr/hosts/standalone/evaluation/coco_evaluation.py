@@ -1,4 +1,4 @@
-"""Runs a detector over a data set, on one process or several, and scores what it finds."""
+"""Runs a detector on a data set, in one or several processes, and scores its detections."""
 
 import json
 import logging
@@ -40,23 +40,23 @@ def evaluate_all(
     *,
     stop: Callable[[], int] = lambda: 0,
 ) -> Results:
-    """Score a detector on every data set of DATASETS.TEST; all workers must call it, and each gets the results.
+    """Score a detector on several data sets; all workers must call it, and all get the results.
 
-    The detections are written to `inference/coco_instances_results.json` in OUTPUT_DIR; those of several sets go to a
-    folder of the set's name there.
+    Detections are written to `inference/coco_instances_results.json` in OUTPUT_DIR or, for several data sets, to
+    `inference/NAME/coco_instances_results.json`.
 
     Args:
-        model: the detector, without a wrapper; its mode is restored afterwards.
-        config: settings.
-        sets: from `ifr.data.loader.open_test_sets`.
+        model: the detector, without a DDP wrapper; its mode is restored afterwards.
+        config: the settings.
+        sets: the data sets from `ifr.data.loader.open_test_sets`.
         worker: this process.
         output: OUTPUT_DIR.
-        stop: asked before every image; a signal's number ends the evaluation in all workers.
+        stop: called before every image; returns a signal that stops all workers, or 0.
 
     Raises:
-        ValueError: a data set does not fit the model.
+        ValueError: a data set does not match the model.
         EvaluationError: the model failed on an image.
-        Stopped: `stop` asked for it in some worker.
+        Stopped: `stop` returned a signal in some worker.
     """
     results: Results = {}
     for entry, dataset in sets.items():
@@ -75,22 +75,22 @@ def evaluate(
     *,
     stop: Callable[[], int] = lambda: 0,
 ) -> Metrics:
-    """Score a detector on one data set; arguments as for `evaluate_all`.
+    """Score a detector on one data set; see `evaluate_all`.
 
     Args:
         model: the detector.
-        config: settings.
-        dataset: of the first worker, it has its `truth`.
-        folder: for the detections.
-        worker: this process; it does every `world_size`-th image.
+        config: the settings.
+        dataset: the data set; the first worker needs its `truth`.
+        folder: where the detections are written.
+        worker: this process, which evaluates every `world_size`-th image.
         stop: see `evaluate_all`.
 
     Returns:
-        `bbox`, and for a model with a mask head `segm`: the 12 numbers of COCO and the AP of every class, in percent.
-        Empty for a data set without annotations.
+        `bbox` and, with a mask head, `segm`: COCO's 12 metrics and the AP of every class, in percent. Empty for a data
+        set without annotations.
 
     Raises:
-        UserError: see `evaluate_all`; if any worker fails, all raise the error of the first that failed.
+        UserError: see `evaluate_all`; if workers fail, all raise the error of the first failed rank.
     """
     loader = evaluation_loader(config, dataset, rank=worker.rank, world_size=worker.world_size)
     training = model.training
@@ -105,12 +105,12 @@ def evaluate(
     except Exception as error:
         if worker.world_size == 1:
             raise
-        failure = error  # the other workers wait for this one's results and must hear of it
+        failure = error  # raised on all workers by `_gather`, because they wait for this worker's results
     finally:
         model.train(training)
     metrics: Metrics = {}
     if worker.world_size > 1:
-        results = _share(results, failure, worker)
+        results = _gather(results, failure, worker)
     if worker.is_first:
         with whole_file(folder / RESULTS_FILE, "w") as file:
             file.write(json.dumps(results))
@@ -127,11 +127,11 @@ def detect(
     total: int,
     stop: Callable[[], int] = lambda: 0,
 ) -> list[dict[str, Any]]:
-    """What a model in evaluation mode finds in the images of a loader, in COCO's results format.
+    """Run a model in evaluation mode on the images of a loader; return its detections in COCO's results format.
 
     Raises:
         EvaluationError: the model failed on an image.
-        Stopped: `stop` gave a signal.
+        Stopped: `stop` returned a signal.
     """
     results: list[dict[str, Any]] = []
     started = logged = time.monotonic()
@@ -147,16 +147,16 @@ def detect(
         now = time.monotonic()
         if now - logged > _LOG_SECONDS:
             remaining = (now - started) / done * (total - done)
-            logger.info("%d of %d images, %.0f s to go", done, total, remaining)
+            logger.info("%d of %d images, %.0f s left", done, total, remaining)
             logged = now
     return results
 
 
 def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool) -> Metrics:
-    """The metrics of results on a data set; none if it has no annotations."""
+    """Compute the metrics of results on a data set; empty if it has no annotations."""
     truth = dataset.truth
     if truth is None or "annotations" not in truth:
-        logger.info("%s has no annotations; its results are written, not scored", dataset.source.name)
+        logger.info("%s has no annotations; its results are written but not scored", dataset.source.name)
         return {}
     kinds: list[Kind] = ["bbox"]
     if masks and all(annotation.get("segmentation") for annotation in truth["annotations"]):
@@ -171,7 +171,7 @@ def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool) -
 
 
 def _with_usable_masks(truth: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The truth without polygons of fewer than three points, of which pycocotools takes those of two for boxes."""
+    """Remove polygons of fewer than three points from the truth: pycocotools reads two points as a box."""
     annotations = []
     for annotation in truth["annotations"]:
         segmentation = annotation["segmentation"]
@@ -179,14 +179,14 @@ def _with_usable_masks(truth: Mapping[str, Any], name: str) -> dict[str, Any]:
             segmentation = usable_polygons(segmentation)
         if segmentation:
             annotations.append({**annotation, "segmentation": segmentation})
-    lost = len(truth["annotations"]) - len(annotations)
-    if lost:
-        logger.warning("%s: %d objects without a usable mask do not count for masks", name, lost)
+    dropped = len(truth["annotations"]) - len(annotations)
+    if dropped:
+        logger.warning("%s: %d objects without a usable mask are excluded from the mask metrics", name, dropped)
     return {**truth, "annotations": annotations}
 
 
 def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
-    """A table of metrics for people, boxes and masks side by side, then the AP of every class."""
+    """Format metrics as a table, boxes and masks side by side, followed by the AP of every class."""
     if not results:
         return "no annotations to score against"
     names = [name for numbers in results.values() for name in numbers]
@@ -199,8 +199,8 @@ def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _share(results: list[dict[str, Any]], failure: Exception | None, worker: Worker) -> list[dict[str, Any]]:
-    """On the first worker the results of all; on every worker the error of the first that failed."""
+def _gather(results: list[dict[str, Any]], failure: Exception | None, worker: Worker) -> list[dict[str, Any]]:
+    """Return all results on the first worker; raise any worker's failure, `Stopped` first, on every worker."""
     own = None if failure is None else RemoteError.of(failure, str(worker))
     errors = [error.restored() for error in worker.gather(own) if error is not None]
     if errors:
@@ -211,7 +211,7 @@ def _share(results: list[dict[str, Any]], failure: Exception | None, worker: Wor
 
 
 def _folder(sets: Mapping[str, CocoDataset], entry: str) -> str:
-    """Where the results on one of several data sets go; sets of one name keep apart by their place in the list."""
+    """Return the folder of a data set's results: none for a single set, the name, or the name and a number."""
     if len(sets) < 2:
         return ""
     name = sets[entry].source.name

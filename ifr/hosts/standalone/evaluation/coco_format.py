@@ -1,4 +1,4 @@
-"""Detections as the entries of a COCO results file (cocodataset.org, "Results format")."""
+"""Converts detections to the entries of a COCO results file (cocodataset.org, "Results format")."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,15 +10,17 @@ from ifr.data.masks import encode_runs
 
 
 def coco_results(detections: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """One entry for every detection of an image, in the order of the detections.
+    """Convert the detections in one image, in their order.
 
     Args:
-        detections: `boxes` (n, 4) XYXY pixels, `scores` (n,), `classes` (n,) 0-based, maybe `masks` (n, H, W) bool.
-        image_id: of the image in its data set.
-        category_ids: the data set's id of every class.
+        detections: `boxes` (n, 4) XYXY pixels, `scores` (n,), `classes` (n,) 0-based, optionally `masks` (n, H, W)
+            bool.
+        image_id: the image's id in its data set.
+        category_ids: the category id of every class.
 
     Returns:
-        `image_id`, `category_id`, `bbox` XYWH pixels, `score`, and with masks `segmentation`, a compressed RLE.
+        n entries: `image_id`, `category_id`, `bbox` XYWH pixels, `score`, and with masks `segmentation`, a compressed
+        run-length encoding.
     """
     corners = detections["boxes"].double().cpu()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)

@@ -1,4 +1,4 @@
-"""COCO's numbers, computed by pycocotools or hotcoco, whose arrays are equal."""
+"""COCO metrics computed by pycocotools or hotcoco, which return equal arrays."""
 
 import contextlib
 import importlib.util
@@ -14,29 +14,29 @@ Backend = Literal["pycocotools", "hotcoco"]
 
 # In the order of COCOeval's `stats`: average precision, then average recall for 1, 10 and 100 detections.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-_ABSENT = -1  # what COCOeval says where there is no object of this kind
+_ABSENT = -1  # returned by COCOeval if there are no such objects
 
 
 def default_backend() -> Backend:
-    """hotcoco if it is installed, which is much faster, otherwise pycocotools."""
+    """Return hotcoco, which is much faster, if it is installed, otherwise pycocotools."""
     return "hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools"
 
 
 def coco_metrics(
     truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind, backend: Backend | None = None
 ) -> dict[str, float]:
-    """The 12 numbers of COCO and the AP of every class as `AP-<name>`, in percent; NaN where there is no such object.
+    """Compute COCO's 12 metrics and the AP of every class, `AP-<name>`, in percent; NaN without such objects.
 
     Args:
-        truth: content of an annotation file in COCO's format; `area` and `iscrowd` may be absent.
-        results: entries in COCO's results format, maybe none.
+        truth: content of a COCO annotation file; `area` and `iscrowd` may be missing.
+        results: entries in COCO's results format; may be empty.
         kind: compare boxes or masks.
-        backend: by default `default_backend()`.
+        backend: defaults to `default_backend()`.
     """
     stats, precision = coco_arrays(truth, results, kind, backend)
     numbers = {name: _percent(value) for name, value in zip(METRICS, stats.tolist(), strict=True)}
     for label, category in enumerate(sorted(truth["categories"], key=lambda category: category["id"])):
-        found = precision[:, :, label, 0, -1]  # of all areas, for 100 detections
+        found = precision[:, :, label, 0, -1]  # all areas, 100 detections
         found = found[found > _ABSENT]
         numbers[f"AP-{category['name']}"] = _percent(float(found.mean()) if found.size else _ABSENT)
     return numbers
@@ -45,7 +45,7 @@ def coco_metrics(
 def coco_arrays(
     truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind, backend: Backend | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """COCOeval's `stats` (12,) and `precision` (IoUs, recalls, classes, areas, counts), both in [0, 1] or -1."""
+    """Return COCOeval's `stats` (12,) and `precision` (IoUs, recalls, classes, areas, counts), in [0, 1] or -1."""
     annotations = [_complete(annotation, number) for number, annotation in enumerate(truth["annotations"], start=1)]
     content = {
         "info": {},
@@ -53,7 +53,7 @@ def coco_arrays(
         "categories": list(truth["categories"]),
         "annotations": annotations,
     }
-    # A box would otherwise give its area to the mask.
+    # Otherwise the area of a mask would be taken from its box.
     dropped = "bbox" if kind == "segm" else "segmentation"
     entries = [{key: value for key, value in result.items() if key != dropped} for result in results]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -65,13 +65,13 @@ def coco_arrays(
 
 
 def _complete(annotation: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """With what COCOeval needs, and an id of its own: it takes the id 0 for no match."""
+    """Add the fields that COCOeval needs and a positive id, because it reads id 0 as no match."""
     area = annotation["bbox"][2] * annotation["bbox"][3]
     return {"iscrowd": 0, "area": area, **annotation, "id": number}
 
 
 def _evaluation(content: dict[str, Any], entries: list[dict[str, Any]], kind: Kind, backend: Backend) -> Any:
-    """A COCOeval of the truth and the results."""
+    """Create the backend's COCOeval for the truth and the results."""
     if backend == "hotcoco":
         import hotcoco
 
@@ -85,7 +85,7 @@ def _evaluation(content: dict[str, Any], entries: list[dict[str, Any]], kind: Ki
     truth.createIndex()
     if entries:
         found = truth.loadRes(entries)
-    else:  # loadRes looks at the first one
+    else:  # loadRes fails on an empty list
         found.dataset = {**content, "annotations": []}
         found.createIndex()
     return COCOeval(truth, found, kind)
