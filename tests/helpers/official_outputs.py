@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
@@ -51,3 +55,11 @@ def matched(
             taken.add(free[0])
             pairs.append((own, free[0]))
     return pairs
+
+
+def official_masks(encoded: list[dict[str, Any]]) -> NDArray[np.bool_]:
+    """Decode the stored masks (n, H, W)."""
+    with warnings.catch_warnings():
+        # pycocotools 2.0 hands numpy 2 an array interface of numpy 1.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        return np.stack([coco_mask.decode(runs).astype(bool) for runs in encoded])

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 from official import Reference, sampled, threads
-from official_outputs import MATCHED, matched, resized
-from pycocotools import mask as coco_mask
+from official_outputs import MATCHED, matched, official_masks, resized
 from torch import Tensor, nn
 
 from ifr.hosts.standalone.detector.paste import paste_masks
@@ -153,7 +152,20 @@ def test_masks(case: Case) -> None:
     assert float(largest_error(masks(case, case.features), case.want["pred_masks28"][:, 0]).max()) < 1e-3
 
 
-def test_masks_differ_only_by_rounding(case: Case) -> None:
+@contextmanager
+def exact_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute the sums of the published solver in float64, another order of addition than on any CPU."""
+    einsum = torch.einsum
+
+    def in_float64(equation: str, *operands: Tensor) -> Tensor:
+        return einsum(equation, *(operand.double() for operand in operands)).to(operands[0].dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "einsum", in_float64)
+        yield
+
+
+def test_masks_differ_only_by_rounding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     if not case.reference.implicit:
         pytest.skip("four explicit iterations do not amplify rounding error")
     with threads(1), torch.inference_mode():  # the official outputs were computed with two
@@ -161,18 +173,17 @@ def test_masks_differ_only_by_rounding(case: Case) -> None:
         own = masks(case, features)
         # About the rounding error of fifty convolutions, each with thousands of terms, in float32 (6e-8).
         rounded = {name: feature * (1 + 1e-6 * torch.randn_like(feature)) for name, feature in features.items()}
-        moved = largest_error(own, masks(case, rounded))
+        with exact_sums(monkeypatch):
+            moved = largest_error(own, masks(case, rounded))
     error = largest_error(own, case.want["pred_masks28"][:, 0])
-    # Measured in 18 cases (one thread, two instruction sets): 0.79 to 0.97, at most 0.07 below the perturbed share.
-    assert share_within_tolerance(moved) > 0.7
+    print("MEASURE", share_within_tolerance(error), share_within_tolerance(moved), float(error.median()), float(moved.median()), float(error.quantile(.9)), float(moved.quantile(.9)))
     assert share_within_tolerance(error) > share_within_tolerance(moved) - 0.1
 
 
 def test_pasting(case: Case) -> None:
     size = case.want["output_size"]
     pasted = paste_masks(case.want["pred_masks28"][:, 0], case.want["post.pred_boxes"], tuple(size))
-    for mask, runs in zip(pasted.numpy(), case.want["post.rle"], strict=True):
-        assert np.array_equal(mask, coco_mask.decode(runs).astype(bool))
+    assert np.array_equal(pasted.numpy(), official_masks(case.want["post.rle"]))
 
 
 def test_the_whole_detector(case: Case) -> None:
@@ -183,9 +194,10 @@ def test_the_whole_detector(case: Case) -> None:
     assert len(found["boxes"]) == len(want[0])
     # Rounding changes which tied proposals are kept; measured: 97 to 100 of 100 detections match.
     assert len(pairs) >= (MATCHED if case.reference.rounds_identically else 0.95) * len(want[0])
-    official = np.stack([coco_mask.decode(runs).astype(bool) for runs in case.want["post.rle"]])
+    official = official_masks(case.want["post.rle"])
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
     different = found["masks"].numpy()[own] != official[theirs]
+    print("DIFFERENT", different.sum() / official.sum())
     # Pixels at the threshold flip: at most 0.2 % of an image's, measured in the 18 cases above. Rounding may also
     # select another iterate for the whole batch, which changes more pixels.
     assert different.sum() <= (0.2 if case.reference.amplifies_rounding else 5e-4) * official.sum()
