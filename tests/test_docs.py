@@ -9,23 +9,25 @@ from typing import Any
 
 import pytest
 
+from ifr.hosts import settings
 from ifr.hosts.standalone.defaults import DEFAULTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SETTINGS = ROOT / "docs" / "settings.md"
+
+
+def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+# The settings that IFR adds to those of every host, and to those of its own.
 ADDED = {
-    "MODEL.ROI_MASK_HEAD.REFINEMENT",
-    "MODEL.ROI_MASK_HEAD.SOLVER",
-    "MODEL.ROI_MASK_HEAD.ADJOINT_SOLVER",
-    "MODEL.ROI_MASK_HEAD.F_THRES",
-    "MODEL.ROI_MASK_HEAD.B_THRES",
-    "MODEL.ROI_MASK_HEAD.F_TOL",
-    "MODEL.ROI_MASK_HEAD.B_TOL",
-    "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS",
-    "SOLVER.RESCALE",
-    "SOLVER.EMA.ENABLED",
-    "SOLVER.EMA.DECAY",
+    *leaves(settings.ADDED),
     "SOLVER.CHECKPOINTS_KEPT",
     "SOLVER.CHECKPOINT_FAILURE",
     "TRAINER.CONVERGENCE.SHARE",

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ifr.checkpoints import load_weights
 from ifr.cli.data import draw_truth
 from ifr.cli.experiments import find_experiment, helpful, require_standalone
 from ifr.data.catalog import find_dataset
@@ -25,7 +24,7 @@ from ifr.processes.workers import Worker
 from ifr.refine import Implicit, RefinementBlock
 from ifr.runs.folder import newest_checkpoint
 from ifr.runs.settings import given_keys, requested_device, settle
-from ifr.runs.weights import Classes, match_classes
+from ifr.runs.weights import load_trained, match_classes, read_once, trained_classes
 from ifr.solvers import Anderson, Broyden, Picard, Solver
 from ifr.visualize import contact_sheet, draw_detections, plot_residuals
 
@@ -49,14 +48,15 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         config.merge_from_list(["MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.score])
         if not config.DATASETS.TEST:
             raise ValueError("no data set: DATASETS.TEST is empty")
-        entry = config.DATASETS.TEST[0]
-        dataset = CocoDataset(find_dataset(entry), masks=True, keep_empty=True)
-        match_classes(config, Classes(dataset.class_names, dataset.category_ids), entry, overrides)
         weights = str(config.MODEL.WEIGHTS) if "MODEL.WEIGHTS" in given_keys(overrides) else newest_checkpoint(output)
         if weights is None:
             raise UserError(f"{output} has no model_*.pth", "train first, or give MODEL.WEIGHTS or OUTPUT_DIR")
+        file = read_once(weights, Worker())
+        entry, classes = config.DATASETS.TEST[0], trained_classes(file, config)
+        dataset = CocoDataset(find_dataset(entry), masks=True, keep_empty=True, classes=classes)
+        match_classes(config, dataset.classes, entry, overrides)
         model = experiment.build_model(config)
-        load_weights(model, weights, allow_backbone_only=False)
+        load_trained(model, file, config)
         regions: list[Tensor] = []
         _collect(model, regions)
         pictures = _draw_pairs(Predictor(model, config), dataset, args.samples)

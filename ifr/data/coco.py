@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ifr.data.catalog import DatasetSource
+from ifr.data.classes import Classes
 from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out, usable_polygons
 from ifr.errors import DatasetError
 
@@ -56,19 +57,29 @@ class CocoDataset(Dataset[CocoImage]):
         masks: also leave out objects without a mask.
         keep_empty: keep images without objects, which training cannot use.
         keep_truth: keep the file's content as `truth`, which scoring needs.
+        classes: number the objects by the classes of a model, matched by name, in place of those of the file.
 
     Raises:
-        DatasetError: the file is not in COCO format, or no image is left.
+        DatasetError: the file is not in COCO format, no image is left, or a class does not match.
     """
 
     def __init__(
-        self, source: DatasetSource, *, masks: bool = True, keep_empty: bool = False, keep_truth: bool = False
+        self,
+        source: DatasetSource,
+        *,
+        masks: bool = True,
+        keep_empty: bool = False,
+        keep_truth: bool = False,
+        classes: Classes | None = None,
     ) -> None:
         self.source = source
         content = read_annotations(source)
         self.truth = content if keep_truth else None
-        self.class_names, self.category_ids = classes_of(content)
-        labels = {category: label for label, category in enumerate(self.category_ids)}
+        self.classes = classes_of(content)
+        if classes is not None and classes.names != self.classes.names:
+            self.classes = self.classes.numbered_like(classes, source.name)
+            logger.info("%s: classes are matched by name to those of the model", source.name)
+        labels = {category: label for label, category in enumerate(self.classes.category_ids) if category is not None}
         objects, self.left_out = _objects_by_image(content, source, labels, masks=masks)
         images = sorted(content["images"], key=lambda image: int(image["id"]))
         images = [image for image in images if keep_empty or objects[image["id"]]]
@@ -85,6 +96,16 @@ class CocoDataset(Dataset[CocoImage]):
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.image_ids)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names by label."""
+        return self.classes.names
+
+    @property
+    def category_ids(self) -> tuple[int | None, ...]:
+        """Ids in the file, by label; None for a class that the file lacks."""
+        return self.classes.category_ids
 
     def __getitem__(self, index: int) -> CocoImage:
         """Return the image at a position.
@@ -136,10 +157,10 @@ def no_objects(*, masks: bool) -> str:
     return f"no image has objects{' with masks' if masks else ''}"
 
 
-def classes_of(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the class names of an annotation file and their category ids, in the order of the classes."""
+def classes_of(content: Mapping[str, Any]) -> Classes:
+    """Return the classes of an annotation file, in the order of their category ids."""
     categories = sorted(content["categories"], key=lambda category: int(category["id"]))
-    return tuple(item["name"] for item in categories), tuple(item["id"] for item in categories)
+    return Classes(tuple(item["name"] for item in categories), tuple(item["id"] for item in categories))
 
 
 def _objects_by_image(

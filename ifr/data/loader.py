@@ -10,6 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from ifr.data.augmentation import build_augmentations
 from ifr.data.catalog import find_dataset
+from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
 from ifr.data.order import BatchOrder, ShareOfBatches
 from ifr.data.samples import EvaluationSamples, Sample, TrainingSamples
@@ -64,16 +65,19 @@ def _checked(batches: Iterator[list[Any]]) -> Iterator[list[Any]]:
 
 
 def open_training_sets(config: Any) -> list[CocoDataset]:
-    """Open the data sets of DATASETS.TRAIN.
+    """Open the data sets of DATASETS.TRAIN; the classes of the first number the objects of all.
 
     Raises:
-        DatasetError: DATASETS.TRAIN is empty, a set is missing or damaged, or their classes differ.
+        DatasetError: DATASETS.TRAIN is empty, a set is missing or damaged, or its classes do not match.
     """
     if not config.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN is empty; name a data set or IMAGES_FOLDER:ANNOTATIONS.json")
     masks, keep_empty = bool(config.MODEL.MASK_ON), not config.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    sets = [CocoDataset(find_dataset(entry), masks=masks, keep_empty=keep_empty) for entry in config.DATASETS.TRAIN]
-    check_classes(sets)
+    sets: list[CocoDataset] = []
+    for entry in config.DATASETS.TRAIN:
+        classes = sets[0].classes if sets and config.DATASETS.MATCH_CLASSES == "name" else None
+        sets.append(CocoDataset(find_dataset(entry), masks=masks, keep_empty=keep_empty, classes=classes))
+    check_classes(sets, len(sets[0].class_names))
     return sets
 
 
@@ -112,28 +116,35 @@ def build_train_loader(
     return Batches(DataLoader(Watched(samples), batch_sampler=share, **_worker_settings(config)))
 
 
-def open_test_sets(config: Any, *, keep_truth: bool = True) -> dict[str, CocoDataset]:
+def open_test_sets(config: Any, classes: Classes | None, *, keep_truth: bool = True) -> dict[str, CocoDataset]:
     """Open the data sets of DATASETS.TEST, by entry, including images without objects.
 
     Args:
         config: the settings.
+        classes: the model's, which the sets' classes are matched with by name; None matches them by order.
         keep_truth: keep what scoring needs; only one process scores.
 
     Raises:
-        ValueError: DATASETS.TEST is empty, or a set is missing or damaged.
+        ValueError: DATASETS.TEST is empty, a set is missing or damaged, or its classes do not match.
     """
     if not config.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; there is nothing to test on")
-    return {entry: open_test_set(entry, keep_truth=keep_truth) for entry in config.DATASETS.TEST}
+    return {entry: open_test_set(entry, classes, keep_truth=keep_truth) for entry in config.DATASETS.TEST}
 
 
-def open_test_set(entry: str, *, keep_truth: bool = True) -> CocoDataset:
+def open_test_set(entry: str, classes: Classes | None = None, *, keep_truth: bool = True) -> CocoDataset:
     """Open one entry of DATASETS.TEST, like `open_test_sets`.
 
     Raises:
-        DatasetError: the set is missing or damaged.
+        DatasetError: the set is missing or damaged, or its classes do not match.
     """
-    return CocoDataset(find_dataset(entry), masks=False, keep_empty=True, keep_truth=keep_truth)
+    dataset = CocoDataset(find_dataset(entry), masks=False, keep_empty=True, keep_truth=keep_truth, classes=classes)
+    absent = [
+        name for name, identity in zip(dataset.class_names, dataset.category_ids, strict=True) if identity is None
+    ]
+    if absent:
+        logger.info("%s: detections of classes that it lacks are left out: %s", dataset.source.name, ", ".join(absent))
+    return dataset
 
 
 def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world_size: int = 1) -> Batches:
@@ -154,21 +165,18 @@ def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world
     return Batches(DataLoader(Watched(samples), batch_size=1, sampler=positions, **_worker_settings(config)))
 
 
-def check_classes(sets: Sequence[CocoDataset], num_classes: int | None = None) -> None:
-    """Check that data sets have the same classes and, if `num_classes` is given, as many as the model.
+def check_classes(sets: Sequence[CocoDataset], num_classes: int) -> None:
+    """Check that data sets have as many classes as the model.
 
     Raises:
-        DatasetError: the classes differ, or their number does.
+        DatasetError: one does not.
     """
-    first = sets[0]
-    for other in sets[1:]:
-        if (other.class_names, other.category_ids) != (first.class_names, first.category_ids):
-            raise DatasetError(f"{first.source.name} and {other.source.name} do not have the same categories")
-    if num_classes is not None and len(first.class_names) != num_classes:
-        raise DatasetError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {first.source.name} has {len(first.class_names)} "
-            "categories"
-        )
+    for dataset in sets:
+        if len(dataset.class_names) != num_classes:
+            raise DatasetError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {dataset.source.name} has "
+                f"{len(dataset.class_names)} categories"
+            )
 
 
 def _bitmasks(mask_format: str) -> bool:

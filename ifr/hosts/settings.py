@@ -15,8 +15,21 @@ ADDED: dict[str, Any] = {
             "PRETRAINED_STEPS": 50000,  # first training iterations, on the explicit path
         },
     },
+    "DATASETS": {
+        "MATCH_CLASSES": "name",  # name | order: how classes of checkpoints and data sets are matched
+    },
     "SOLVER": {
         "RESCALE": True,  # rescale the schedule of config.py to the batch size; see ifr/runs/settings.py
         "EMA": {"ENABLED": False, "DECAY": 0.9998},  # moving average of the weights, for evaluation and checkpoints
     },
 }
+
+
+def check_added(config: Any) -> None:
+    """Check the settings that IFR adds to those of every host.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    if config.DATASETS.MATCH_CLASSES not in ("name", "order"):
+        raise ValueError(f"DATASETS.MATCH_CLASSES must be 'name' or 'order', got {config.DATASETS.MATCH_CLASSES!r}")

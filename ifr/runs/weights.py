@@ -1,14 +1,17 @@
 """The weights and classes that a run starts from."""
 
+import dataclasses
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
+from ifr.checkpoints.load import published_keys
+from ifr.data.classes import Classes
 from ifr.errors import CheckpointError, RunError
 from ifr.processes.workers import Worker
 from ifr.runs.settings import given_keys
@@ -18,30 +21,21 @@ logger = logging.getLogger(__name__)
 _NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 
 
-@dataclass(frozen=True)
-class Classes:
-    """The classes that a detector tells apart."""
-
-    names: Sequence[str]
-    category_ids: Sequence[int]
-    """In the data set's files, by class."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """As checkpoints hold them."""
-        return {"names": list(self.names), "category_ids": list(self.category_ids)}
+# Rows of the predictors, by their names on disk: classes come first, a row of the background may follow.
+_PREDICTORS = re.compile(r"\.(cls_score|bbox_pred|mask_head\.predictor)\.(weight|bias)$")
 
 
 def match_classes(config: Any, classes: Classes, entry: str, overrides: Sequence[Any]) -> None:
-    """Give the model as many classes as the data set has, unless the command line says how many.
+    """Give the model as many classes as the data set has, unless the command line sets the number.
 
     Args:
-        config: of the run, changed in place.
-        classes: of the first data set.
+        config: the settings of the run, changed in place.
+        classes: the classes of the first data set.
         entry: its entry in DATASETS.TRAIN or DATASETS.TEST.
         overrides: settings on the command line.
 
     Raises:
-        RunError: the data set does not have as many classes as the command line says.
+        RunError: the command line sets another number of classes than the data set has.
     """
     count = int(config.MODEL.ROI_HEADS.NUM_CLASSES)
     if count == len(classes.names):
@@ -66,23 +60,84 @@ def read_once(path: str | Path, worker: Worker) -> CheckpointFile:
     return read_checkpoint(fetched or resolve(path))
 
 
-def start_from(model: nn.Module, config: Any, worker: Worker) -> None:
-    """Load MODEL.WEIGHTS; predictors with another number of classes keep their initial values.
+def trained_classes(file: CheckpointFile, config: Any) -> Classes | None:
+    """Return the classes that a detector was trained on; None if data sets are to be matched with it by order."""
+    if config.DATASETS.MATCH_CLASSES == "order":
+        return None
+    if "classes" in file.extras:
+        return Classes.from_dict(file.extras["classes"])
+    if any(_PREDICTORS.search(name) for name in file.weights):
+        logger.info("%s does not name its classes; they are matched with those of the data set by order", file.path)
+    return None
+
+
+def start_from(model: nn.Module, config: Any, classes: Classes | None, worker: Worker) -> None:
+    """Load MODEL.WEIGHTS into a model that is to be trained.
+
+    The rows of the predictors are those of the classes with the same names; other classes keep their initial rows. If
+    the file does not name its classes, predictors with another number of classes keep their initial values.
+
+    Args:
+        model: the model.
+        config: the settings.
+        classes: the classes to train; None if they are unknown.
+        worker: this process.
 
     Raises:
         CheckpointError: the file cannot be read, or does not fit the model.
     """
-    load_weights(model, read_once(str(config.MODEL.WEIGHTS), worker), allow_mismatched=("*predictor*",))
+    file = read_once(str(config.MODEL.WEIGHTS), worker)
+    trained = trained_classes(file, config)
+    if classes is not None and trained is not None and trained != classes:
+        file = move_predictors(file, model, trained, classes)
+    load_weights(model, file, allow_mismatched=("*predictor*",))
 
 
-def load_trained(model: nn.Module, path: str | Path, config: Any, worker: Worker) -> None:
+def move_predictors(file: CheckpointFile, model: nn.Module, trained: Classes, classes: Classes) -> CheckpointFile:
+    """Return a checkpoint whose predictors' rows are in the order of other classes, matched by name.
+
+    Args:
+        file: the checkpoint.
+        model: the model that it is for; its rows stand for classes that the checkpoint does not have.
+        trained: the checkpoint's classes.
+        classes: the model's classes.
+    """
+    found = classes.labels_in(trained)
+    if found == list(range(len(trained.names))):
+        return file
+    new = [name for name, label in zip(classes.names, found, strict=True) if label is None]
+    kept = f"initial values for {', '.join(map(str, new))}" if new else "none keep their initial values"
+    logger.info("%s: predictors take the rows of the classes with the same names; %s", file.path, kept)
+    state, keys = model.state_dict(), published_keys(model)
+    own = {name: state[key] for key, name in keys.items()}
+    weights = dict(file.weights)
+    for name, value in file.weights.items():
+        if _PREDICTORS.search(name) and name in own and value.shape[1:] == own[name].shape[1:]:
+            weights[name] = _moved(value.cpu(), own[name].detach().cpu(), found, len(trained.names))
+    return dataclasses.replace(file, weights=weights)
+
+
+def _moved(old: Tensor, new: Tensor, found: Sequence[int | None], count: int) -> Tensor:
+    """Fill the rows of `new` with those of `old`, one or more for each of its `count` classes."""
+    rows = len(old) // count
+    if rows * count not in (len(old), len(old) - 1) or rows * len(found) not in (len(new), len(new) - 1):
+        return old  # it does not depend on the class
+    moved = new.clone()
+    for label, other in enumerate(found):
+        if other is not None:
+            moved[rows * label : rows * (label + 1)] = old[rows * other : rows * (other + 1)]
+    if len(old) > rows * count and any(other is not None for other in found):
+        moved[-1] = old[-1]  # the background
+    return moved
+
+
+def load_trained(model: nn.Module, file: CheckpointFile, config: Any) -> None:
     """Load the weights of a whole detector.
 
     Raises:
         RunError: they have another number of classes than the model.
         CheckpointError: they cannot be read, or do not fit for another reason.
     """
-    file = read_once(path, worker)
     try:
         load_weights(model, file, allow_backbone_only=False)
     except CheckpointError as error:
@@ -92,6 +147,6 @@ def load_trained(model: nn.Module, path: str | Path, config: Any, worker: Worker
         if not rows or rows[0] == count:
             raise
         raise RunError(
-            f"{path}: it was trained on {rows[0]} classes, the data set and the model have {count}",
+            f"{file.path}: it was trained on {rows[0]} classes, the data set and the model have {count}",
             f"test it on the data set that it was trained for, or give MODEL.WEIGHTS of {count} classes",
         ) from error

@@ -115,6 +115,10 @@ def test_classes_that_differ_from_the_checkpoint(
     weights = trained / "model_final.pth"
     settings = ["MODEL.DEVICE", "cpu", "DATASETS.TEST", three_classes, "DATASETS.TRAIN", three_classes]
     error, remedy = fails("test", tiny, "OUTPUT_DIR", tmp_path / "o", *settings, "MODEL.WEIGHTS", weights)
+    assert "has the classes square, bar, absent; the model was trained on square, bar, without absent" in error
+    assert "DATASETS.MATCH_CLASSES order" in remedy
+    by_order = [*settings, "DATASETS.MATCH_CLASSES", "order"]
+    error, remedy = fails("test", tiny, "OUTPUT_DIR", tmp_path / "o", *by_order, "MODEL.WEIGHTS", weights)
     assert f"{weights}: it was trained on 2 classes, the data set and the model have 3" in error
     assert "MODEL.WEIGHTS of 3 classes" in remedy
     output = tmp_path / "resumed"

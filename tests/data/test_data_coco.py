@@ -6,6 +6,7 @@ import pytest
 from small_sets import write_set
 
 from ifr.data.catalog import find_dataset
+from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset, classes_of, read_annotations
 from ifr.errors import DatasetError
 
@@ -45,7 +46,7 @@ def test_a_test_set_may_lack_annotations(tmp_path, content):
     del content["annotations"]
     source = find_dataset(write_set(tmp_path, content))
     assert len(CocoDataset(source, keep_empty=True)) == 4
-    assert classes_of(read_annotations(source)) == (("three", "eight"), (3, 8))
+    assert classes_of(read_annotations(source)) == Classes(("three", "eight"), (3, 8))
     with pytest.raises(DatasetError, match="no image has objects"):
         CocoDataset(source)
 

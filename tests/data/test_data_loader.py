@@ -197,7 +197,7 @@ def test_settings_that_do_not_fit_raise(config, overrides, cause):
 
 def test_sets_with_different_classes_are_not_joined(config, entry):
     config.merge_from_list(["DATASETS.TRAIN", ["digits_train", entry]])
-    with pytest.raises(DatasetError, match="digits_train and the images-the annotations do not have the same"):
+    with pytest.raises(DatasetError, match="the images-the annotations has the classes three, eight; the model was"):
         build_train_loader(config)
 
 

@@ -67,8 +67,8 @@ def test_detections_are_the_official_ones(case: Case, index: int) -> None:
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
     official = official_masks(want["post.rle"])[theirs]
     different = found["masks"].numpy()[own] != official
-    # Pixels at the threshold flip; the published solver amplifies rounding and flips more, measured 0.2 %.
-    assert different.sum() <= (1e-2 if case.implicit else 5e-4) * official.sum()
+    # Pixels at the threshold flip; the published solver amplifies rounding: 0.2 % on AMD CPUs, 4 % on Intel.
+    assert different.sum() <= (0.05 if case.implicit else 5e-4) * official.sum()
 
 
 @pytest.mark.parametrize("phase", ["explicit", "implicit"])

@@ -31,7 +31,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     counted(experiment, "_run", lambda path: path)
     counted(coco, "read_json", lambda source: source.json)
-    counted(files, "_head", lambda path: path)
+    counted(files, "_read", lambda path: path)
     return counts
 
 

@@ -23,9 +23,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ifr.cli import experiments
 from ifr.cli import main as ifr
-from ifr.cli import predict as predict_command
-from ifr.cli import train as train_command
 from ifr.experiment import load_experiment
 
 EVERY = 10
@@ -106,7 +105,7 @@ def main(what: str, experiment: str, output: str, count: str, *settings: str) ->
     common = ["MODEL.DEVICE", "cpu", *settings]
     schedule = ["SOLVER.LR_SCHEDULER.MAX_ITER", count, "SOLVER.LR_SCHEDULER.STEPS", "()"]
     if what == "train":
-        train_command.load_experiment = samples.load  # type: ignore[attr-defined]
+        experiments.load_experiment = samples.load  # type: ignore[attr-defined]
         # Clipped: from scratch, with so few channels, the box branch of any mask head diverges otherwise.
         periods = ["SOLVER.CLIP_GRADIENTS", "{'ENABLED': True, 'CLIP_TYPE': 'norm', 'CLIP_VALUE': 2.0}"]
         periods += ["TEST.EVAL_PERIOD", "500"]
@@ -115,7 +114,7 @@ def main(what: str, experiment: str, output: str, count: str, *settings: str) ->
     else:
         trained = ["SOLVER.LR_SCHEDULER.MAX_ITER", "1", "SOLVER.OPTIMIZER.BASE_LR", "0.0"]
         code = ifr(["train", experiment, "OUTPUT_DIR", output, *common, *trained])
-        predict_command.load_experiment = samples.load  # type: ignore[attr-defined]
+        experiments.load_experiment = samples.load  # type: ignore[attr-defined]
         folder = pictures(Path(output) / "pictures", int(count))
         found = ["--input", str(folder), "--output", str(Path(output) / "found"), "--score", "0.05"]
         code = code or ifr(

@@ -5,7 +5,7 @@ from affecting the next stage. The last test runs the whole detector.
 
 The published solver amplifies rounding error. On a CPU that sums in the same order as the CPU of the official outputs,
 every implicit mask matches. On other CPUs, the masks must differ from the official ones no more than they change when
-the features are perturbed by rounding error.
+rounding error perturbs the features and the solver's sums.
 """
 
 from collections.abc import Iterator
@@ -176,8 +176,18 @@ def test_masks_differ_only_by_rounding(case: Case, monkeypatch: pytest.MonkeyPat
         with exact_sums(monkeypatch):
             moved = largest_error(own, masks(case, rounded))
     error = largest_error(own, case.want["pred_masks28"][:, 0])
-    print("MEASURE", share_within_tolerance(error), share_within_tolerance(moved), float(error.median()), float(moved.median()), float(error.quantile(.9)), float(moved.quantile(.9)))
+    print(
+        "MEASURE",
+        share_within_tolerance(error),
+        share_within_tolerance(moved),
+        float(error.median()),
+        float(moved.median()),
+        float(error.quantile(0.9)),
+        float(moved.quantile(0.9)),
+    )
+    # Measured on an Intel Xeon in 4 cases: shares of 0.39 to 0.86, at most 0.01 below; medians at most 1.8 times.
     assert share_within_tolerance(error) > share_within_tolerance(moved) - 0.1
+    assert float(error.median()) < 3 * float(moved.median())
 
 
 def test_pasting(case: Case) -> None:
@@ -197,7 +207,6 @@ def test_the_whole_detector(case: Case) -> None:
     official = official_masks(case.want["post.rle"])
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
     different = found["masks"].numpy()[own] != official[theirs]
-    print("DIFFERENT", different.sum() / official.sum())
-    # Pixels at the threshold flip: at most 0.2 % of an image's, measured in the 18 cases above. Rounding may also
+    # Pixels at the threshold flip: at most 0.2 % of an image's on AMD CPUs, 4 % on an Intel Xeon. Rounding may also
     # select another iterate for the whole batch, which changes more pixels.
     assert different.sum() <= (0.2 if case.reference.amplifies_rounding else 5e-4) * official.sum()

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from ifr.data.catalog import KNOWN, find_dataset
+from ifr.data.classes import Classes
 from ifr.data.coco import classes_of, read_annotations
 from ifr.data.masks import decode_runs
 from ifr.errors import DatasetError
 from ifr.hosts.cvpods.framework import DATASETS, PATH_ROUTES, COCODataset, folder
-from ifr.runs.weights import Classes
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def inspect(entry: str, *, classes: bool) -> Content:
 
     Args:
         entry: an entry of DATASETS.TRAIN or DATASETS.TEST.
-        classes: whether to return the classes.
+        classes: whether the classes are needed, even those of COCO.
 
     Raises:
         DatasetError: the annotations are damaged.
@@ -109,7 +109,7 @@ def inspect(entry: str, *, classes: bool) -> Content:
     content = read_annotations(source)
     annotations = () if _is_coco(entry) else content.get("annotations", ())
     bitmaps = any(isinstance(item.get("segmentation"), dict) and not item.get("iscrowd") for item in annotations)
-    return Content(Classes(*classes_of(content)) if classes else None, bitmaps)
+    return Content(classes_of(content), bitmaps)
 
 
 def _is_coco(entry: str) -> bool:

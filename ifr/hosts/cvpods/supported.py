@@ -4,6 +4,7 @@ import importlib.util
 from typing import Any
 
 from ifr.hosts.cvpods.framework import RUNNERS
+from ifr.hosts.settings import check_added
 
 
 def check_run(config: Any) -> None:
@@ -23,3 +24,4 @@ def check_run(config: Any) -> None:
         raise ValueError("TEST.AUG.ENABLED = True is not supported by IFR in cvpods")
     if config.TRAINER.NAME not in RUNNERS:
         raise ValueError(f"TRAINER.NAME = {config.TRAINER.NAME!r} is not a runner of cvpods")
+    check_added(config)

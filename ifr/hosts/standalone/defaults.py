@@ -127,6 +127,7 @@ _DATASETS: Settings = {
     "TEST": [],
     "PROPOSAL_FILES_TEST": [],
     "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
+    **ADDED["DATASETS"],
 }
 
 _DATALOADER: Settings = {

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ifr.hosts.settings import check_added
 from ifr.hosts.standalone.defaults import DEFAULTS
 
 # cvpods settings for which only the default is supported; other values would be silently ignored.
@@ -81,6 +82,7 @@ def check_run(config: Any) -> None:
     _check_defaults(config, _RUN)
     if int(config.GLOBAL.LOG_INTERVAL) < 1:
         raise ValueError(f"GLOBAL.LOG_INTERVAL must be at least 1, got {config.GLOBAL.LOG_INTERVAL}")
+    check_added(config)
     solver = config.SOLVER
     if solver.CHECKPOINT_FAILURE not in ("continue", "stop"):
         raise ValueError(f"SOLVER.CHECKPOINT_FAILURE must be 'continue' or 'stop', got {solver.CHECKPOINT_FAILURE!r}")

@@ -11,11 +11,11 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ifr.checkpoints.load import unwrapped
+from ifr.data.classes import Classes
 from ifr.hosts.cvpods.engine.evaluate import evaluate_all
 from ifr.hosts.cvpods.framework import RUNNERS, HookBase, comm, runner_module
 from ifr.processes.workers import Worker
 from ifr.runs.average import MovingAverage
-from ifr.runs.weights import Classes
 
 logger = logging.getLogger(__name__)
 

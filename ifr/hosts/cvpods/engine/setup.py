@@ -2,11 +2,13 @@
 
 import logging
 
+from ifr.data.classes import Classes
+from ifr.errors import DatasetError
 from ifr.hosts.cvpods import datasets
 from ifr.hosts.cvpods.engine.runner import join
 from ifr.hosts.cvpods.framework import seed_all_rng, setup_logger
 from ifr.runs.start import Run, TrainOptions
-from ifr.runs.weights import Classes, match_classes
+from ifr.runs.weights import match_classes
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +19,7 @@ def prepare(run: Run) -> Classes | None:
     Sets DATASETS to names that cvpods knows, the number of classes, and INPUT.MASK_FORMAT.
 
     Raises:
-        ValueError: a data set is missing or damaged, or none is given.
+        ValueError: a data set is missing or damaged, its classes are in another order, or none is given.
     """
     config, worker = run.config, run.worker
     setup_logger(str(run.output), distributed_rank=worker.rank)
@@ -33,8 +35,10 @@ def prepare(run: Run) -> Classes | None:
     for split in ("TRAIN",) * training + ("TEST",) * tests:
         entries = tuple(config.DATASETS[split])
         contents = {entry: datasets.inspect(entry, classes=entry == first) for entry in entries}
-        if first in contents and classes is None:
-            classes = contents[first].classes
+        for entry, content in contents.items():
+            classes = classes or content.classes
+            if config.DATASETS.MATCH_CLASSES == "name":
+                _check_order(entry, content.classes, classes)
         if any(content.has_bitmaps for content in contents.values()):
             logger.info("INPUT.MASK_FORMAT: %s -> bitmask, because of the data set's masks", config.INPUT.MASK_FORMAT)
             config.INPUT.MASK_FORMAT = "bitmask"
@@ -42,3 +46,13 @@ def prepare(run: Run) -> Classes | None:
     if classes is not None:
         match_classes(config, classes, first, run.options.overrides)
     return classes
+
+
+def _check_order(entry: str, own: Classes | None, classes: Classes | None) -> None:
+    """Refuse a data set whose classes are not those of the run: cvpods matches classes by order."""
+    if own is not None and classes is not None and own.names != classes.names:
+        raise DatasetError(
+            f"{entry} has the classes {', '.join(own.names)}, the run has {', '.join(classes.names)}; cvpods matches "
+            "classes by order",
+            "set IFR_HOST=standalone, which matches by name, or DATASETS.MATCH_CLASSES order",
+        )

@@ -8,7 +8,7 @@ from ifr.hosts.cvpods.engine.setup import prepare
 from ifr.hosts.cvpods.framework import verify_results
 from ifr.runs.folder import Results, checkpoints_to_test, write_results
 from ifr.runs.start import Run
-from ifr.runs.weights import load_trained
+from ifr.runs.weights import load_trained, move_predictors, read_once, trained_classes
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +24,19 @@ def test(run: Run) -> dict[str, Results]:
     """
     config, worker = run.config, run.worker
     entries = list(config.DATASETS.TEST)
-    prepare(run)
+    classes = prepare(run)
     results: dict[str, Results] = {}
     paths = worker.broadcast(checkpoints_to_test(run) if worker.is_first else None)
     model = run.experiment.build_model(config)
     for path in paths:
         logger.info("testing %s on %d x %s", path, worker.world_size, run.device)
-        load_trained(model, path, config, worker)
+        file = read_once(path, worker)
+        trained = trained_classes(file, config)
+        if trained is not None and classes is not None:
+            trained.numbered_like(classes, str(file.path))
+            classes.numbered_like(trained, entries[0])  # each has the classes of the other, perhaps in another order
+            file = move_predictors(file, model, trained, classes)
+        load_trained(model, file, config)
         found = evaluate_all(config, model)
         if worker.is_first:
             verify_results(config, _collapsed(found))

@@ -34,7 +34,7 @@ def train(run: Run) -> None:
     if last is not None:
         logger.info("resuming from %s", last)
     elif weights:
-        start_from(runner.model, config, worker)
+        start_from(runner.model, config, classes, worker)
     config.MODEL.WEIGHTS = ""  # already loaded
     runner.resume_or_load(resume=last is not None)
     config.MODEL.WEIGHTS = weights

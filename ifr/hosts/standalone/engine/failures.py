@@ -14,12 +14,12 @@ from torch import Tensor
 from ifr.checkpoints import read_checkpoint, save_checkpoint
 from ifr.checkpoints.files import read_content
 from ifr.data.annotations import Annotations
+from ifr.data.classes import Classes
 from ifr.errors import CheckpointError, NonFiniteError
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer, build_trainer
 from ifr.processes.workers import Worker
 from ifr.runs.folder import json_number
-from ifr.runs.weights import Classes
 from ifr.whole_file import whole_file
 
 STATE = "state.pth"

@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
-from ifr.data.loader import build_train_loader, open_test_sets
+from ifr.data.loader import build_train_loader
 from ifr.errors import CheckpointWriteError, Stopped
 from ifr.hosts.standalone.engine import failures, snapshots
 from ifr.hosts.standalone.engine.metrics import ConvergenceWatch, Losses, SolverFigures
@@ -19,7 +20,6 @@ from ifr.hosts.standalone.evaluation import evaluate_all
 from ifr.processes.remote_errors import RemoteError
 from ifr.processes.signals import StopSignals, kept_from_children
 from ifr.runs import folder
-from ifr.runs.weights import Classes
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class TrainingLoop:
         config: the settings.
         trainer: the trainer, in its state after `start` iterations.
         sets: the training sets.
+        test_sets: the data sets of evaluations, by entry.
         classes: the model's classes.
         output: OUTPUT_DIR.
         start: number of completed iterations.
@@ -41,6 +42,7 @@ class TrainingLoop:
     config: Any
     trainer: Trainer
     sets: Sequence[CocoDataset]
+    test_sets: Mapping[str, CocoDataset]
     classes: Classes
     output: Path
     start: int
@@ -53,7 +55,6 @@ class TrainingLoop:
         self.records = Records(self.output, self.start, self.stop) if self.worker.is_first else None
         self.losses, self.solver = Losses(), SolverFigures(self.trainer.model)
         self.convergence = ConvergenceWatch(self.config, self.start)
-        self._test_sets: dict[str, CocoDataset] | None = None  # opened by the first evaluation
 
     def go(self) -> None:
         """Run all remaining iterations.
@@ -188,10 +189,8 @@ class TrainingLoop:
         average, before = self.trainer.average, snapshots.random_state(self.trainer.device)
         try:
             with average.in_model() if average is not None else contextlib.nullcontext():
-                if self._test_sets is None:
-                    self._test_sets = open_test_sets(self.config, keep_truth=self.worker.is_first)
-                model, sets, stop = self.trainer.model, self._test_sets, lambda: self.signals.requested
-                results = evaluate_all(model, self.config, sets, self.worker, self.output, stop=stop)
+                model, stop = self.trainer.model, lambda: self.signals.requested
+                results = evaluate_all(model, self.config, self.test_sets, self.worker, self.output, stop=stop)
         except Stopped as stopped:
             snapshots.restore_random_state(before, self.trainer.device)
             self._save_and_stop(stopped.number, done)

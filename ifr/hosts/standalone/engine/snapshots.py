@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from ifr.checkpoints import CheckpointFile, load_weights, save_checkpoint
+from ifr.data.classes import Classes
 from ifr.errors import CheckpointError
 from ifr.hosts.standalone.engine.optimizer import load_state
 from ifr.hosts.standalone.engine.trainer import Trainer
-from ifr.runs.weights import Classes
 
 _REQUIRED = ("iteration", "seed", "batch_size", "optimizer", "random")
 

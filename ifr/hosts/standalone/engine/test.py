@@ -2,11 +2,14 @@
 
 import logging
 
+from torch import nn
+
+from ifr.data.classes import Classes
 from ifr.data.loader import open_test_sets
 from ifr.hosts.standalone.evaluation import evaluate_all
 from ifr.runs.folder import Results, checkpoints_to_test, write_results
 from ifr.runs.start import Run
-from ifr.runs.weights import Classes, load_trained, match_classes
+from ifr.runs.weights import load_trained, match_classes, read_once, trained_classes
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +25,20 @@ def test(run: Run) -> dict[str, Results]:
         EvaluationError: the model failed on an image.
     """
     config, worker = run.config, run.worker
-    sets = open_test_sets(config, keep_truth=worker.is_first)
-    entry, first = next(iter(sets.items()))
-    match_classes(config, Classes(first.class_names, first.category_ids), entry, run.options.overrides)
-    model = run.experiment.build_model(config)
-    results = {}
+    results: dict[str, Results] = {}
+    classes: Classes | None = None
+    model: nn.Module | None = None
     for path in worker.broadcast(checkpoints_to_test(run) if worker.is_first else None):
+        file = read_once(path, worker)
+        trained = trained_classes(file, config)
+        if model is None or trained != classes:
+            classes = trained
+            sets = open_test_sets(config, classes, keep_truth=worker.is_first)
+            entry, first = next(iter(sets.items()))
+            match_classes(config, first.classes, entry, run.options.overrides)
+            model = run.experiment.build_model(config)
         logger.info("testing %s on %d x %s", path, worker.world_size, run.device)
-        load_trained(model, path, config, worker)
+        load_trained(model, file, config)
         results[path] = evaluate_all(model, config, sets, worker, run.output)
     if worker.is_first:
         write_results(run.output, results)

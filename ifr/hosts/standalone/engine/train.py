@@ -4,16 +4,19 @@ import logging
 from typing import Any
 
 from ifr.checkpoints import CheckpointFile, read_checkpoint
-from ifr.data.loader import open_training_sets
+from ifr.data.classes import Classes
+from ifr.data.coco import CocoDataset
+from ifr.data.loader import check_classes, open_test_sets, open_training_sets
 from ifr.errors import RunError
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.loop import TrainingLoop
 from ifr.hosts.standalone.engine.trainer import build_trainer
 from ifr.processes.signals import StopSignals
+from ifr.processes.workers import Worker
 from ifr.runs import folder
 from ifr.runs.settings import given_keys
 from ifr.runs.start import Run
-from ifr.runs.weights import Classes, match_classes, start_from
+from ifr.runs.weights import match_classes, start_from
 from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
@@ -33,8 +36,9 @@ def train(run: Run) -> None:
     name = run.experiment.folder.name
     logger.info("training %s on %d x %s, output in %s", name, worker.world_size, run.device, output)
     sets = open_training_sets(config)
-    classes = Classes(sets[0].class_names, sets[0].category_ids)
+    classes = sets[0].classes
     match_classes(config, classes, config.DATASETS.TRAIN[0], run.options.overrides)
+    test_sets = _test_sets(config, classes, worker)
     last = _last_checkpoint(run)
     if last is not None:
         snapshots.check(last)
@@ -45,7 +49,7 @@ def train(run: Run) -> None:
     snapshots.set_random_seed(int(config.SEED) + worker.rank)
     model = run.experiment.build_model(config)
     if last is None and config.MODEL.WEIGHTS:
-        start_from(model, config, worker)
+        start_from(model, config, classes, worker)
     trainer = build_trainer(config, model, worker)
     start = 0
     if last is not None:
@@ -59,7 +63,17 @@ def train(run: Run) -> None:
         _warn_if_all_warmup(config)
     del last  # free the checkpoint's weights
     with StopSignals() as signals:
-        TrainingLoop(config, trainer, sets, classes, output, start, signals).go()
+        TrainingLoop(config, trainer, sets, test_sets, classes, output, start, signals).go()
+
+
+def _test_sets(config: Any, classes: Classes, worker: Worker) -> dict[str, CocoDataset]:
+    """Open the data sets that training will be evaluated on, so that one that does not fit is an error at the start."""
+    if int(config.TEST.EVAL_PERIOD) <= 0:
+        return {}
+    by_name = config.DATASETS.MATCH_CLASSES == "name"
+    sets = open_test_sets(config, classes if by_name else None, keep_truth=worker.is_first)
+    check_classes(list(sets.values()), int(config.MODEL.ROI_HEADS.NUM_CLASSES))
+    return sets
 
 
 def _last_checkpoint(run: Run) -> CheckpointFile | None:

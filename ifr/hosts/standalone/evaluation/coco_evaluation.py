@@ -123,7 +123,7 @@ def evaluate(
 def detect(
     model: nn.Module,
     loader: Iterable[list[dict[str, Any]]],
-    category_ids: tuple[int, ...],
+    category_ids: tuple[int | None, ...],
     total: int,
     stop: Callable[[], int] = lambda: 0,
 ) -> list[dict[str, Any]]:

@@ -9,17 +9,19 @@ from torch import Tensor
 from ifr.data.masks import encode_runs
 
 
-def coco_results(detections: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def coco_results(
+    detections: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int | None]
+) -> list[dict[str, Any]]:
     """Convert the detections in one image, in their order.
 
     Args:
         detections: `boxes` (n, 4) XYXY pixels, `scores` (n,), `classes` (n,) 0-based, optionally `masks` (n, H, W)
             bool.
         image_id: the image's id in its data set.
-        category_ids: the category id of every class.
+        category_ids: the category id of every class; detections of classes without one are left out.
 
     Returns:
-        n entries: `image_id`, `category_id`, `bbox` XYWH pixels, `score`, and with masks `segmentation`, a compressed
+        Entries: `image_id`, `category_id`, `bbox` XYWH pixels, `score`, and with masks `segmentation`, a compressed
         run-length encoding.
     """
     corners = detections["boxes"].double().cpu()
@@ -33,4 +35,4 @@ def coco_results(detections: Mapping[str, Tensor], image_id: int, category_ids: 
     if "masks" in detections:
         for result, mask in zip(results, detections["masks"].cpu().numpy(), strict=True):
             result["segmentation"] = encode_runs(mask)
-    return results
+    return [result for result in results if result["category_id"] is not None]

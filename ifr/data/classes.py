@@ -1,0 +1,72 @@
+"""Classes of models and data sets, matched by name."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from ifr.errors import DatasetError
+
+_BY_ORDER = "use the data set that the model was trained for, or set DATASETS.MATCH_CLASSES order to match by order"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a detector or a data set distinguishes, by label."""
+
+    names: tuple[str, ...]
+    category_ids: tuple[int | None, ...]
+    """Their ids in the data set's files; None for a class that the data set lacks."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the form in which checkpoints hold classes."""
+        return {"names": list(self.names), "category_ids": list(self.category_ids)}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Classes":
+        """Return the classes that `as_dict` described."""
+        return cls(tuple(content["names"]), tuple(content["category_ids"]))
+
+    def labels_in(self, others: "Classes") -> list[int | None]:
+        """Find every class among others: its label there, None if there is none with its name.
+
+        Classes that share a name are matched by name and category id.
+        """
+        by_name = {name: label for label, name in enumerate(others.names)}
+        by_both = {pair: label for label, pair in enumerate(zip(others.names, others.category_ids, strict=True))}
+        shared = _repeated(self.names) | _repeated(others.names)
+        return [
+            by_both.get((name, identity)) if name in shared else by_name.get(name)
+            for name, identity in zip(self.names, self.category_ids, strict=True)
+        ]
+
+    def numbered_like(self, model: "Classes", source: str) -> "Classes":
+        """Return the classes of a data set in a model's order.
+
+        Args:
+            model: the model's classes.
+            source: the name of the data set, for errors.
+
+        Raises:
+            DatasetError: the model has no class with the name of one of the data set's.
+        """
+        found = self.labels_in(model)
+        unknown = [self._described(label) for label, other in enumerate(found) if other is None]
+        if unknown:
+            own, theirs = ", ".join(map(str, self.names)), ", ".join(map(str, model.names))
+            raise DatasetError(
+                f"{source} has the classes {own}; the model was trained on {theirs}, without {', '.join(unknown)}",
+                _BY_ORDER,
+            )
+        ids: list[int | None] = [None] * len(model.names)
+        for identity, label in zip(self.category_ids, found, strict=True):
+            if label is not None:
+                ids[label] = identity
+        return Classes(model.names, tuple(ids))
+
+    def _described(self, label: int) -> str:
+        name = self.names[label]
+        return f"{name} (id {self.category_ids[label]})" if name in _repeated(self.names) else name
+
+
+def _repeated(names: tuple[str, ...]) -> set[str]:
+    return {name for name, count in Counter(names).items() if count > 1}
