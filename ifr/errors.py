@@ -1,6 +1,7 @@
 """Errors meant for a user: each says what went wrong and what to do about it."""
 
 import contextlib
+import errno
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,16 @@ _LESS_MEMORY = (
     "TRAINER.FP16.ENABLED True"
 )
 _LOWER_RATE = "lower SOLVER.OPTIMIZER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True"
+_OPEN_FILES = "raise the limit of open files (`ulimit -n 4096`), or lower DATALOADER.NUM_WORKERS"
+_REMEDIES = {
+    errno.EMFILE: _OPEN_FILES,
+    errno.ENFILE: _OPEN_FILES,
+    errno.ENOMEM: _LESS_MEMORY,
+    errno.EAGAIN: "raise the limit of processes (`ulimit -u`), or lower DATALOADER.NUM_WORKERS",
+    errno.ENOSPC: "free some space, or choose an OUTPUT_DIR with space left",
+    errno.EDQUOT: "free some space, or choose an OUTPUT_DIR with space left",
+    errno.EIO: "check the disk; --resume goes on from the last checkpoint",
+}
 _REPORT = "run it again with --debug and report the traceback"
 
 
@@ -176,8 +187,10 @@ def explained(error: Exception) -> UserError:
     if isinstance(error, ValueError):
         return UserError(text)
     if isinstance(error, OSError):
-        return UserError(text, _WRITABLE)
-    # torch has no classes of their own for these two.
+        return UserError(text, _REMEDIES.get(error.errno or 0, _WRITABLE))
+    # torch has no classes of their own for these.
+    if "Too many open files" in text or "0 items of ancdata" in text:
+        return UserError(text, _OPEN_FILES)
     if "DefaultCPUAllocator" in text or "can't allocate memory" in text:
         return UserError("out of memory of this machine", _LESS_MEMORY)
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:

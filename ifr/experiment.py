@@ -1,9 +1,10 @@
 """Loads an experiment's folder and builds its model."""
 
+import ast
 import importlib.util
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,9 @@ import torch
 from torch import nn
 
 from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
+from ifr.processes.layout import check_device
 
+_BESIDE = Path(__file__).resolve().parent.parent  # the repository, in a clone
 _counter = itertools.count()
 
 
@@ -59,7 +62,7 @@ def build_model(
         folder_or_name: see `load_experiment`.
         weights: a checkpoint to load; without it the model keeps its initial weights. The model gets as many classes
             as the checkpoint says it was trained on.
-        device: the model's device; by default a GPU if there is one.
+        device: the model's device; by default MODEL.DEVICE of the overrides, else a GPU if there is one.
         overrides: settings that replace those of config.py, as `["KEY.SUBKEY", value, ...]`.
 
     Raises:
@@ -72,9 +75,9 @@ def build_model(
     file = None if weights is None else read_checkpoint(resolve(weights))
     if file is not None:
         take_classes(config, file, overrides)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    config.merge_from_list(["MODEL.DEVICE", str(device)])
+    if device is not None or "MODEL.DEVICE" not in given_keys(overrides):
+        config.merge_from_list(["MODEL.DEVICE", str(device or ("cuda" if torch.cuda.is_available() else "cpu"))])
+    check_device(str(config.MODEL.DEVICE))
     model = experiment.build_model(config)
     if file is not None:
         load_weights(model, file)
@@ -98,16 +101,42 @@ def take_classes(config: Any, file: CheckpointFile, overrides: Sequence[Any]) ->
     return trained
 
 
+def given_keys(overrides: Sequence[Any]) -> Iterator[str]:
+    """Yield the full name of every setting that `["KEY.SUBKEY", value, ...]` sets, also inside sections."""
+    for key, value in zip(overrides[0::2], overrides[1::2], strict=False):
+        yield from _leaves(str(key), value)
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = None  # it only looks like a section
+    if not isinstance(value, Mapping):
+        yield key
+        return
+    for name, entry in value.items():
+        yield from _leaves(f"{key}.{name}", entry)
+
+
 def _find(folder_or_name: str | Path) -> Path:
-    candidates = [Path(folder_or_name), Path(__file__).resolve().parent.parent / folder_or_name]
+    candidates = [Path(folder_or_name).expanduser(), _BESIDE / folder_or_name]
     for folder in candidates:
         if folder.is_dir():
             missing = [name for name in ("config.py", "net.py") if not (folder / name).is_file()]
             if missing:
                 raise FileNotFoundError(f"the experiment {folder} has no {' and no '.join(missing)}")
             return folder.resolve()
-    looked = ", ".join(str(folder) for folder in candidates)
-    raise FileNotFoundError(f"there is no experiment {str(folder_or_name)!r}; looked for {looked}")
+    places = [Path.cwd(), _BESIDE]
+    found = sorted({path.parent.name for place in places for path in place.glob("*/config.py") if _is_complete(path)})
+    names = f"; found {', '.join(found)}" if found else ""
+    looked = " and ".join(str(folder) for folder in dict.fromkeys(places))
+    raise FileNotFoundError(f"there is no experiment {str(folder_or_name)!r} in {looked}{names}")
+
+
+def _is_complete(config: Path) -> bool:
+    return config.with_name("net.py").is_file()
 
 
 def _run(path: Path) -> ModuleType:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ifr.equilibrium import Observer, fixed_point
-from ifr.solvers import Broyden, Solver
+from ifr.solvers import GMRES, Broyden, Solver
 from ifr.solvers.iteration import autocast_enabled
 from ifr.solvers.solution import Map
 
@@ -135,7 +135,7 @@ class Implicit(nn.Module):
 
     Raises:
         TypeError: solver or adjoint is not a solver.
-        ValueError: warmup_steps is below 1, or phase is unknown.
+        ValueError: warmup_steps is below 1, phase is unknown, or solver is `GMRES`.
     """
 
     weight_norm: ClassVar[bool] = True
@@ -154,6 +154,8 @@ class Implicit(nn.Module):
         for name, value in (("solver", solver), ("adjoint", adjoint)):
             if not callable(getattr(value, "solve", None)):
                 raise TypeError(f"{name} must be a solver, such as ifr.solvers.Broyden(); got {value!r}")
+        if isinstance(solver, GMRES):
+            raise ValueError("solver must handle nonlinear maps; GMRES solves only affine ones, such as the adjoint")
         self.solver = solver
         self.adjoint = adjoint
         self.warmup_steps = warmup_steps

@@ -28,7 +28,7 @@ def convert(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         UserError: the weights do not fit the experiment, or the output cannot be written.
     """
     require_standalone("convert")
-    output = Path(args.output)
+    output = Path(args.output).expanduser()
     if output.suffix not in (".pth", ".safetensors"):
         raise UserError(f"--output {output} has an unknown extension", "use .pth or .safetensors")
     experiment = find_experiment(args.experiment)

@@ -12,7 +12,6 @@ from PIL import Image
 from ifr.data.catalog import DatasetSource, dataset_roots, find_dataset
 from ifr.data.check import check_dataset
 from ifr.data.coco import CocoDataset, CocoImage
-from ifr.data.digits import make_digits
 from ifr.data.samples import annotate, read_picture
 from ifr.data.summary import summarize
 from ifr.errors import DatasetError, ImageError, UserError, advise
@@ -38,9 +37,11 @@ def data(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _make(args: argparse.Namespace) -> None:
-    root = Path(args.root) if args.root else dataset_roots()[0]
+    root = Path(args.root).expanduser() if args.root else dataset_roots()[0]
+    with advise("pip install 'ifr[demo]', which only `ifr data make` needs", ImportError):
+        from ifr.data.digits import make_digits  # it needs OpenCV
     with (
-        advise("install scikit-learn", ImportError),
+        advise("pip install 'ifr[demo]', which only `ifr data make` needs", ImportError),
         advise("see ifr data make --help", ValueError),
         advise("choose a --root that can be written", OSError),
     ):
@@ -58,8 +59,9 @@ def _inspect(args: argparse.Namespace) -> None:
     with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError, ImageError):
         sheet = draw_dataset(CocoDataset(source), args.samples)
     with advise("choose an --output that can be written, such as samples.png", OSError, ValueError):
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(args.output)
+        output = Path(args.output).expanduser()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(output)
     logger.info("samples drawn in %s", args.output)
 
 

@@ -30,9 +30,7 @@ def find_experiment(name: str) -> Experiment:
     Raises:
         UserError: it does not exist, or one of its files is incomplete.
     """
-    here = sorted(path.parent.name for path in Path().glob("*/config.py") if path.with_name("net.py").is_file())
-    names = f"; here are {', '.join(here)}" if here else ""
-    with advise(f"name an experiment's folder{names}", FileNotFoundError, AttributeError):
+    with advise("name an experiment's folder", FileNotFoundError, AttributeError):
         return load_experiment(name)
 
 

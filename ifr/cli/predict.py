@@ -17,10 +17,9 @@ from ifr.cli.experiments import find_experiment, require_standalone
 from ifr.data.catalog import CATEGORY_IDS, CLASS_NAMES
 from ifr.data.images import read_image
 from ifr.errors import CheckpointError, ImageError, UserError, advise
-from ifr.experiment import take_classes
+from ifr.experiment import given_keys, take_classes
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.predictor import Predictor
-from ifr.runs.settings import given_keys
 from ifr.visualize import draw_detections
 
 logger = logging.getLogger(__name__)

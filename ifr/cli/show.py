@@ -17,13 +17,14 @@ from ifr.data.catalog import find_dataset
 from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
 from ifr.errors import UserError, advise
+from ifr.experiment import given_keys
 from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.predictor import Predictor
 from ifr.hosts.standalone.supported import check_run
 from ifr.processes.workers import Worker
 from ifr.refine import Implicit, RefinementBlock
 from ifr.runs.folder import newest_checkpoint
-from ifr.runs.settings import given_keys, requested_device, settle
+from ifr.runs.settings import requested_device, settle
 from ifr.runs.weights import load_trained, match_classes, read_once, trained_classes
 from ifr.solvers import Anderson, Broyden, Picard, Solver
 from ifr.visualize import contact_sheet, draw_detections, plot_residuals

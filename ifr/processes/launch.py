@@ -75,19 +75,20 @@ def _run(job: Job, workers: Sequence[Worker], url: str, device: str, arguments: 
     reports = [_read(*pipe) for pipe in pipes]
     received = sorted((report for report in reports if report is not None), key=lambda report: report.moment)
     errors = [report.restored() for report in received]
-    for stop in errors:
-        if isinstance(stop, Stopped):
-            raise Stopped(signals.requested or stop.number, stop.iteration, stop.saved)
-    if failed and signals.requested:
-        raise Stopped(signals.requested, 0, None)
+    stop = next((error for error in errors if isinstance(error, Stopped)), None)
+    others = [error for error in errors if not isinstance(error, Stopped)]
+    died = any(processes[index].exitcode < 0 for index in failed)  # which may have caused the others' errors
+    if (stop or (failed and signals.requested)) and (died or not others):
+        stop = stop or Stopped(signals.requested, 0, None)
+        raise Stopped(signals.requested or stop.number, stop.iteration, stop.saved)
     for index in failed:
         code = processes[index].exitcode
         if code < 0 and reports[index] is None:
             # Most real-time signals have no name.
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             raise WorkerError(f"{workers[index]} was killed by {name}; the others were ended")
-    if errors:
-        raise errors[0]
+    if others:
+        raise others[0]
     if failed:
         raise WorkerError(f"{workers[failed[0]]} ended with code {processes[failed[0]].exitcode}")
 

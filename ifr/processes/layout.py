@@ -1,5 +1,6 @@
 """Chooses the number of workers, their devices and the address where they connect."""
 
+import logging
 import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -7,6 +8,8 @@ from urllib.parse import urlsplit
 import torch
 
 from ifr.errors import RunError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,21 @@ def _check_port(url: str) -> None:
         except OSError as error:
             remedy = "give another port, or leave --dist-url out on a single machine"
             raise RunError(f"the port of {url} is in use ({error.strerror})", remedy) from error
+
+
+def check_device(name: str) -> None:
+    """Check that a device exists on this machine.
+
+    Args:
+        name: MODEL.DEVICE: "cpu", "cuda" for any GPU, "cuda:N", or "mps", which is experimental.
+
+    Raises:
+        RunError: it does not exist.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has_mps = torch.backends.mps.is_available()
+    if name == "mps" and has_mps:
+        logger.warning("MODEL.DEVICE mps is experimental: IFR is not tested on it")
+    elif name not in ("cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))):
+        there = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus)), *["mps"] * has_mps]
+        raise RunError(f"MODEL.DEVICE is {name!r}, but this machine has {', '.join(there)}", "name one of them")

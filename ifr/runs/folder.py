@@ -4,13 +4,14 @@ import itertools
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ifr.errors import CheckpointError
-from ifr.runs.settings import given_keys
+from ifr.experiment import given_keys
 from ifr.runs.start import Run
 from ifr.whole_file import whole_file
 
@@ -113,11 +114,24 @@ def forget(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the unfinished files that a killed run left."""
-    for path in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
-            logger.info("deleting %s, which a killed run left", path)
-            path.unlink(missing_ok=True)
+    """Delete the unfinished files that a killed run left in OUTPUT_DIR, in inference and with steps to repeat."""
+    for pattern in (".*.tmp", "inference/.*.tmp", "inference/*/.*.tmp", "nonfinite_iter_*/.*.tmp"):
+        for path in folder.glob(pattern):
+            match = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+            if match and not _is_running(int(match[1])):
+                logger.info("deleting %s, which a killed run left", path)
+                path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process of this id runs on this machine; it may be writing the file."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -24,12 +24,13 @@ def log_file(path: Path) -> Iterator[None]:
     root.addHandler(handler)
     try:
         yield
-    except Stopped as stopped:
-        logger.info("stopped %s", stopped)
-        raise
-    except Exception as error:
-        where = (logger.name, logging.ERROR, __file__, 0)  # only to the file: whoever catches the error tells the user
-        handler.handle(logger.makeRecord(*where, "stopped: %s", (error,), sys.exc_info()))
+    except Exception as error:  # only to the file: whoever catches the error tells the user
+        if isinstance(error, Stopped):
+            record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, "stopped %s", (error,), None)
+        else:
+            trace = sys.exc_info()
+            record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "stopped: %s", (error,), trace)
+        handler.handle(record)
         raise
     finally:
         root.removeHandler(handler)

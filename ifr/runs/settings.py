@@ -10,17 +10,17 @@ Settings given on the command line are never converted. SOLVER.RESCALE = False c
 the IMS_PER_BATCH of config.py.
 """
 
-import ast
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from ifr.errors import RunError
+from ifr.experiment import given_keys
+from ifr.processes.layout import check_device
 from ifr.processes.workers import Worker
 
 logger = logging.getLogger(__name__)
@@ -54,18 +54,13 @@ def requested_device(config: Any, overrides: Sequence[Any], num_gpus: int | None
     config = copy.deepcopy(config)
     config.merge_from_list(list(overrides))
     device = str(config.MODEL.DEVICE)
-    if not device.startswith("cuda"):
-        return device
-    if not torch.cuda.is_available():
+    if device.startswith("cuda") and not torch.cuda.is_available():
         if _DEVICE in given_keys(overrides):
             raise RunError(f"MODEL.DEVICE is {device!r}, but torch finds no GPU", _NO_GPU)
         if num_gpus is not None:
             raise RunError(f"--num-gpus {num_gpus}, but torch finds no GPU", _NO_GPU)
         return "cpu"
-    number = device.removeprefix("cuda").removeprefix(":")
-    if number and not (number.isdigit() and int(number) < torch.cuda.device_count()):
-        last = torch.cuda.device_count() - 1
-        raise RunError(f"MODEL.DEVICE is {device!r}, but the GPUs here are cuda:0 to cuda:{last}", "name one of them")
+    check_device(device)
     return device
 
 
@@ -118,25 +113,6 @@ def merge_and_rescale(config: Any, overrides: Sequence[Any], world_size: int) ->
     config.merge_from_list(["SOLVER.IMS_PER_BATCH", batch, "SOLVER.IMS_PER_DEVICE", batch // world_size])
     if solver.RESCALE and batch != reference:
         _rescale(config, reference, batch, given)
-
-
-def given_keys(overrides: Sequence[Any]) -> Iterator[str]:
-    """Yield the full name of every setting that `["KEY.SUBKEY", value, ...]` sets, also inside sections."""
-    for key, value in zip(overrides[0::2], overrides[1::2], strict=False):
-        yield from _leaves(str(key), value)
-
-
-def _leaves(key: str, value: Any) -> Iterator[str]:
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            value = None  # it only looks like a section
-    if not isinstance(value, Mapping | DictConfig):
-        yield key
-        return
-    for name, entry in value.items():
-        yield from _leaves(f"{key}.{name}", entry)
 
 
 def _check_batch(batch: int, world_size: int, parts: int) -> None:

@@ -13,8 +13,8 @@ from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resol
 from ifr.checkpoints.load import published_keys
 from ifr.data.classes import Classes
 from ifr.errors import CheckpointError, RunError
+from ifr.experiment import given_keys
 from ifr.processes.workers import Worker
-from ifr.runs.settings import given_keys
 
 logger = logging.getLogger(__name__)
 

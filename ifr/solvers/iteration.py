@@ -81,6 +81,8 @@ def full_precision(
 
     @functools.wraps(solve)
     def wrapped(self: SolverType, f: Map, z0: Tensor) -> Solution:
+        if not isinstance(z0, Tensor):
+            raise TypeError(f"z0 must be one tensor; got {type(z0).__name__}. Join the parts of a state with torch.cat")
         device_type = z0.device.type
         if not autocast_enabled(device_type):
             with torch.no_grad():

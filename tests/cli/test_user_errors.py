@@ -147,7 +147,7 @@ def test_more_processes_than_gpus(tiny: Path, monkeypatch: pytest.MonkeyPatch, f
     assert "--num-gpus 4, but this machine has 2 GPUs" in error
     assert "--num-gpus 2" in remedy
     error, _ = fails("train", tiny, "MODEL.DEVICE", "cuda:2")
-    assert "MODEL.DEVICE is 'cuda:2', but the GPUs here are cuda:0 to cuda:1" in error
+    assert "MODEL.DEVICE is 'cuda:2', but this machine has cpu, cuda, cuda:0, cuda:1" in error
     error, _ = fails("train", tiny, "--num-gpus", 2, "MODEL.DEVICE", "cuda:1")
     assert "names one GPU" in error
     for name, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4"}.items():

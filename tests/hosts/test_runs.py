@@ -30,7 +30,6 @@ def schedule(iterations: int, explicit: int) -> list[str]:
         "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS": explicit,
         "SEED": 1,
         "SOLVER.EMA.ENABLED": False,
-        "TRAINER.WINDOW_SIZE": 1,
     }
     return [str(item) for pair in settings.items() for item in pair]
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ifr.refine import Implicit
 from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solver, make_solver
 
 
@@ -59,3 +60,13 @@ def test_an_f_that_works_in_place_is_refused(solver: Solver) -> None:
     with pytest.raises(ValueError, match=r"must not change its argument in place; it changed z of shape \(2, 3\)"):
         solver.solve(lambda z: z.mul_(0.5), z0)
     assert torch.equal(z0, torch.ones(2, 3))
+
+
+def test_a_solver_of_affine_maps_is_refused_for_the_equilibrium() -> None:
+    with pytest.raises(ValueError, match="GMRES solves only affine ones"):
+        Implicit(GMRES(), adjoint=GMRES())
+
+
+def test_a_state_of_several_tensors_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"z0 must be one tensor; got tuple"):
+        Picard().solve(lambda z: z, (torch.zeros(2, 3), torch.zeros(2, 3)))  # type: ignore[arg-type]

@@ -103,10 +103,9 @@ def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _unknown(key: str, valid: Any) -> str:
     valid = list(valid)
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.4)
-    if not near:
-        last = key.rsplit(".", 1)[-1]
-        near = [name for name in valid if name.rsplit(".", 1)[-1] == last][:1]
+    same_name = [name for name in valid if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    # A key in the wrong section is more likely than a misspelled one: SOLVER.MAX_ITER is SOLVER.LR_SCHEDULER.MAX_ITER.
+    near = difflib.get_close_matches(key, same_name, n=1, cutoff=0.0) or difflib.get_close_matches(key, valid, 1, 0.4)
     return f"there is no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
@@ -140,6 +139,8 @@ def _cast(text: Any, old: Any, key: str) -> Any:
             value = ast.literal_eval(text)
         except _LITERAL_ERRORS:
             value = text  # an unquoted string, such as a path
+    if isinstance(old, str) and isinstance(text, str) and text.lstrip().startswith("{"):
+        raise ConfigError(f"{key} must be of type str, such as {old!r}; got {text!r}")
     if isinstance(old, str) and isinstance(text, str) and not isinstance(value, str) and value is not None:
         return text  # a string that looks like a number
     if isinstance(value, str) and key in ("DATASETS.TRAIN", "DATASETS.TEST"):

@@ -7,7 +7,7 @@ from torch import nn
 from ifr.data.classes import Classes
 from ifr.data.loader import open_test_sets
 from ifr.hosts.standalone.evaluation import evaluate_all
-from ifr.runs.folder import Results, checkpoints_to_test, write_results
+from ifr.runs.folder import Results, checkpoints_to_test, sweep, write_results
 from ifr.runs.start import Run
 from ifr.runs.weights import load_trained, match_classes, read_once, trained_classes
 
@@ -25,6 +25,8 @@ def test(run: Run) -> dict[str, Results]:
         EvaluationError: the model failed on an image.
     """
     config, worker = run.config, run.worker
+    if worker.is_first:
+        sweep(run.output)
     results: dict[str, Results] = {}
     classes: Classes | None = None
     model: nn.Module | None = None

@@ -8,13 +8,13 @@ from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
 from ifr.data.loader import check_classes, open_test_sets, open_training_sets
 from ifr.errors import RunError
+from ifr.experiment import given_keys
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.loop import TrainingLoop
 from ifr.hosts.standalone.engine.trainer import build_trainer
 from ifr.processes.signals import StopSignals
 from ifr.processes.workers import Worker
 from ifr.runs import folder
-from ifr.runs.settings import given_keys
 from ifr.runs.start import Run
 from ifr.runs.weights import match_classes, start_from
 from ifr.whole_file import whole_file
