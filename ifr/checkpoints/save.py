@@ -20,11 +20,11 @@ _FOLDED_COPIES = ("repeat_block_copy.", "deq.func_copy.")
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, **extras: Any) -> None:
-    """Write {"model": weights, **extras} so that the file is either whole or not there.
+    """Write {"model": weights, **extras}, all tensors on the CPU, so that the file is either whole or not there.
 
     Args:
         path: usually ends in `.pth`; its folder is made if need be.
-        model: its weights are stored under the names that `published_names()` gives, on the CPU.
+        model: its weights are stored under the names that `published_names()` gives.
         extras: `optimizer`, `scheduler` (their `state_dict()` is stored), `iteration`, or other plain data.
 
     Raises:
@@ -34,8 +34,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, **extras: Any) -> None:
     path = Path(path)
     content: dict[str, Any] = {"model": published_weights(model)}
     for name, value in extras.items():
-        content[name] = value.state_dict() if hasattr(value, "state_dict") else value
-        _check_plain(content[name], name)
+        content[name] = _plain(value.state_dict() if hasattr(value, "state_dict") else value, name)
     try:
         with whole_file(path) as file:
             torch.save(content, file)
@@ -81,16 +80,23 @@ def _fold(scale: Tensor, direction: Tensor) -> Tensor:
     return direction * (scale / norm.view(-1, *[1] * (direction.ndim - 1)))
 
 
-def _check_plain(value: Any, where: str) -> None:
-    if type(value) in (dict, OrderedDict, Counter):  # Counter holds the milestones of MultiStepLR
-        for key, entry in value.items():
-            if type(key) not in (int, float, bool, str):
-                raise TypeError(f"{where} has a key of type {type(key).__name__}; a checkpoint has numbers and text")
-            _check_plain(entry, f"{where}.{key}")
-    elif type(value) in (list, tuple):
-        for index, entry in enumerate(value):
-            _check_plain(entry, f"{where}[{index}]")
-    elif type(value) not in (int, float, bool, str, bytes, type(None)) and not isinstance(value, Tensor):
+def _plain(value: Any, where: str) -> Any:
+    """Return `value` with its tensors on the CPU: torch.load cannot read a GPU's tensors on a machine without GPU.
+
+    Raises:
+        TypeError: it is, or holds, something that reading without executing code would refuse.
+    """
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if type(value) in (int, float, bool, str, bytes, type(None)):
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(_plain(entry, f"{where}[{index}]") for index, entry in enumerate(value))
+    if type(value) not in (dict, OrderedDict, Counter):  # Counter holds the milestones of MultiStepLR
         raise TypeError(
             f"{where} is a {type(value).__name__}; a checkpoint holds tensors, numbers, text and containers"
         )
+    for key in value:
+        if type(key) not in (int, float, bool, str):
+            raise TypeError(f"{where} has a key of type {type(key).__name__}; a checkpoint has numbers and text")
+    return type(value)({key: _plain(entry, f"{where}.{key}") for key, entry in value.items()})

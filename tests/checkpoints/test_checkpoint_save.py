@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ifr.checkpoints import load_weights, read_checkpoint, save_checkpoint
 from ifr.errors import CheckpointError
@@ -43,6 +45,34 @@ def test_extras_have_the_published_form(tmp_path, detector):
     assert extras["iteration"] == 41
     assert extras["scheduler"]["milestones"] == {5: 1, 8: 1}
     optimizer.load_state_dict(extras["optimizer"])
+
+
+def test_every_tensor_is_stored_on_the_cpu(tmp_path, monkeypatch, detector):
+    """torch.load cannot read the momentum of a GPU, stored as cuda:1, on a machine without GPU."""
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.1, momentum=0.9)
+    with FakeTensorMode():  # its tensors report a GPU on any machine
+        for parameter in detector.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty(parameter.shape, device="cuda:1")
+        extras = {"average": OrderedDict(own=[torch.empty(2, device="cuda:1")]), "random": ((torch.empty(3), 5), None)}
+    assert tensors(optimizer.state_dict())["cuda:1"] == len(list(detector.parameters()))
+    written = []
+    monkeypatch.setattr(torch, "save", lambda content, file: written.append(content))
+    save_checkpoint(tmp_path / "m.pth", detector, optimizer=optimizer, milestones=Counter({5: 1}), **extras)
+    (content,) = written
+    assert set(tensors(content)) == {"cpu"}
+    assert len(content["optimizer"]["state"]) == len(list(detector.parameters()))
+    assert content["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert (type(content["average"]), content["milestones"]) == (OrderedDict, Counter({5: 1}))
+    assert (type(content["random"]), content["random"][0][1], content["random"][1]) == (tuple, 5, None)
+    assert optimizer.state[parameter]["momentum_buffer"].device.type == "cuda"  # the optimizer keeps its own
+
+
+def tensors(content):
+    """Count the tensors of nested containers by device."""
+    if isinstance(content, torch.Tensor):
+        return Counter([str(content.device)])
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum((tensors(part) for part in parts), Counter())
 
 
 def test_no_version_metadata(tmp_path, detector):

@@ -32,6 +32,21 @@ def test_roi_align_and_its_gradient(aligned: bool, sampling_ratio: int) -> None:
     assert torch.equal(own, gradient)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_roi_align_keeps_the_coordinates_of_regions_in_half_precision(dtype: torch.dtype) -> None:
+    """Crops and gradients equal those in float32, rounded once; bfloat16 would round 1205 to 1208 and 1219 to 1216."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 30, 320, generator=generator).to(dtype)
+    regions = torch.tensor([[0, 1205.0, 4, 1219, 25], [1, 1100.3, 10.7, 1270.1, 101.3]])
+    cotangent = torch.randn(2, 3, 7, 7, generator=generator).to(dtype)
+    wanted = EXTENSION.roi_align_forward(features.float(), regions, 0.25, 7, 7, 0, True)
+    found = EXTENSION.roi_align_forward(features, regions, 0.25, 7, 7, 0, True)
+    assert torch.equal(found, wanted.to(dtype))
+    gradient = EXTENSION.roi_align_backward(cotangent.float(), regions, 0.25, 7, 7, 2, 3, 30, 320, 0, True)
+    own = EXTENSION.roi_align_backward(cotangent, regions, 0.25, 7, 7, 2, 3, 30, 320, 0, True)
+    assert torch.equal(own, gradient.to(dtype))
+
+
 def test_roi_align_without_regions() -> None:
     features = torch.zeros(1, 2, 5, 5)
     assert EXTENSION.roi_align_forward(features, torch.zeros(0, 5), 1.0, 7, 7, 0, True).shape == (0, 2, 7, 7)

@@ -1,5 +1,7 @@
 """Half precision and autocast: the solver's state and algebra stay in float32."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -44,6 +46,26 @@ def test_autocast_does_not_change_a_solver(solver: Solver) -> None:
         found = solver.solve(lambda z: rates * z + x, torch.zeros(3, 40))
     assert torch.equal(found.z, expected.z)
     assert torch.equal(found.residual, expected.residual)
+
+
+def test_weights_get_gradients_after_a_solve_under_autocast() -> None:
+    """Autocast casts a weight once per context; torch < 2.10 kept the cast of the solve, which has no graph."""
+    layer = torch.nn.Conv2d(4, 4, 3, padding=1)
+    with torch.no_grad():
+        layer.weight *= 0.3
+    x, cotangent = torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5)
+
+    def gradients(**autocast: Any) -> tuple[torch.Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16, **autocast):
+            solver = {"solver": Broyden(15), "adjoint": GMRES(15)}
+            z = fixed_point(lambda z: layer(z).tanh() + x, torch.zeros_like(x), **solver)
+        return torch.autograd.grad(z, (layer.weight, layer.bias), cotangent)
+
+    found, uncached, full = gradients(), gradients(cache_enabled=False), gradients(enabled=False)
+    for own, wanted, exact in zip(found, uncached, full, strict=True):
+        assert torch.equal(own, wanted)
+        # bfloat16 has 8 bits, and the solve amplifies their rounding.
+        assert torch.linalg.vector_norm(own - exact) < 0.03 * torch.linalg.vector_norm(exact)
 
 
 def test_autocast_does_not_change_backward() -> None:

@@ -52,9 +52,15 @@ def roi_align_forward(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Pool features (N, C, H, W) in regions (K, 5), image and XYXY pixels / scale, to (K, C, height, width)."""
+    """Pool features (N, C, H, W) in regions (K, 5), image and XYXY pixels / scale, to (K, C, height, width).
+
+    The result has the features' dtype. Half precision is pooled in float32, because ROIAlign takes features and regions
+    of one dtype, and half precision would move the regions by pixels.
+    """
     size = (pooled_height, pooled_width)
-    return torchvision.ops.roi_align(features, regions.to(features.dtype), size, scale, sampling_ratio, aligned)
+    exact = features.to(torch.promote_types(features.dtype, torch.float32))
+    pooled = torchvision.ops.roi_align(exact, regions.to(exact.dtype), size, scale, sampling_ratio, aligned)
+    return pooled.to(features.dtype)
 
 
 def roi_align_backward(

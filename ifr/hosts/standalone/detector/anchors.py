@@ -1,14 +1,14 @@
 """Anchor boxes for every level of a feature pyramid."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 class AnchorGenerator(nn.Module):
-    """Places anchors, without rounding, at every cell of every level.
+    """Places anchors, without rounding, at every cell of every level; they are float32 in a model of any dtype.
 
     Checkpoints store the anchors of one cell as the buffers `cell_anchors.<level>`.
 
@@ -48,6 +48,16 @@ class AnchorGenerator(nn.Module):
         cells = list(self.cell_anchors.buffers())
         return [self._grid(f, s, c) for f, s, c in zip(features, self.strides, cells, strict=True)]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AnchorGenerator":
+        """Move the anchors to another device, but not to another dtype: bfloat16 would move them by pixels."""
+
+        def moved(cell: Tensor) -> Tensor:
+            changed = fn(cell)
+            return changed if changed.dtype == cell.dtype else cell.to(changed.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def _grid(self, feature: Tensor, stride: int, cell: Tensor) -> Tensor:
         height, width = feature.shape[-2:]
         y = (torch.arange(height, dtype=cell.dtype, device=cell.device) + self.offset) * stride
@@ -72,4 +82,4 @@ def _cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Ten
             width = math.sqrt(size**2 / ratio)
             height = ratio * width
             corners.append((-width / 2, -height / 2, width / 2, height / 2))
-    return torch.tensor(corners)
+    return torch.tensor(corners, dtype=torch.float32)

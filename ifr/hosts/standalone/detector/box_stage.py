@@ -11,6 +11,7 @@ from torchvision.ops import batched_nms
 from ifr.data.annotations import ImageSize
 from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip
 from ifr.hosts.standalone.detector.heads import BoxPredictor
+from ifr.hosts.standalone.detector.precision import outside_autocast
 from ifr.hosts.standalone.detector.sampling import share_of_samples
 from ifr.hosts.standalone.detector.structures import Detections, LabelledProposals
 
@@ -57,8 +58,9 @@ class BoxStage(nn.Module):
 
     def refine(self, output: StageOutput, sizes: Sequence[ImageSize]) -> list[Tensor]:
         """Apply class-agnostic deltas; return clipped boxes (n_i, 4) for every image, detached from the graph."""
-        decoded = self.coder.decode(output.deltas[:, 0].detach(), torch.cat(output.boxes))
-        return [clip(b, size) for b, size in zip(output.split(decoded), sizes, strict=True)]
+        with outside_autocast(output.deltas.device):
+            decoded = self.coder.decode(output.deltas[:, 0].detach(), torch.cat(output.boxes))
+            return [clip(b, size) for b, size in zip(output.split(decoded), sizes, strict=True)]
 
     def losses(self, output: StageOutput, labelled: Sequence[LabelledProposals]) -> dict[str, Tensor]:
         """Return the mean cross-entropy, and the true class's smooth L1 loss divided by the number of all proposals.
@@ -73,13 +75,14 @@ class BoxStage(nn.Module):
         foreground = torch.nonzero((classes >= 0) & (classes < background)).squeeze(1)
         boxes, targets = torch.cat([p.boxes for p in labelled]), torch.cat([p.target_boxes for p in labelled])
         column = classes[foreground] if output.deltas.shape[1] > 1 else torch.zeros_like(foreground)
-        regression = F.smooth_l1_loss(
-            output.deltas[foreground, column],
-            self.coder.encode(boxes[foreground], targets[foreground]),
-            beta=self.smooth_l1_beta,
-            reduction="sum",
-        )
-        classification = F.cross_entropy(output.logits, classes)
+        with outside_autocast(output.deltas.device):
+            regression = F.smooth_l1_loss(
+                output.deltas[foreground, column],
+                self.coder.encode(boxes[foreground], targets[foreground]),
+                beta=self.smooth_l1_beta,
+                reduction="sum",
+            )
+            classification = F.cross_entropy(output.logits, classes)
         return {"loss_cls": classification * share, "loss_box_reg": regression / len(classes) * share}
 
 
@@ -106,9 +109,10 @@ class DetectionFilter:
         above = (scores[:, :-1] > self.score_threshold) & finite[:, None]
         row, label = torch.nonzero(above, as_tuple=True)
         column = label if deltas.shape[1] > 1 else torch.zeros_like(label)
-        decoded = clip(coder.decode(deltas[row, column], boxes[row]), size)
         score = scores[row, label]
-        kept = batched_nms(decoded, score, label, self.nms_threshold)
+        with outside_autocast(boxes.device):
+            decoded = clip(coder.decode(deltas[row, column], boxes[row]), size)
+            kept = batched_nms(decoded, score, label, self.nms_threshold)
         if self.max_detections >= 0:
             kept = kept[: self.max_detections]
         return Detections(decoded[kept], score[kept], label[kept])

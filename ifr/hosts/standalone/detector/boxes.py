@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ifr.data.annotations import ImageSize
+from ifr.hosts.standalone.detector.precision import at_least_float32
 
 # A 16-pixel anchor grows to at most 1000 pixels.
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
@@ -52,7 +53,8 @@ class BoxCoder:
         return torch.cat((shift, weights[2:] * torch.log(target_size / size)), dim=1)
 
     def decode(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Apply deltas (..., 4) to `boxes` (..., 4) XYXY; leading axes broadcast."""
+        """Apply deltas (..., 4) to `boxes` (..., 4) XYXY, at least in float32; leading axes broadcast."""
+        deltas = at_least_float32(deltas)
         size = boxes[..., 2:] - boxes[..., :2]
         centre = boxes[..., :2] + 0.5 * size
         scaled = deltas / deltas.new_tensor(self.weights)

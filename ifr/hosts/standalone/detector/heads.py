@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from ifr.hosts.standalone.detector.layers import NormFactory, init_he, init_normal, init_xavier
+from ifr.hosts.standalone.detector.precision import at_least_float32
 
 
 def conv_layers(
@@ -60,8 +61,13 @@ class BoxPredictor(nn.Module):
         init_normal(self.bbox_pred, std=0.001)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (R, num_classes + 1) and deltas (R, num_classes or 1, 4) for features (R, in_channels)."""
-        return self.cls_score(features), self.bbox_pred(features).unflatten(1, (-1, 4))
+        """Predict from features (R, in_channels); the result is at least float32.
+
+        Returns:
+            Logits (R, num_classes + 1) and deltas (R, num_classes or 1, 4).
+        """
+        logits, deltas = self.cls_score(features), self.bbox_pred(features).unflatten(1, (-1, 4))
+        return at_least_float32(logits), at_least_float32(deltas)
 
 
 def make_conv_mask_head(

@@ -1,16 +1,75 @@
 """Normalisation layers by configuration name, freezing, and weight initialisation."""
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
+import torch
+from torch import Tensor, nn
+
+from ifr.hosts.standalone.detector.precision import at_least_float32
 
 NormFactory = Callable[[int], nn.Module]
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation with fixed statistics, in the dtype of its input: x * scale + shift for each channel.
+
+    torchvision's FrozenBatchNorm2d, which is bit-equal in float32, returns float32 for half precision; under autocast,
+    activations would then take more memory than without it. Scale and shift are computed once, and again after a buffer
+    or the dtype of the input has changed.
+
+    Args:
+        channels: number of channels.
+        eps: added to the variances.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self._known: tuple[list[Tensor], list[Any], tuple[Tensor, Tensor]] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (N, C, H, W)."""
+        scale, shift = self._affine(x.dtype)
+        return x * scale + shift
+
+    def _affine(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return scale and shift (1, C, 1, 1)."""
+        buffers = list(self.buffers())
+        if torch.compiler.is_compiling() or any(buffer.is_inference() for buffer in buffers):  # changes are not tracked
+            return self._compute(buffers, dtype)
+        state = [dtype, *(buffer._version for buffer in buffers)]
+        if self._known is not None:
+            known, known_state, affine = self._known
+            if state == known_state and all(a is b for a, b in zip(known, buffers, strict=True)):
+                return affine
+        with torch.inference_mode(False):  # tensors made in inference mode could not be used in training
+            affine = self._compute(buffers, dtype)
+        self._known = buffers, state, affine
+        return affine
+
+    def _compute(self, buffers: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        weight, bias, mean, variance = (at_least_float32(buffer).reshape(1, -1, 1, 1) for buffer in buffers)
+        scale = weight * (variance + self.eps).rsqrt()
+        return scale.to(dtype), (bias - mean * scale).to(dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # of batch normalisation in training
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def extra_repr(self) -> str:
+        """The settings, for printing."""
+        return f"{len(self.get_buffer('weight'))}, eps={self.eps}"
+
 
 _GROUPS = 32  # as in "Group Normalization" (Wu and He, 2018)
 
 _FACTORIES: dict[str, NormFactory] = {
-    "FrozenBN": FrozenBatchNorm2d,
+    "FrozenBN": FrozenBatchNorm,
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
     "GN": lambda channels: nn.GroupNorm(_GROUPS, channels),
@@ -40,8 +99,8 @@ def freeze(module: nn.Module) -> None:
                 setattr(parent, name, _frozen(child))
 
 
-def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
-    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm:
+    frozen = FrozenBatchNorm(norm.num_features, eps=norm.eps)
     state = {k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"}
     frozen.load_state_dict(state)
     return frozen

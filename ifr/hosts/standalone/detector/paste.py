@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ifr.data.annotations import ImageSize
+from ifr.hosts.standalone.detector.precision import outside_autocast
 
 _CACHE = 2**19  # limit on the float values of one batched product on a CPU
 _MEMORY = 2**30  # limit on the bytes of one chunk of full-size float masks on an accelerator
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float = 0.5) -> Tensor:
-    """Paste mask probabilities into the image and binarise them: (n, height, width) bool.
+    """Paste mask probabilities into the image in float32 and binarise them: (n, height, width) bool.
 
     Pixel centres are at +0.5; masks are interpolated bilinearly between their cell centres and are zero outside.
 
@@ -25,9 +26,9 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold
         threshold: lowest probability of a mask pixel.
     """
     probabilities, boxes = probabilities.detach().float(), boxes.detach().float()
-    if probabilities.device.type == "cpu":
-        return _paste_by_product(probabilities, boxes, size, threshold)
-    return _paste_by_grid(probabilities, boxes, size, threshold)
+    paste = _paste_by_product if probabilities.device.type == "cpu" else _paste_by_grid
+    with outside_autocast(probabilities.device):
+        return paste(probabilities, boxes, size, threshold)
 
 
 def _paste_by_product(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float) -> Tensor:
@@ -43,7 +44,7 @@ def _paste_by_product(probabilities: Tensor, boxes: Tensor, size: ImageSize, thr
     first = (low.floor() - 1).clamp(min=0).long()
     extents = (torch.minimum((high.ceil() + 1).long(), torch.tensor(size[::-1])) - first).clamp(min=0)
     windows = torch.cat((first, extents), dim=1).tolist()
-    buffer = torch.empty(max(_CACHE, size[0] * size[1]))
+    buffer = torch.empty(max(_CACHE, size[0] * size[1]), dtype=torch.float32)
     for group, width, height in _groups(extents):
         members = torch.tensor(group)
         weights = _weights(low[members], high[members], first[members], max(width, height), probabilities.shape[-1])
@@ -75,7 +76,7 @@ def _groups(extents: Tensor) -> Iterator[tuple[list[int], int, int]]:
 
 def _weights(low: Tensor, high: Tensor, first: Tensor, length: int, side: int) -> Tensor:
     """Return the bilinear weight of each mask cell in each pixel along each axis, (n, 2, length, side)."""
-    pixels = torch.arange(length) + first[:, :, None] + 0.5
+    pixels = torch.arange(length, dtype=low.dtype) + first[:, :, None] + 0.5
     cells = (pixels - low[:, :, None]) / (high - low)[:, :, None] * side - 0.5
     return (cells[..., None] - torch.arange(side)).abs_().neg_().add_(1).clamp_(min=0)
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from ifr.hosts.standalone.detector.precision import at_least_float32
+
 CANONICAL_SIZE = 224  # pixels; a square box of this size is cropped from CANONICAL_LEVEL (FPN, equation 1)
 CANONICAL_LEVEL = 4
 
@@ -39,7 +41,7 @@ class PyramidPooler:
         """Crop the boxes (n_i, 4), XYXY pixels, of image i from the levels (N, C, H, W).
 
         Returns:
-            (sum of n_i, C, output_size, output_size), in image order.
+            (sum of n_i, C, output_size, output_size) in image order, in the features' dtype.
         """
         index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
         rois = torch.cat((index, torch.cat(list(boxes))), dim=1)
@@ -48,9 +50,12 @@ class PyramidPooler:
         crops = features[0].new_zeros((len(rois), features[0].shape[1], size, size))
         for feature, level in zip(features, self.levels, strict=True):
             here = torch.nonzero(chosen == level).squeeze(1)
-            crops[here] = roi_align(
-                feature, rois[here].to(feature.dtype), size, 0.5**level, self.sampling_ratio, aligned=self.aligned
+            # roi_align takes features and boxes of one dtype; half precision would move the boxes by pixels.
+            exact = at_least_float32(feature)
+            pooled = roi_align(
+                exact, rois[here].to(exact.dtype), size, 0.5**level, self.sampling_ratio, aligned=self.aligned
             )
+            crops[here] = pooled.to(crops.dtype)
         return crops
 
     def _level_of(self, boxes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ifr.hosts.standalone.detector.box_stage import BoxStage, DetectionFilter, S
 from ifr.hosts.standalone.detector.boxes import nonempty, pairwise_iou
 from ifr.hosts.standalone.detector.mask_targets import mask_targets
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
+from ifr.hosts.standalone.detector.precision import at_least_float32
 from ifr.hosts.standalone.detector.sampling import Sampler, share_of_samples
 from ifr.hosts.standalone.detector.structures import Detections, LabelledProposals, Proposals
 
@@ -154,7 +155,7 @@ class ROIHeads(nn.Module):
         logits = mask_head(self.mask_pooler(levels, [p.boxes for p in foreground]))
         share = share_of_samples(len(logits), logits.device)
         if len(logits) == 0:
-            return logits.sum() * 0
+            return at_least_float32(logits.sum()) * 0
         targets = torch.cat([mask_targets(p, logits.shape[-1]) for p in foreground])
         chosen = _select_class(logits, torch.cat([p.classes for p in foreground]))
         return F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype)) * share
@@ -167,7 +168,7 @@ def _select(proposals: LabelledProposals, index: Tensor) -> LabelledProposals:
 
 
 def _select_class(logits: Tensor, classes: Tensor) -> Tensor:
-    """Select each sample's class channel, or the only channel, of logits (n, C, H, W): (n, H, W)."""
+    """Select each sample's class channel, or the only channel, of logits (n, C, H, W): (n, H, W) at least float32."""
     if logits.shape[1] == 1:
-        return logits[:, 0]
-    return logits[torch.arange(len(logits), device=logits.device), classes]
+        return at_least_float32(logits[:, 0])
+    return at_least_float32(logits[torch.arange(len(logits), device=logits.device), classes])

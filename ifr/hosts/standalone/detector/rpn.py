@@ -12,6 +12,7 @@ from ifr.data.annotations import Annotations, ImageSize
 from ifr.hosts.standalone.detector.anchors import AnchorGenerator
 from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty, pairwise_iou
 from ifr.hosts.standalone.detector.layers import init_normal
+from ifr.hosts.standalone.detector.precision import at_least_float32, outside_autocast
 from ifr.hosts.standalone.detector.sampling import Sampler
 from ifr.hosts.standalone.detector.structures import Proposals
 
@@ -28,12 +29,13 @@ class RPNHead(nn.Module):
             init_normal(layer, std=0.01)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return logits (N, H * W * A) and deltas (N, H * W * A, 4) for every level (N, C, H, W)."""
+        """Return logits (N, H * W * A) and deltas (N, H * W * A, 4), at least float32, for every level (N, C, H, W)."""
         logits, deltas = [], []
         for feature in features:
             hidden = F.relu(self.conv(feature))
-            logits.append(self.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.anchor_deltas(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+            logit, delta = self.objectness_logits(hidden), self.anchor_deltas(hidden)
+            logits.append(at_least_float32(logit.permute(0, 2, 3, 1).flatten(1)))
+            deltas.append(at_least_float32(delta.permute(0, 2, 3, 1).reshape(len(feature), -1, 4)))
         return logits, deltas
 
 
@@ -95,12 +97,13 @@ class RegionProposalNetwork(nn.Module):
         """
         levels = [features[name] for name in self.in_features]
         logits, deltas = self.rpn_head(levels)
-        anchors = self.anchor_generator(levels)
         losses = {}
-        if annotations is not None:
-            losses = self._losses(anchors, logits, deltas, sizes, annotations)
-        with torch.no_grad():
-            return self._propose(anchors, logits, deltas, sizes), losses
+        with outside_autocast(levels[0].device):
+            anchors = self.anchor_generator(levels)
+            if annotations is not None:
+                losses = self._losses(anchors, logits, deltas, sizes, annotations)
+            with torch.no_grad():
+                return self._propose(anchors, logits, deltas, sizes), losses
 
     def _propose(
         self, anchors: list[Tensor], logits: list[Tensor], deltas: list[Tensor], sizes: Sequence[ImageSize]

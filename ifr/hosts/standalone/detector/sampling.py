@@ -82,6 +82,6 @@ def share_of_samples(count: int, device: torch.device) -> torch.Tensor | float:
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return 1.0
-    total = torch.tensor(float(count), device=device)
+    total = torch.tensor(float(count), dtype=torch.float32, device=device)
     distributed.all_reduce(total)
     return count * distributed.get_world_size() / total.clamp(min=1)
