@@ -142,6 +142,17 @@ def classes_of(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int, 
     return tuple(item["name"] for item in categories), tuple(item["id"] for item in categories)
 
 
+def distinct_names(names: Sequence[str], category_ids: Sequence[int]) -> list[str]:
+    """Return a different name for every class: equal names are followed by their category ids, `fish (id 2)`."""
+    distinct = list(names)
+    while repeated := {name for name, count in Counter(distinct).items() if count > 1}:
+        distinct = [
+            f"{name} (id {identity})" if name in repeated else name
+            for name, identity in zip(distinct, category_ids, strict=True)
+        ]
+    return distinct
+
+
 def _objects_by_image(
     content: Mapping[str, Any], source: DatasetSource, labels: Mapping[int, int], *, masks: bool
 ) -> tuple[dict[int, list[CocoObject]], Counter[str]]:

@@ -7,6 +7,7 @@ from small_sets import write_set
 
 from ifr.data.catalog import find_dataset
 from ifr.data.coco import CocoDataset, classes_of, read_annotations
+from ifr.data.summary import summarize
 from ifr.errors import DatasetError
 
 
@@ -92,3 +93,9 @@ def test_files_that_are_not_annotations(tmp_path, text, cause):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DatasetError, match=cause):
         CocoDataset(find_dataset(f"{tmp_path}:{tmp_path / 'a.json'}"))
+
+
+def test_the_summary_counts_classes_of_one_name_separately(tmp_path, content):
+    for category in content["categories"]:
+        category["name"] = "fish"
+    assert summarize(find_dataset(write_set(tmp_path, content))).by_class == {"fish (id 3)": 1, "fish (id 8)": 3}

@@ -136,3 +136,20 @@ def test_hotcoco_is_the_default_backend_if_installed(monkeypatch):
     assert default_backend() == "hotcoco"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert default_backend() == "pycocotools"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_classes_of_one_name_have_their_own_metrics(scene, backend, kind):
+    """Exporters write a root category with the name of a class; it must not replace the class's AP."""
+    truth, _ = scene
+    names = {2: "fish", 5: "fish (id 2)", 9: "fish"}
+    truth["categories"] = [{"id": identity, "name": name} for identity, name in names.items()]
+    results = [{**item, "score": 1.0} for item in truth["annotations"] if not item["iscrowd"]]
+    numbers = coco_metrics(truth, results, kind, backend)
+    classes = ["AP-fish (id 2) (id 2)", "AP-fish (id 2) (id 5)", "AP-fish (id 9)"]
+    assert list(numbers) == [*METRICS, *classes]
+    assert numbers[classes[0]] == numbers[classes[1]] == pytest.approx(100, abs=1e-10)
+    assert math.isnan(numbers[classes[2]])
+    truth["categories"][1]["name"] = "cat"
+    assert list(coco_metrics(truth, results, kind, backend))[12:] == ["AP-fish (id 2)", "AP-cat", "AP-fish (id 9)"]

@@ -176,7 +176,15 @@ def test_masks_differ_only_by_rounding(case: Case, monkeypatch: pytest.MonkeyPat
         with exact_sums(monkeypatch):
             moved = largest_error(own, masks(case, rounded))
     error = largest_error(own, case.want["pred_masks28"][:, 0])
-    print("MEASURE", share_within_tolerance(error), share_within_tolerance(moved), float(error.median()), float(moved.median()), float(error.quantile(.9)), float(moved.quantile(.9)))
+    print(
+        "MEASURE",
+        share_within_tolerance(error),
+        share_within_tolerance(moved),
+        float(error.median()),
+        float(moved.median()),
+        float(error.quantile(0.9)),
+        float(moved.quantile(0.9)),
+    )
     assert share_within_tolerance(error) > share_within_tolerance(moved) - 0.1
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ifr.data.coco import classes_of, distinct_names
+
 Kind = Literal["bbox", "segm"]
 Backend = Literal["pycocotools", "hotcoco"]
 
@@ -27,6 +29,8 @@ def coco_metrics(
 ) -> dict[str, float]:
     """Compute COCO's 12 metrics and the AP of every class, `AP-<name>`, in percent; NaN without such objects.
 
+    Classes whose names are equal are told apart by their category ids: `AP-<name> (id <id>)`.
+
     Args:
         truth: content of a COCO annotation file; `area` and `iscrowd` may be missing.
         results: entries in COCO's results format; may be empty.
@@ -35,10 +39,10 @@ def coco_metrics(
     """
     stats, precision = coco_arrays(truth, results, kind, backend)
     numbers = {name: _percent(value) for name, value in zip(METRICS, stats.tolist(), strict=True)}
-    for label, category in enumerate(sorted(truth["categories"], key=lambda category: category["id"])):
+    for label, name in enumerate(distinct_names(*classes_of(truth))):
         found = precision[:, :, label, 0, -1]  # all areas, 100 detections
         found = found[found > _ABSENT]
-        numbers[f"AP-{category['name']}"] = _percent(float(found.mean()) if found.size else _ABSENT)
+        numbers[f"AP-{name}"] = _percent(float(found.mean()) if found.size else _ABSENT)
     return numbers
 
 
