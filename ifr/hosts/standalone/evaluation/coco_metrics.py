@@ -50,16 +50,7 @@ def coco_arrays(
     truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind, backend: Backend | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return COCOeval's `stats` (12,) and `precision` (IoUs, recalls, classes, areas, counts), in [0, 1] or -1."""
-    annotations = [_complete(annotation, number) for number, annotation in enumerate(truth["annotations"], start=1)]
-    content = {
-        "info": {},
-        "images": list(truth["images"]),
-        "categories": list(truth["categories"]),
-        "annotations": annotations,
-    }
-    # Otherwise the area of a mask would be taken from its box.
-    dropped = "bbox" if kind == "segm" else "segmentation"
-    entries = [{key: value for key, value in result.items() if key != dropped} for result in results]
+    content, entries = _renumbered(truth, results, kind)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = _evaluation(content, entries, kind, backend or default_backend())
         evaluation.evaluate()
@@ -68,10 +59,49 @@ def coco_arrays(
     return np.array(evaluation.stats, dtype=np.float64), np.array(evaluation.eval["precision"], dtype=np.float64)
 
 
-def _complete(annotation: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Add the fields that COCOeval needs and a positive id, because it reads id 0 as no match."""
-    area = annotation["bbox"][2] * annotation["bbox"][3]
-    return {"iscrowd": 0, "area": area, **annotation, "id": number}
+def _renumbered(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the truth and the results with only what COCOeval reads, and with ids 1, 2, ... in the order of the old.
+
+    hotcoco refuses negative ids and sizes such as 60.0; both backends read annotation id 0 as no match.
+    """
+    sizes = {image["id"]: [int(image["height"]), int(image["width"])] for image in truth["images"]}
+    images = {identity: number for number, identity in enumerate(sorted(sizes), start=1)}
+    categories = {identity: number for number, identity in enumerate(classes_of(truth)[1], start=1)}
+
+    def shape(item: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the box or the mask only: results with both would take a mask's area from its box."""
+        if kind == "bbox":
+            return {"bbox": [float(value) for value in item["bbox"]]}
+        segmentation = item["segmentation"]
+        if isinstance(segmentation, Mapping):
+            segmentation = {"size": sizes[item["image_id"]], "counts": segmentation["counts"]}
+        return {"segmentation": segmentation}
+
+    def common(item: Mapping[str, Any]) -> dict[str, Any]:
+        return {"image_id": images[item["image_id"]], "category_id": categories[item["category_id"]], **shape(item)}
+
+    annotations = [
+        {
+            "bbox": item["bbox"],
+            **common(item),
+            "id": number,
+            "area": float(item.get("area", item["bbox"][2] * item["bbox"][3])),
+            "iscrowd": int(item.get("iscrowd", 0)),
+        }
+        for number, item in enumerate(truth["annotations"], start=1)
+    ]
+    content = {
+        "info": {},
+        "images": [
+            {"id": number, "height": sizes[identity][0], "width": sizes[identity][1]}
+            for identity, number in images.items()
+        ],
+        "categories": [{"id": number, "name": str(number)} for number in categories.values()],
+        "annotations": annotations,
+    }
+    return content, [{**common(item), "score": float(item["score"])} for item in results]
 
 
 def _evaluation(content: dict[str, Any], entries: list[dict[str, Any]], kind: Kind, backend: Backend) -> Any:
