@@ -1,6 +1,7 @@
 """Evaluation from images to metrics, in one process and in two."""
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -95,6 +96,38 @@ def test_data_sets_with_equal_names_have_separate_results(config, truth, write, 
     evaluate_all(ColourDetector(), config, sets, Worker(), tmp_path)
     found = {path.parent.name: len(json.loads(path.read_text())) for path in tmp_path.glob("inference/*/*.json")}
     assert found == {"val-a-1": 8, "val-a-2": 2}
+
+
+@pytest.mark.parametrize(
+    ("most", "row", "said"),
+    [
+        (100, [], ["AP counts 100 detections", "more objects, up to 150", "PER_IMAGE 150 or more adds a row AP@N"]),
+        (120, ["AP@120"], ["AP counts 100 detections", "PER_IMAGE 150 or more adds a row AP@N"]),
+        (150, ["AP@150"], []),
+        (-1, ["AP@all"], []),
+    ],
+)
+def test_more_objects_than_ap_counts(config, truth, write, tmp_path, caplog, most, row, said):
+    """One line says so; with a limit above 100 a row of its own counts them, and AP stays COCO's."""
+    truth["annotations"] += [{**truth["annotations"][0], "id": 100 + number} for number in range(149)]
+    config.merge_from_list(["TEST.DETECTIONS_PER_IMAGE", most])
+    caplog.set_level(logging.INFO)
+    metrics = evaluate(ColourDetector(), config, write(truth), output_dir=tmp_path)
+    for numbers in metrics.values():
+        assert [name for name in numbers if "@" in name] == row
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == bool(said)
+    assert all(text in warnings[0] for text in said)
+    if not said:
+        assert f"{row[0]} counts them all" in caplog.text
+    assert "1 of 5 images have more objects, up to 150" in caplog.text
+
+
+def test_a_limit_below_the_number_of_objects(config, entry, tmp_path, caplog):
+    config.merge_from_list(["TEST.DETECTIONS_PER_IMAGE", 0])
+    evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+    assert "AP counts 0 detections of a class in an image, but 4 of 5 images have more objects, up to 1" in caplog.text
+    assert "TEST.DETECTIONS_PER_IMAGE 1 or more counts them all" in caplog.text
 
 
 def test_a_failure_names_the_image(config, entry, tmp_path):
