@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import torch.multiprocessing as mp
 from squares import BlindDetector, ColourDetector
 
 from ifr.data.loader import open_test_set
-from ifr.errors import DatasetError, EvaluationError, ImageError
+from ifr.errors import DatasetError, EvaluationError, UserError
 from ifr.hosts import RCNNFPNConfig
-from ifr.hosts.standalone.evaluation import evaluate_all, format_results
+from ifr.hosts.standalone.evaluation import coco_evaluation, evaluate_all, format_results
 from ifr.processes.workers import Worker
 
 
@@ -152,23 +153,30 @@ def test_class_counts_must_match(config, entry, tmp_path):
         evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
 
 
-def _evaluate_on_a_rank(rank, folder, settings, entry, fail_at):
+def _fail_to_score(*args, **kwargs):
+    raise MemoryError("no memory to score with")
+
+
+def _evaluate_on_a_rank(rank, folder, settings, entry, fail_at, fail_to_score):
     """Run one of two processes; write its metrics or its error to a file."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    limit = timedelta(seconds=60)  # a rank that waits for a failed one would wait for half an hour
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", limit, rank=rank, world_size=2)
+    if fail_to_score:
+        coco_evaluation.coco_metrics = _fail_to_score
     config = RCNNFPNConfig()
     config._register_configuration(settings)
     try:
         worker = Worker(rank, world_size=2, local_rank=rank)
         outcome = evaluate(ColourDetector(fail_at), config, entry, os.path.join(folder, "two"), worker)
-    except (EvaluationError, ImageError) as error:
+    except UserError as error:
         outcome = [type(error).__name__, str(error), str(error.__cause__)]
     with open(os.path.join(folder, f"{rank}.json"), "w") as file:
         json.dump(outcome, file)
     dist.destroy_process_group()
 
 
-def _two_processes(config, entry, folder, fail_at=None):
-    mp.spawn(_evaluate_on_a_rank, (str(folder), config.as_dict(), entry, fail_at), nprocs=2)
+def _two_processes(config, entry, folder, fail_at=None, fail_to_score=False):
+    mp.spawn(_evaluate_on_a_rank, (str(folder), config.as_dict(), entry, fail_at, fail_to_score), nprocs=2)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -199,6 +207,25 @@ def test_a_missing_image_raises_the_same_error_in_all_processes(config, entry, t
     assert first == second
     assert first[0] == "ImageError"
     assert "2.png: no such file" in first[1]
+
+
+def test_results_that_cannot_be_written_raise_the_same_error_in_all_processes(config, entry, tmp_path):
+    """Only the first process writes; the other must not wait for its metrics."""
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "inference").write_text("a file in place of the folder")
+    first, second = _two_processes(config, entry, tmp_path)
+    assert first == second
+    assert first[0] == "UserError"
+    assert "Errno" in first[1]
+    assert "inference" in first[1]
+    assert first[2].startswith("in worker 0 of 2:\nTraceback")
+
+
+def test_a_failure_to_score_is_raised_in_all_processes(config, entry, tmp_path):
+    first, second = _two_processes(config, entry, tmp_path, fail_to_score=True)
+    assert first == second
+    assert first[:2] == ["UserError", "no memory to score with"]
+    assert len(_results(tmp_path / "two")) == 8
 
 
 def test_format_results():

@@ -116,15 +116,22 @@ def evaluate(
         failure = error  # raised on all workers by `_gather`, because they wait for this worker's results
     finally:
         model.train(training)
-    metrics: Metrics = {}
     if worker.world_size > 1:
         results = _gather(results, failure, worker)
+    outcome: Metrics | RemoteError = {}
     if worker.is_first:
-        with whole_file(folder / RESULTS_FILE, "w") as file:
-            file.write(json.dumps(results))
-        most = int(config.TEST.DETECTIONS_PER_IMAGE)
-        metrics = score(dataset, results, masks=bool(config.MODEL.MASK_ON), most=most)
-    shared: Metrics = worker.broadcast(metrics)
+        try:
+            with whole_file(folder / RESULTS_FILE, "w") as file:
+                file.write(json.dumps(results))
+            most = int(config.TEST.DETECTIONS_PER_IMAGE)
+            outcome = score(dataset, results, masks=bool(config.MODEL.MASK_ON), most=most)
+        except Exception as error:
+            if worker.world_size == 1:
+                raise
+            outcome = RemoteError.of(error, str(worker))  # the other workers wait for the outcome
+    shared: Metrics | RemoteError = worker.broadcast(outcome)
+    if isinstance(shared, RemoteError):
+        raise shared.restored()
     return shared
 
 

@@ -39,8 +39,8 @@ def coco_metrics(
     """Compute COCO's 12 metrics and the AP of every class, `AP-<name>`, in percent; NaN without such objects.
 
     Classes whose names are equal are told apart by their category ids: `AP-<name> (id <id>)`. These metrics count 100
-    detections per class and image, as COCO's do. If there may be more, the AP that counts them is added; `unlimited_row`
-    names it.
+    detections per class and image, as COCO's do. If there may be more, the AP that counts them is added, named by
+    `unlimited_row`.
 
     Args:
         truth: content of a COCO annotation file; `area` and `iscrowd` may be missing.
