@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SETTINGS = ROOT / "docs" / "settings.md"
 ADDED = {
+    "DATASETS.CROWDS_AS_OBJECTS",
     "MODEL.ROI_MASK_HEAD.REFINEMENT",
     "MODEL.ROI_MASK_HEAD.SOLVER",
     "MODEL.ROI_MASK_HEAD.ADJOINT_SOLVER",

@@ -72,7 +72,11 @@ def open_training_sets(config: Any) -> list[CocoDataset]:
     if not config.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN is empty; name a data set or IMAGES_FOLDER:ANNOTATIONS.json")
     masks, keep_empty = bool(config.MODEL.MASK_ON), not config.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    sets = [CocoDataset(find_dataset(entry), masks=masks, keep_empty=keep_empty) for entry in config.DATASETS.TRAIN]
+    crowds = bool(config.DATASETS.CROWDS_AS_OBJECTS)
+    sets = [
+        CocoDataset(find_dataset(entry), masks=masks, keep_empty=keep_empty, crowds=crowds)
+        for entry in config.DATASETS.TRAIN
+    ]
     check_classes(sets)
     return sets
 
@@ -98,6 +102,8 @@ def build_train_loader(
     check_classes(sets, int(config.MODEL.ROI_HEADS.NUM_CLASSES))
     for part in sets:
         logger.info("%s: %d images, %d objects to train on", part.source.name, len(part), part.counts.sum())
+        if line := part.left_out_line():
+            logger.info("%s", line)
     samples = TrainingSamples(
         ConcatDataset(sets),
         augmentations=build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES),
@@ -124,16 +130,17 @@ def open_test_sets(config: Any, *, keep_truth: bool = True) -> dict[str, CocoDat
     """
     if not config.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; there is nothing to test on")
-    return {entry: open_test_set(entry, keep_truth=keep_truth) for entry in config.DATASETS.TEST}
+    crowds = bool(config.DATASETS.CROWDS_AS_OBJECTS)
+    return {entry: open_test_set(entry, keep_truth=keep_truth, crowds=crowds) for entry in config.DATASETS.TEST}
 
 
-def open_test_set(entry: str, *, keep_truth: bool = True) -> CocoDataset:
+def open_test_set(entry: str, *, keep_truth: bool = True, crowds: bool = False) -> CocoDataset:
     """Open one entry of DATASETS.TEST, like `open_test_sets`.
 
     Raises:
         DatasetError: the set is missing or damaged.
     """
-    return CocoDataset(find_dataset(entry), masks=False, keep_empty=True, keep_truth=keep_truth)
+    return CocoDataset(find_dataset(entry), masks=False, keep_empty=True, keep_truth=keep_truth, crowds=crowds)
 
 
 def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world_size: int = 1) -> Batches:

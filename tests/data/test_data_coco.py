@@ -6,6 +6,7 @@ import pytest
 from small_sets import write_set
 
 from ifr.data.catalog import find_dataset
+from ifr.data.check import check_dataset
 from ifr.data.coco import CocoDataset, classes_of, read_annotations
 from ifr.data.summary import summarize
 from ifr.errors import DatasetError
@@ -49,6 +50,27 @@ def test_a_test_set_may_lack_annotations(tmp_path, content):
     assert classes_of(read_annotations(source)) == (("three", "eight"), (3, 8))
     with pytest.raises(DatasetError, match="no image has objects"):
         CocoDataset(source)
+
+
+def test_what_is_left_out_is_said_in_one_line_with_the_settings_that_keep_it(entry):
+    source = find_dataset(entry)
+    assert CocoDataset(source).left_out_line() == (
+        "the images-the annotations: leaving out 1 of 7 objects (14.3 %) that are crowds (DATASETS.CROWDS_AS_OBJECTS "
+        "True keeps them) and 2 of 4 images (50.0 %) without objects (DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps "
+        "them)"
+    )
+    kept = CocoDataset(source, keep_empty=True, crowds=True)
+    assert kept.left_out_line() is None
+    assert kept.image_ids == [4, 5, 7, 9]
+    assert kept.counts.tolist() == [2, 1, 0, 2]
+
+
+def test_the_check_says_the_same(entry):
+    notes = [finding.text for finding in check_dataset(find_dataset(entry))]
+    assert any("crowds: 106 (1 of 7 objects (14.3 %); DATASETS.CROWDS_AS_OBJECTS True keeps them)" in n for n in notes)
+    assert notes[-1].endswith(
+        "2 of 4 images (50.0 %) have no objects to train on; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
+    )
 
 
 def _change(path, value):

@@ -168,6 +168,18 @@ def test_a_set_of_only_crowds_can_be_tested_on(tmp_path):
     assert np.isnan(score(dataset, [], masks=True)["segm"]["AP"])
 
 
+def test_crowds_are_trained_on_and_scored_on_request(tmp_path):
+    content = sound_content()
+    odd_object(iscrowd=1, bbox=[40, 5, 10, 20])(content)
+    source = write(tmp_path, content)
+    result = {"image_id": 3, "category_id": 1, "bbox": [10, 5, 20, 20], "score": 0.9, "segmentation": encoded(WHOLE)}
+    for crowds, boxes, ap in ((False, [BOX], 100), (True, [BOX, [40, 5, 50, 25]], HALF)):
+        (image,) = CocoDataset(source, crowds=crowds)
+        assert [list(item.box) for item in image.objects] == boxes
+        truth = CocoDataset(source, masks=False, keep_empty=True, keep_truth=True, crowds=crowds)
+        assert score(truth, [result], masks=True)["bbox"]["AP"] == pytest.approx(ap)
+
+
 def test_a_set_without_annotations_is_a_note(tmp_path):
     content = sound_content()
     del content["annotations"]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from squares import BlindDetector, ColourDetector
 
-from ifr.data.loader import open_test_set
+from ifr.data.loader import open_test_set, open_test_sets
 from ifr.errors import DatasetError, EvaluationError, UserError
 from ifr.hosts import RCNNFPNConfig
 from ifr.hosts.standalone.evaluation import coco_evaluation, evaluate_all, format_results
@@ -122,6 +122,20 @@ def test_more_objects_than_ap_counts(config, truth, write, tmp_path, caplog, mos
     if not said:
         assert f"{row[0]} counts them all" in caplog.text
     assert "1 of 5 images have more objects, up to 150" in caplog.text
+
+
+def test_crowds_are_said_not_to_be_scored(config, truth, write, tmp_path, caplog):
+    truth["annotations"][0]["iscrowd"] = 1
+    caplog.set_level(logging.INFO)
+    entry = write(truth)
+    config.merge_from_list(["DATASETS.TEST", [entry]])
+    evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+    said = "squares-a: 1 of 8 objects (12.5 %) are crowds, which are not scored; DATASETS.CROWDS_AS_OBJECTS True scores"
+    assert said in caplog.text
+    caplog.clear()
+    config.merge_from_list(["DATASETS.CROWDS_AS_OBJECTS", True])
+    evaluate_all(ColourDetector(), config, open_test_sets(config), Worker(), tmp_path)
+    assert "are crowds" not in caplog.text
 
 
 def test_a_limit_below_the_number_of_objects(config, entry, tmp_path, caplog):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ifr.data.coco import CocoDataset
+from ifr.data.coco import KEEP_CROWDS, CocoDataset, share
 from ifr.data.coco_rules import usable_polygons
 from ifr.data.loader import evaluation_loader
 from ifr.errors import EvaluationError, Stopped
@@ -187,6 +187,10 @@ def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool, m
     elif masks:
         logger.warning("%s has objects without masks; only boxes are scored", dataset.source.name)
     logger.info("%s: %d detections, scored by %s", dataset.source.name, len(results), default_backend())
+    crowds = sum(1 for annotation in truth["annotations"] if annotation.get("iscrowd"))
+    if crowds:
+        part = share(crowds, len(truth["annotations"]), "objects")
+        logger.info("%s: %s are crowds, which are not scored; %s scores them", dataset.source.name, part, KEEP_CROWDS)
     _warn_of_crowded_images(truth, dataset.source.name, most)
     return {
         kind: coco_metrics(
