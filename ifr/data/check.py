@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from ifr.data.catalog import DatasetSource
 from ifr.data.coco import KEEP_CROWDS, KEEP_EMPTY, no_objects, read_json, share
 from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out
+from ifr.data.exports import tidy
 from ifr.data.images import Size, check_header, read_image
 from ifr.errors import DatasetError, ImageError
 from ifr.processes.signals import loading_processes
@@ -76,6 +77,7 @@ def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Fin
     except DatasetError as error:
         yield Finding("file", str(error))
         return
+    note = tidy(content)
     defects = 0
     for defect in find_defects(content):
         defects += 1
@@ -86,6 +88,8 @@ def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Fin
     for cause in DataLoader(causes, batch_size=None, **loading_processes(workers)):
         if cause is not None:
             yield Finding("pictures", cause)
+    if note and not defects:
+        yield Finding("data set", f"{source.json}: {note}", False)
     if not defects:
         yield from _left_out(content, source)
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ifr.data.catalog import DatasetSource
 from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out, usable_polygons
+from ifr.data.exports import tidy
 from ifr.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -133,23 +134,27 @@ def read_json(source: DatasetSource) -> Any:
         raise DatasetError(f"{source.json}: not a JSON file ({error})") from error
 
 
-def read_annotations(source: DatasetSource, *, crowds: bool = False) -> dict[str, Any]:
+def read_annotations(source: DatasetSource, *, crowds: bool = False, tidied: bool = True) -> dict[str, Any]:
     """Return the annotation file's content, checked; a test set has no `annotations`.
 
     Args:
         source: the data set.
         crowds: mark crowds as other objects.
+        tidied: first convert the forms of `ifr.data.exports` to COCO's, and log what was converted.
 
     Raises:
         DatasetError: the file cannot be read or has defects; the message quotes the first.
     """
     content: dict[str, Any] = read_json(source)
+    note = tidy(content) if tidied else None
     defects = find_defects(content)
     first = next(defects, None)
     if first is not None:
         more = sum(1 for _ in defects)
         others = f" (and {more} more; `ifr data check` lists them)" if more else ""
         raise DatasetError(f"{source.json}: {first}{others}")
+    if note:
+        logger.info("%s: %s", source.json, note)
     if crowds:
         for annotation in content.get("annotations", ()):
             annotation["iscrowd"] = 0

@@ -93,7 +93,7 @@ def _change(path, value):
         (_change(["categories", 0, "id"], 3), "category 3: id 3 is already used"),
         (_change(["categories"], []), "no categories"),
         (_change(["annotations", 1, "bbox"], [1, 2, 3]), r"x, y, width, height in pixels, got \[1, 2, 3\]"),
-        (_change(["annotations", 0, "bbox"], None), r"annotation 100 \(image 9\): 'bbox' must be a list, got None"),
+        (_change(["annotations", 0, "bbox"], "1"), r"annotation 100 \(image 9\): 'bbox' must be a list, got '1'"),
         (_change(["annotations", 0, "bbox"], [1, 2, 3, "4"]), r"annotation 100 \(image 9\): bbox"),
         (_change(["annotations", 0, "image_id"], 1), "image_id 1 is not among"),
         (_change(["annotations", 0, "category_id"], 1), "category_id 1 is not among"),

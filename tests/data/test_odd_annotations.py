@@ -50,6 +50,23 @@ def odd_object(**changes: Any) -> Callable[[Any], None]:
     return change
 
 
+def as_floats(content: Any) -> None:
+    for section, keys in (
+        ("images", ["id", "height", "width"]),
+        ("categories", ["id"]),
+        ("annotations", ["id", "image_id", "category_id"]),
+    ):
+        for key in keys:
+            content[section][0][key] = float(content[section][0][key])
+
+
+def as_text(content: Any) -> None:
+    """COCO pads ids with zeros in its file names, and some tools copy them."""
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = "000000000003"
+    content["categories"][0]["id"] = content["annotations"][0]["category_id"] = "1"
+    content["annotations"][0]["id"] = "7"
+
+
 def left_out(change: Callable[[Any], object], note: str, *scores: float | None) -> Odd:
     return Odd(change, [BOX], [area(*BOX)], note, scores)
 
@@ -68,7 +85,30 @@ CASES = {
     "category id 0": Odd(lambda c: (put("categories", 0, "id", 0)(c), annotation("category_id", 0)(c)), [BOX], [WHOLE]),
     "no area": Odd(without("annotations", 0, "area"), [BOX], [WHOLE]),
     "no iscrowd": Odd(without("annotations", 0, "iscrowd"), [BOX], [WHOLE]),
-    "unknown keys": Odd(put("annotations", 0, "attributes", {"score": float("nan")}), [BOX], [WHOLE]),
+    "unknown keys": Odd(
+        put("annotations", 0, "attributes", {"score": float("nan")}),
+        [BOX],
+        [WHOLE],
+        "a.json: 1 keys that are not used: annotations.attributes",
+    ),
+    "sizes and ids as 60.0": Odd(
+        as_floats, [BOX], [WHOLE], "a.json: 7 numbers such as 60.0 read as integers"
+    ),
+    "ids as digits in text": Odd(
+        as_text, [BOX], [WHOLE], "a.json: 5 ids in text read as integers"
+    ),
+    "iscrowd false": Odd(
+        annotation("iscrowd", False), [BOX], [WHOLE], "a.json: 1 iscrowd true or false read as 1 or 0"
+    ),
+    "no box beside polygons": Odd(
+        without("annotations", 0, "bbox"), [BOX], [WHOLE], "a.json: 1 missing boxes taken from masks"
+    ),
+    "no box beside an RLE": Odd(
+        lambda c: (annotation("segmentation", encoded(WHOLE))(c), annotation("bbox", [])(c)),
+        [BOX],
+        [WHOLE],
+        "a.json: 1 missing boxes taken from masks",
+    ),
     "a crowd": left_out(odd_object(iscrowd=1), "1 annotations are crowds: 8", 100, 100),
     "empty box": left_out(odd_object(bbox=[10, 5, 0, 20]), "no area inside the image: 8", HALF, HALF),
     "box outside the image": left_out(odd_object(bbox=[60, 5, 20, 20]), "no area inside the image: 8", HALF, HALF),
@@ -89,10 +129,16 @@ CASES = {
     "polygons that overlap": Odd(annotation("segmentation", [SQUARE, SQUARE]), [BOX], [WHOLE]),
     "uncompressed RLE": Odd(annotation("segmentation", {"size": [HEIGHT, WIDTH], "counts": RUNS}), [BOX], [WHOLE]),
     "RLE size as 60.0": Odd(
-        annotation("segmentation", {"size": [float(HEIGHT), float(WIDTH)], "counts": RUNS}), [BOX], [WHOLE]
+        annotation("segmentation", {"size": [float(HEIGHT), float(WIDTH)], "counts": list(map(float, RUNS))}),
+        [BOX],
+        [WHOLE],
+        "2 run-length encodings with numbers such as 60.0",
     ),
     "compressed RLE size as 60.0": Odd(
-        annotation("segmentation", {**encoded(WHOLE), "size": [float(HEIGHT), float(WIDTH)]}), [BOX], [WHOLE]
+        annotation("segmentation", {**encoded(WHOLE), "size": [float(HEIGHT), float(WIDTH)]}),
+        [BOX],
+        [WHOLE],
+        "1 run-length encodings with numbers such as 60.0",
     ),
     "RLE with empty runs": Odd(
         annotation("segmentation", {"size": [HEIGHT, WIDTH], "counts": [0, 0, *RUNS, 0, 0]}), [BOX], [WHOLE]
@@ -178,6 +224,30 @@ def test_crowds_are_trained_on_and_scored_on_request(tmp_path):
         assert [list(item.box) for item in image.objects] == boxes
         truth = CocoDataset(source, masks=False, keep_empty=True, keep_truth=True, crowds=crowds)
         assert score(truth, [result], masks=True)["bbox"]["AP"] == pytest.approx(ap)
+
+
+def test_a_crowd_marked_true_is_a_crowd(tmp_path):
+    content = sound_content()
+    odd_object(iscrowd=True)(content)
+    source = write(tmp_path, content)
+    assert CocoDataset(source).left_out == {"crowds": 1}
+    texts = [finding.text for finding in check_dataset(source)]
+    assert "1 iscrowd true or false read as 1 or 0" in texts[0]
+    assert "1 annotations are crowds: 8" in texts[1]
+
+
+def test_training_says_once_what_was_converted(tmp_path, caplog):
+    content = sound_content()
+    as_floats(content)
+    annotation("iscrowd", False)(content)
+    annotation("rotation", 0.5)(content)
+    caplog.set_level("INFO")
+    CocoDataset(write(tmp_path, content))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith(
+        "a.json: 7 numbers such as 60.0 read as integers; 1 iscrowd true or false read as 1 or 0; 1 keys that are not "
+        "used: annotations.rotation"
+    )
 
 
 def test_a_set_without_annotations_is_a_note(tmp_path):
