@@ -28,6 +28,7 @@ def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
 # The settings that IFR adds to those of every host, and to those of its own.
 ADDED = {
     *leaves(settings.ADDED),
+    "DATASETS.CROWDS_AS_OBJECTS",
     "SOLVER.CHECKPOINTS_KEPT",
     "SOLVER.CHECKPOINT_FAILURE",
     "TRAINER.CONVERGENCE.SHARE",

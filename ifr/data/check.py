@@ -9,8 +9,9 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from ifr.data.catalog import DatasetSource
-from ifr.data.coco import no_objects, read_json
-from ifr.data.coco_rules import find_defects, reason_to_leave_out
+from ifr.data.coco import KEEP_CROWDS, KEEP_EMPTY, no_objects, read_json, share
+from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out
+from ifr.data.exports import tidy
 from ifr.data.images import Size, check_header, read_image
 from ifr.errors import DatasetError, ImageError
 from ifr.processes.signals import loading_processes
@@ -76,6 +77,7 @@ def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Fin
     except DatasetError as error:
         yield Finding("file", str(error))
         return
+    note = tidy(content)
     defects = 0
     for defect in find_defects(content):
         defects += 1
@@ -86,6 +88,8 @@ def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Fin
     for cause in DataLoader(causes, batch_size=None, **loading_processes(workers)):
         if cause is not None:
             yield Finding("pictures", cause)
+    if note and not defects:
+        yield Finding("data set", f"{source.json}: {note}", False)
     if not defects:
         yield from _left_out(content, source)
 
@@ -110,16 +114,24 @@ def _left_out(content: Mapping[str, Any], source: DatasetSource) -> Iterator[Fin
         return
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     by_reason: dict[str, list[str]] = {}
-    for position, annotation in enumerate(content["annotations"]):
+    annotations, used = content["annotations"], set()
+    for position, annotation in enumerate(annotations):
         reason = reason_to_leave_out(annotation, sizes[annotation["image_id"]], masks=True)
-        if reason is not None:
+        if reason is None:
+            used.add(annotation["image_id"])
+        else:
             by_reason.setdefault(reason, []).append(str(annotation.get("id", f"annotations[{position}]")))
     for reason, names in by_reason.items():
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         some = ", ".join(names[:_LISTED]) + more
-        yield Finding("left out", f"{source.json}: {len(names)} annotations are {reason}: {some}", False)
-    if sum(map(len, by_reason.values())) == len(content["annotations"]):
-        yield Finding("data set", f"{source.json}: {no_objects(masks=True)}")
+        setting = f" ({share(len(names), len(annotations), 'objects')}; {KEEP_CROWDS} keeps them)"
+        text = f"{len(names)} annotations are {reason}: {some}{setting if reason == CROWD else ''}"
+        yield Finding("left out", f"{source.json}: {text}", False)
+    if not used:
+        yield Finding("data set", f"{source.json}: {no_objects(masks=True, crowds=len(by_reason.get(CROWD, ())))}")
+    elif len(used) < len(sizes):
+        empty = share(len(sizes) - len(used), len(sizes), "images")
+        yield Finding("left out", f"{source.json}: {empty} have no objects to train on; {KEEP_EMPTY} keeps them", False)
     names = [category["name"] for category in content["categories"]]
     for name in sorted({name for name in names if names.count(name) > 1}):
         ids = ", ".join(str(category["id"]) for category in content["categories"] if category["name"] == name)

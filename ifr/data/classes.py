@@ -50,7 +50,7 @@ class Classes:
             DatasetError: the model has no class with the name of one of the data set's.
         """
         found = self.labels_in(model)
-        unknown = [self._described(label) for label, other in enumerate(found) if other is None]
+        unknown = [name for name, other in zip(self.distinct_names(), found, strict=True) if other is None]
         if unknown:
             own, theirs = ", ".join(map(str, self.names)), ", ".join(map(str, model.names))
             raise DatasetError(
@@ -63,9 +63,15 @@ class Classes:
                 ids[label] = identity
         return Classes(model.names, tuple(ids))
 
-    def _described(self, label: int) -> str:
-        name = self.names[label]
-        return f"{name} (id {self.category_ids[label]})" if name in _repeated(self.names) else name
+    def distinct_names(self) -> list[str]:
+        """Return a different name for every class: equal names are followed by their category ids, `fish (id 2)`."""
+        distinct = list(self.names)
+        while repeated := _repeated(tuple(distinct)):
+            distinct = [
+                f"{name} (id {identity})" if name in repeated else name
+                for name, identity in zip(distinct, self.category_ids, strict=True)
+            ]
+        return distinct
 
 
 def _repeated(names: tuple[str, ...]) -> set[str]:

@@ -15,10 +15,13 @@ from torch.utils.data import Dataset
 from ifr.data.catalog import DatasetSource
 from ifr.data.classes import Classes
 from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out, usable_polygons
+from ifr.data.exports import tidy
 from ifr.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
+KEEP_CROWDS = "DATASETS.CROWDS_AS_OBJECTS True"
+KEEP_EMPTY = "DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
 Segmentation = list[list[float]] | dict[str, Any]  # polygons x0, y0, x1, y1, ... in pixels, or a run-length encoding
 
 
@@ -50,7 +53,7 @@ class CocoDataset(Dataset[CocoImage]):
     """The images of an annotation file in the order of their ids, each with its objects.
 
     Crowds, polygons with fewer than three points, objects without any other polygon and objects outside their image
-    are left out.
+    are left out; `left_out` counts them by reason, and `empty` the images left out.
 
     Args:
         source: the data set, from `find_dataset`.
@@ -58,6 +61,7 @@ class CocoDataset(Dataset[CocoImage]):
         keep_empty: keep images without objects, which training cannot use.
         keep_truth: keep the file's content as `truth`, which scoring needs.
         classes: number the objects by the classes of a model, matched by name, in place of those of the file.
+        crowds: use crowds like other objects.
 
     Raises:
         DatasetError: the file is not in COCO format, no image is left, or a class does not match.
@@ -71,9 +75,10 @@ class CocoDataset(Dataset[CocoImage]):
         keep_empty: bool = False,
         keep_truth: bool = False,
         classes: Classes | None = None,
+        crowds: bool = False,
     ) -> None:
         self.source = source
-        content = read_annotations(source)
+        content = read_annotations(source, crowds=crowds)
         self.truth = content if keep_truth else None
         self.classes = classes_of(content)
         if classes is not None and classes.names != self.classes.names:
@@ -83,8 +88,9 @@ class CocoDataset(Dataset[CocoImage]):
         objects, self.left_out = _objects_by_image(content, source, labels, masks=masks)
         images = sorted(content["images"], key=lambda image: int(image["id"]))
         images = [image for image in images if keep_empty or objects[image["id"]]]
+        self.empty = len(content["images"]) - len(images)
         if not images:
-            raise DatasetError(f"{source.json}: {no_objects(masks=masks)}")
+            raise DatasetError(f"{source.json}: {no_objects(masks=masks, crowds=self.left_out[CROWD])}")
         self.sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64)
         self.image_ids = [int(image["id"]) for image in images]
         self.counts = np.array([len(objects[image["id"]]) for image in images], dtype=np.int64)
@@ -106,6 +112,14 @@ class CocoDataset(Dataset[CocoImage]):
     def category_ids(self) -> tuple[int | None, ...]:
         """Ids in the file, by label; None for a class that the file lacks."""
         return self.classes.category_ids
+
+    def left_out_line(self) -> str | None:
+        """Return one line about the crowds and images that are left out, with the settings that keep them."""
+        crowds, objects = self.left_out[CROWD], int(self.counts.sum()) + self.left_out.total()
+        images = len(self) + self.empty
+        parts = [f"{share(crowds, objects, 'objects')} that are crowds ({KEEP_CROWDS} keeps them)"] * bool(crowds)
+        parts += [f"{share(self.empty, images, 'images')} without objects ({KEEP_EMPTY} keeps them)"] * bool(self.empty)
+        return f"{self.source.name}: leaving out {' and '.join(parts)}" if parts else None
 
     def __getitem__(self, index: int) -> CocoImage:
         """Return the image at a position.
@@ -136,25 +150,42 @@ def read_json(source: DatasetSource) -> Any:
         raise DatasetError(f"{source.json}: not a JSON file ({error})") from error
 
 
-def read_annotations(source: DatasetSource) -> dict[str, Any]:
+def read_annotations(source: DatasetSource, *, crowds: bool = False, tidied: bool = True) -> dict[str, Any]:
     """Return the annotation file's content, checked; a test set has no `annotations`.
+
+    Args:
+        source: the data set.
+        crowds: mark crowds as other objects.
+        tidied: first convert the forms of `ifr.data.exports` to COCO's, and log what was converted.
 
     Raises:
         DatasetError: the file cannot be read or has defects; the message quotes the first.
     """
     content: dict[str, Any] = read_json(source)
+    note = tidy(content) if tidied else None
     defects = find_defects(content)
     first = next(defects, None)
     if first is not None:
         more = sum(1 for _ in defects)
         others = f" (and {more} more; `ifr data check` lists them)" if more else ""
         raise DatasetError(f"{source.json}: {first}{others}")
+    if note:
+        logger.info("%s: %s", source.json, note)
+    if crowds:
+        for annotation in content.get("annotations", ()):
+            annotation["iscrowd"] = 0
     return content
 
 
-def no_objects(*, masks: bool) -> str:
-    """Return why a data set without defects cannot be used for training."""
-    return f"no image has objects{' with masks' if masks else ''}"
+def no_objects(*, masks: bool, crowds: int) -> str:
+    """Return why a data set without defects, but with this many crowds, cannot be used for training."""
+    remedy = f"; {crowds} annotations are crowds, which {KEEP_CROWDS} keeps" if crowds else ""
+    return f"no image has objects{' with masks' if masks else ''}{remedy}"
+
+
+def share(part: int, whole: int, things: str) -> str:
+    """Return a count and its share for messages, such as `9 of 17 objects (52.9 %)`."""
+    return f"{part} of {whole} {things} ({100 * part / whole:.1f} %)"
 
 
 def classes_of(content: Mapping[str, Any]) -> Classes:

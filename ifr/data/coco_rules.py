@@ -147,7 +147,7 @@ def _annotation_causes(
     crowd = item.get("iscrowd", 0)
     if not isinstance(crowd, int) or crowd not in (0, 1):
         yield f"iscrowd must be 0 or 1, got {_quote(item, 'iscrowd')}"
-    if "area" in item and not (_are_numbers([item["area"]]) and item["area"] >= 0):
+    if "area" in item and not (are_numbers([item["area"]]) and item["area"] >= 0):
         yield f"area must be a number of pixels, got {_quote(item, 'area')}"
     size = sizes.get(image) if sizes is not None and isinstance(image, int) else None
     if size is not None:
@@ -160,7 +160,7 @@ def _box_causes(item: Mapping[str, Any]) -> Iterator[str]:
     box = item.get("bbox")
     if not isinstance(box, list):
         yield f"'bbox' must be a list, got {_quote(item, 'bbox')}"
-    elif len(box) != 4 or not _are_numbers(box):
+    elif len(box) != 4 or not are_numbers(box):
         yield f"bbox must be x, y, width, height in pixels, got {_quote(item, 'bbox')}"
     elif box[2] < 0 or box[3] < 0:
         yield f"bbox has a negative width or height: {_quote(item, 'bbox')}"
@@ -179,7 +179,7 @@ def _segmentation_cause(segmentation: Any, size: Size) -> str | None:
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
         return f"segmentation must be a list of polygons or a run-length encoding, got {_short(segmentation)}"
     for polygon in segmentation:
-        if not _are_numbers(polygon):
+        if not are_numbers(polygon):
             return f"a polygon must be x0, y0, x1, y1, ... in pixels, got {_short(polygon)}"
         if _outline_is_too_long(polygon, size):
             points, image = len(polygon) // 2, f"{size[1]} x {size[0]}"
@@ -269,7 +269,7 @@ def _is_text(value: Any) -> bool:
     return True
 
 
-def _are_numbers(values: Sequence[Any]) -> bool:
+def are_numbers(values: Sequence[Any]) -> bool:
     """Return whether all values are finite numbers in the range of pixels; booleans are not numbers."""
     if not set(map(type, values)) <= {int, float}:
         return False

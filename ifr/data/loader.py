@@ -73,10 +73,13 @@ def open_training_sets(config: Any) -> list[CocoDataset]:
     if not config.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN is empty; name a data set or IMAGES_FOLDER:ANNOTATIONS.json")
     masks, keep_empty = bool(config.MODEL.MASK_ON), not config.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    crowds = bool(config.DATASETS.CROWDS_AS_OBJECTS)
     sets: list[CocoDataset] = []
     for entry in config.DATASETS.TRAIN:
-        classes = sets[0].classes if sets and config.DATASETS.MATCH_CLASSES == "name" else None
-        sets.append(CocoDataset(find_dataset(entry), masks=masks, keep_empty=keep_empty, classes=classes))
+        source, classes = find_dataset(entry), None
+        if sets and config.DATASETS.MATCH_CLASSES == "name":
+            classes = sets[0].classes
+        sets.append(CocoDataset(source, masks=masks, keep_empty=keep_empty, crowds=crowds, classes=classes))
     check_classes(sets, len(sets[0].class_names))
     return sets
 
@@ -102,6 +105,8 @@ def build_train_loader(
     check_classes(sets, int(config.MODEL.ROI_HEADS.NUM_CLASSES))
     for part in sets:
         logger.info("%s: %d images, %d objects to train on", part.source.name, len(part), part.counts.sum())
+        if line := part.left_out_line():
+            logger.info("%s", line)
     samples = TrainingSamples(
         ConcatDataset(sets),
         augmentations=build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES),
@@ -129,21 +134,27 @@ def open_test_sets(config: Any, classes: Classes | None, *, keep_truth: bool = T
     """
     if not config.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; there is nothing to test on")
-    return {entry: open_test_set(entry, classes, keep_truth=keep_truth) for entry in config.DATASETS.TEST}
+    crowds = bool(config.DATASETS.CROWDS_AS_OBJECTS)
+    return {
+        entry: open_test_set(entry, classes, keep_truth=keep_truth, crowds=crowds) for entry in config.DATASETS.TEST
+    }
 
 
-def open_test_set(entry: str, classes: Classes | None = None, *, keep_truth: bool = True) -> CocoDataset:
+def open_test_set(
+    entry: str, classes: Classes | None = None, *, keep_truth: bool = True, crowds: bool = False
+) -> CocoDataset:
     """Open one entry of DATASETS.TEST, like `open_test_sets`.
 
     Raises:
         DatasetError: the set is missing or damaged, or its classes do not match.
     """
-    dataset = CocoDataset(find_dataset(entry), masks=False, keep_empty=True, keep_truth=keep_truth, classes=classes)
+    source = find_dataset(entry)
+    dataset = CocoDataset(source, masks=False, keep_empty=True, keep_truth=keep_truth, crowds=crowds, classes=classes)
     absent = [
         name for name, identity in zip(dataset.class_names, dataset.category_ids, strict=True) if identity is None
     ]
     if absent:
-        logger.info("%s: detections of classes that it lacks are left out: %s", dataset.source.name, ", ".join(absent))
+        logger.info("%s: detections of classes that it lacks are left out: %s", source.name, ", ".join(absent))
     return dataset
 
 

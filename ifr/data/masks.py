@@ -57,6 +57,14 @@ def decode_runs(runs: Mapping[str, Any], height: int, width: int) -> NDArray[np.
     return _decode(compressed)
 
 
+def runs_to_box(runs: Mapping[str, Any], height: int, width: int) -> list[float]:
+    """Return the box x, y, width, height in pixels around a mask; arguments and errors like `read_counts`."""
+    read_counts(runs, height, width)
+    compressed = coco_mask.frPyObjects(runs, height, width) if isinstance(runs["counts"], list) else runs
+    box: list[float] = coco_mask.toBbox(compressed).tolist()
+    return box
+
+
 def encode_runs(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the compressed run-length encoding of a mask (height, width): `size` and `counts`, as in COCO files."""
     runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))

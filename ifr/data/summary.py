@@ -31,6 +31,7 @@ class Summary:
     shapes: tuple[tuple[int, int], tuple[int, int]]
     """Least and greatest (height, width) in pixels, with independent extremes."""
     by_class: dict[str, int]
+    """Objects by class; classes of one name are told apart by `Classes.distinct_names`."""
 
     def __str__(self) -> str:
         """Format the summary in a few lines."""
@@ -75,5 +76,5 @@ def summarize(source: DatasetSource) -> Summary:
         unusable=dataset.left_out.total() - dataset.left_out[CROWD],
         sizes=(small, len(objects) - small - large, large),
         shapes=((low[0], low[1]), (high[0], high[1])),
-        by_class=dict(zip(dataset.class_names, labels.tolist(), strict=True)),
+        by_class=dict(zip(dataset.classes.distinct_names(), labels.tolist(), strict=True)),
     )

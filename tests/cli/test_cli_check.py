@@ -79,7 +79,8 @@ def test_skipped_annotations_are_notes_not_problems(run, tmp_path):
     code, lines, _ = run(source.json, source.images)
     assert code == 0
     shown = ", ".join(map(str, range(8, 28)))
-    assert lines == ["left out", f"  note: {source.json}: 23 annotations are crowds: {shown} and 3 more"]
+    share = "(23 of 24 objects (95.8 %); DATASETS.CROWDS_AS_OBJECTS True keeps them)"
+    assert lines == ["left out", f"  note: {source.json}: 23 annotations are crowds: {shown} and 3 more {share}"]
 
 
 def test_many_images_are_read_by_several_processes(run, tmp_path):
@@ -92,6 +93,7 @@ def test_many_images_are_read_by_several_processes(run, tmp_path):
     write(tmp_path, content)
     code, lines, _ = run(source.json, source.images)
     assert code == 1
+    assert "320 of 321 images (99.7 %) have no objects to train on" in lines.pop()
     assert [line.rpartition("/")[2][:7] for line in lines if line.startswith("  ")] == ["100.png", "200.png", "300.png"]
 
 

@@ -6,8 +6,10 @@ import pytest
 from small_sets import write_set
 
 from ifr.data.catalog import find_dataset
+from ifr.data.check import check_dataset
 from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset, classes_of, read_annotations
+from ifr.data.summary import summarize
 from ifr.errors import DatasetError
 
 
@@ -51,6 +53,27 @@ def test_a_test_set_may_lack_annotations(tmp_path, content):
         CocoDataset(source)
 
 
+def test_what_is_left_out_is_said_in_one_line_with_the_settings_that_keep_it(entry):
+    source = find_dataset(entry)
+    assert CocoDataset(source).left_out_line() == (
+        "the images-the annotations: leaving out 1 of 7 objects (14.3 %) that are crowds (DATASETS.CROWDS_AS_OBJECTS "
+        "True keeps them) and 2 of 4 images (50.0 %) without objects (DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps "
+        "them)"
+    )
+    kept = CocoDataset(source, keep_empty=True, crowds=True)
+    assert kept.left_out_line() is None
+    assert kept.image_ids == [4, 5, 7, 9]
+    assert kept.counts.tolist() == [2, 1, 0, 2]
+
+
+def test_the_check_says_the_same(entry):
+    notes = [finding.text for finding in check_dataset(find_dataset(entry))]
+    assert any("crowds: 106 (1 of 7 objects (14.3 %); DATASETS.CROWDS_AS_OBJECTS True keeps them)" in n for n in notes)
+    assert notes[-1].endswith(
+        "2 of 4 images (50.0 %) have no objects to train on; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
+    )
+
+
 def _change(path, value):
     def change(content):
         node = content
@@ -71,7 +94,7 @@ def _change(path, value):
         (_change(["categories", 0, "id"], 3), "category 3: id 3 is already used"),
         (_change(["categories"], []), "no categories"),
         (_change(["annotations", 1, "bbox"], [1, 2, 3]), r"x, y, width, height in pixels, got \[1, 2, 3\]"),
-        (_change(["annotations", 0, "bbox"], None), r"annotation 100 \(image 9\): 'bbox' must be a list, got None"),
+        (_change(["annotations", 0, "bbox"], "1"), r"annotation 100 \(image 9\): 'bbox' must be a list, got '1'"),
         (_change(["annotations", 0, "bbox"], [1, 2, 3, "4"]), r"annotation 100 \(image 9\): bbox"),
         (_change(["annotations", 0, "image_id"], 1), "image_id 1 is not among"),
         (_change(["annotations", 0, "category_id"], 1), "category_id 1 is not among"),
@@ -93,3 +116,9 @@ def test_files_that_are_not_annotations(tmp_path, text, cause):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DatasetError, match=cause):
         CocoDataset(find_dataset(f"{tmp_path}:{tmp_path / 'a.json'}"))
+
+
+def test_the_summary_counts_classes_of_one_name_separately(tmp_path, content):
+    for category in content["categories"]:
+        category["name"] = "fish"
+    assert summarize(find_dataset(write_set(tmp_path, content))).by_class == {"fish (id 3)": 1, "fish (id 8)": 3}

@@ -144,6 +144,18 @@ def test_batches_are_the_same_when_resumed_shared_or_loaded_by_workers(config):
     assert [item["file_name"] for item in next(other)] != [item["file_name"] for item in expected[0]]
 
 
+def test_what_training_leaves_out_is_said_once(config, entry, caplog):
+    caplog.set_level("INFO")
+    config.merge_from_list(["DATASETS.TRAIN", [entry], "MODEL.ROI_HEADS.NUM_CLASSES", 2])
+    build_train_loader(config)
+    assert caplog.text.count("leaving out 1 of 7 objects (14.3 %) that are crowds") == 1
+    config.merge_from_list(["DATASETS.CROWDS_AS_OBJECTS", True, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False])
+    caplog.clear()
+    build_train_loader(config)
+    assert "4 images, 5 objects to train on" in caplog.text
+    assert "crowds" not in caplog.text
+
+
 def test_augmentation_differs_between_epochs(config):
     loader = iter(build_train_loader(config))
     shapes = {}

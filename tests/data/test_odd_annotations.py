@@ -12,6 +12,7 @@ from small_set import HEIGHT, SQUARE, WIDTH, annotation, image, put, sound_conte
 from ifr.data.check import check_dataset
 from ifr.data.coco import CocoDataset
 from ifr.data.order import BatchOrder
+from ifr.hosts.standalone.evaluation import coco_metrics
 from ifr.hosts.standalone.evaluation.coco_evaluation import score
 
 BOX = [10, 5, 30, 25]
@@ -23,14 +24,21 @@ def area(left: int, top: int, right: int, bottom: int) -> np.ndarray:
     return mask
 
 
+def encoded(mask: np.ndarray) -> dict[str, Any]:
+    runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {**runs, "counts": runs["counts"].decode()}
+
+
 @dataclass(frozen=True)
 class Odd:
-    """An unusual case: the change that causes it, and the expected boxes, masks and note."""
+    """An unusual case: the change that causes it, and the expected boxes, masks, note and metrics."""
 
     change: Callable[[Any], object]
     boxes: list[list[float]]
     masks: list[np.ndarray]
     note: str = ""
+    scores: tuple[float, float | None] = (100, 100)
+    """AP of boxes and of masks if exactly these are found; None if masks are not scored."""
 
 
 def odd_object(**changes: Any) -> Callable[[Any], None]:
@@ -42,33 +50,77 @@ def odd_object(**changes: Any) -> Callable[[Any], None]:
     return change
 
 
-def left_out(change: Callable[[Any], object], note: str) -> Odd:
-    return Odd(change, [BOX], [area(*BOX)], note)
+def as_floats(content: Any) -> None:
+    for section, keys in (
+        ("images", ["id", "height", "width"]),
+        ("categories", ["id"]),
+        ("annotations", ["id", "image_id", "category_id"]),
+    ):
+        for key in keys:
+            content[section][0][key] = float(content[section][0][key])
 
 
+def as_text(content: Any) -> None:
+    """COCO pads ids with zeros in its file names, and some tools copy them."""
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = "000000000003"
+    content["categories"][0]["id"] = content["annotations"][0]["category_id"] = "1"
+    content["annotations"][0]["id"] = "7"
+
+
+def left_out(change: Callable[[Any], object], note: str, *scores: float | None) -> Odd:
+    return Odd(change, [BOX], [area(*BOX)], note, scores)
+
+
+HALF = 100 * 51 / 101  # one of two objects is found: precision is 1 at the recalls 0, 0.01, ..., 0.5
 WHOLE = area(*BOX)
 RUNS = [10 * HEIGHT + 5, *([20, 20] * 19), 20, 30 * HEIGHT + 15]  # columns 10 to 30, rows 5 to 25
 CASES = {
     "image id 0": Odd(lambda c: (image("id", 0)(c), annotation("image_id", 0)(c)), [BOX], [WHOLE]),
     "negative image id": Odd(lambda c: (image("id", -3)(c), annotation("image_id", -3)(c)), [BOX], [WHOLE]),
+    "negative category id": Odd(
+        lambda c: (put("categories", 0, "id", -1)(c), annotation("category_id", -1)(c)), [BOX], [WHOLE]
+    ),
     "annotation id 0": Odd(annotation("id", 0), [BOX], [WHOLE]),
     "annotation without id": Odd(without("annotations", 0, "id"), [BOX], [WHOLE]),
     "category id 0": Odd(lambda c: (put("categories", 0, "id", 0)(c), annotation("category_id", 0)(c)), [BOX], [WHOLE]),
     "no area": Odd(without("annotations", 0, "area"), [BOX], [WHOLE]),
     "no iscrowd": Odd(without("annotations", 0, "iscrowd"), [BOX], [WHOLE]),
-    "unknown keys": Odd(put("annotations", 0, "attributes", {"score": float("nan")}), [BOX], [WHOLE]),
-    "a crowd": left_out(odd_object(iscrowd=1), "1 annotations are crowds: 8"),
-    "empty box": left_out(odd_object(bbox=[10, 5, 0, 20]), "box has no area inside the image: 8"),
-    "box outside the image": left_out(odd_object(bbox=[60, 5, 20, 20]), "box has no area inside the image: 8"),
+    "unknown keys": Odd(
+        put("annotations", 0, "attributes", {"score": float("nan")}),
+        [BOX],
+        [WHOLE],
+        "a.json: 1 keys that are not used: annotations.attributes",
+    ),
+    "sizes and ids as 60.0": Odd(
+        as_floats, [BOX], [WHOLE], "a.json: 7 numbers such as 60.0 read as integers"
+    ),
+    "ids as digits in text": Odd(
+        as_text, [BOX], [WHOLE], "a.json: 5 ids in text read as integers"
+    ),
+    "iscrowd false": Odd(
+        annotation("iscrowd", False), [BOX], [WHOLE], "a.json: 1 iscrowd true or false read as 1 or 0"
+    ),
+    "no box beside polygons": Odd(
+        without("annotations", 0, "bbox"), [BOX], [WHOLE], "a.json: 1 missing boxes taken from masks"
+    ),
+    "no box beside an RLE": Odd(
+        lambda c: (annotation("segmentation", encoded(WHOLE))(c), annotation("bbox", [])(c)),
+        [BOX],
+        [WHOLE],
+        "a.json: 1 missing boxes taken from masks",
+    ),
+    "a crowd": left_out(odd_object(iscrowd=1), "1 annotations are crowds: 8", 100, 100),
+    "empty box": left_out(odd_object(bbox=[10, 5, 0, 20]), "no area inside the image: 8", HALF, HALF),
+    "box outside the image": left_out(odd_object(bbox=[60, 5, 20, 20]), "no area inside the image: 8", HALF, HALF),
     "box partly outside": Odd(annotation("bbox", [-5, -5, 100, 20]), [[0, 0, 60, 15]], [WHOLE]),
     "box as fractions": Odd(annotation("bbox", [10.5, 5.25, 20.0, 20.0]), [[10.5, 5.25, 30.5, 25.25]], [WHOLE]),
-    "segmentation null": left_out(odd_object(segmentation=None), "objects without a mask: 8"),
-    "segmentation empty": left_out(odd_object(segmentation=[]), "objects without a mask: 8"),
-    "polygon of odd length": left_out(odd_object(segmentation=[SQUARE[:7]]), "at least three (x, y) points: 8"),
-    "polygon of two points": left_out(odd_object(segmentation=[SQUARE[:4]]), "at least three (x, y) points: 8"),
+    "segmentation null": left_out(odd_object(segmentation=None), "objects without a mask: 8", HALF, None),
+    "segmentation empty": left_out(odd_object(segmentation=[]), "objects without a mask: 8", HALF, None),
+    "polygon of odd length": left_out(odd_object(segmentation=[SQUARE[:7]]), "three (x, y) points: 8", HALF, 100),
+    "polygon of two points": left_out(odd_object(segmentation=[SQUARE[:4]]), "three (x, y) points: 8", HALF, 100),
     "two points beside a polygon": Odd(annotation("segmentation", [SQUARE[:4], SQUARE]), [BOX], [WHOLE]),
     "polygon outside the image": left_out(
-        odd_object(segmentation=[[70, 5, 80, 5, 80, 25]]), "mask is outside the image: 8"
+        odd_object(segmentation=[[70, 5, 80, 5, 80, 25]]), "mask is outside the image: 8", HALF, HALF
     ),
     "polygon partly outside": Odd(
         annotation("segmentation", [[40, 20, 90, 20, 90, 90, 40, 90]]), [BOX], [area(40, 20, 60, 40)]
@@ -76,6 +128,18 @@ CASES = {
     "polygon repeated points": Odd(annotation("segmentation", [SQUARE[:2] * 3 + SQUARE]), [BOX], [WHOLE]),
     "polygons that overlap": Odd(annotation("segmentation", [SQUARE, SQUARE]), [BOX], [WHOLE]),
     "uncompressed RLE": Odd(annotation("segmentation", {"size": [HEIGHT, WIDTH], "counts": RUNS}), [BOX], [WHOLE]),
+    "RLE size as 60.0": Odd(
+        annotation("segmentation", {"size": [float(HEIGHT), float(WIDTH)], "counts": list(map(float, RUNS))}),
+        [BOX],
+        [WHOLE],
+        "2 run-length encodings with numbers such as 60.0",
+    ),
+    "compressed RLE size as 60.0": Odd(
+        annotation("segmentation", {**encoded(WHOLE), "size": [float(HEIGHT), float(WIDTH)]}),
+        [BOX],
+        [WHOLE],
+        "1 run-length encodings with numbers such as 60.0",
+    ),
     "RLE with empty runs": Odd(
         annotation("segmentation", {"size": [HEIGHT, WIDTH], "counts": [0, 0, *RUNS, 0, 0]}), [BOX], [WHOLE]
     ),
@@ -99,24 +163,29 @@ def test_boxes_masks_and_notes(tmp_path, name):
     assert len(polygons.masks) == len(case.masks)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["image id 0", "annotation id 0", "annotation without id", "category id 0", "polygon of two points", "a crowd"],
-)
-def test_the_correct_mask_scores_100(tmp_path, name):
-    """COCO's own tool takes annotation id 0 for no match and a polygon of two points for a box."""
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+@pytest.mark.parametrize("name", CASES)
+def test_both_backends_score_every_case(tmp_path, monkeypatch, name, backend):
+    """Negative ids once failed in hotcoco; COCO's own tool takes a polygon of two points for a box."""
+    monkeypatch.setattr(coco_metrics, "default_backend", lambda: backend)
     content = sound_content()
     CASES[name].change(content)
-    dataset = CocoDataset(write(tmp_path, content), masks=False, keep_empty=True, keep_truth=True)
-    encoded = coco_mask.encode(np.asfortranarray(WHOLE, dtype=np.uint8))
+    source = write(tmp_path, content)
+    truth = CocoDataset(source, masks=False, keep_empty=True, keep_truth=True)
+    (image,) = CocoDataset(source, masks=True)
+    ((item, mask),) = zip(image.objects, CASES[name].masks, strict=True)
+    left, top, right, bottom = item.box
     result = {
-        "image_id": content["images"][0]["id"],
-        "category_id": content["categories"][0]["id"],
-        "bbox": [10, 5, 20, 20],
+        "image_id": image.image_id,
+        "category_id": truth.category_ids[item.label],
+        "bbox": [left, top, right - left, bottom - top],
         "score": 0.9,
-        "segmentation": {**encoded, "counts": encoded["counts"].decode()},
+        "segmentation": encoded(mask),
     }
-    assert score(dataset, [result], masks=True)["segm"]["AP"] == pytest.approx(100)
+    metrics = score(truth, [result], masks=True)
+    boxes, masks = CASES[name].scores
+    assert metrics["bbox"]["AP"] == pytest.approx(boxes)
+    assert metrics.get("segm", {"AP": None})["AP"] == pytest.approx(masks)
 
 
 def test_a_polygon_that_crosses_itself(tmp_path):
@@ -143,6 +212,42 @@ def test_a_set_of_only_crowds_can_be_tested_on(tmp_path):
     dataset = CocoDataset(write(tmp_path, content), masks=False, keep_empty=True, keep_truth=True)
     assert len(dataset) == 1
     assert np.isnan(score(dataset, [], masks=True)["segm"]["AP"])
+
+
+def test_crowds_are_trained_on_and_scored_on_request(tmp_path):
+    content = sound_content()
+    odd_object(iscrowd=1, bbox=[40, 5, 10, 20])(content)
+    source = write(tmp_path, content)
+    result = {"image_id": 3, "category_id": 1, "bbox": [10, 5, 20, 20], "score": 0.9, "segmentation": encoded(WHOLE)}
+    for crowds, boxes, ap in ((False, [BOX], 100), (True, [BOX, [40, 5, 50, 25]], HALF)):
+        (image,) = CocoDataset(source, crowds=crowds)
+        assert [list(item.box) for item in image.objects] == boxes
+        truth = CocoDataset(source, masks=False, keep_empty=True, keep_truth=True, crowds=crowds)
+        assert score(truth, [result], masks=True)["bbox"]["AP"] == pytest.approx(ap)
+
+
+def test_a_crowd_marked_true_is_a_crowd(tmp_path):
+    content = sound_content()
+    odd_object(iscrowd=True)(content)
+    source = write(tmp_path, content)
+    assert CocoDataset(source).left_out == {"crowds": 1}
+    texts = [finding.text for finding in check_dataset(source)]
+    assert "1 iscrowd true or false read as 1 or 0" in texts[0]
+    assert "1 annotations are crowds: 8" in texts[1]
+
+
+def test_training_says_once_what_was_converted(tmp_path, caplog):
+    content = sound_content()
+    as_floats(content)
+    annotation("iscrowd", False)(content)
+    annotation("rotation", 0.5)(content)
+    caplog.set_level("INFO")
+    CocoDataset(write(tmp_path, content))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith(
+        "a.json: 7 numbers such as 60.0 read as integers; 1 iscrowd true or false read as 1 or 0; 1 keys that are not "
+        "used: annotations.rotation"
+    )
 
 
 def test_a_set_without_annotations_is_a_note(tmp_path):

@@ -1,8 +1,10 @@
 """Evaluation from images to metrics, in one process and in two."""
 
 import json
+import logging
 import math
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from squares import BlindDetector, ColourDetector
 
-from ifr.data.loader import open_test_set
-from ifr.errors import DatasetError, EvaluationError, ImageError
+from ifr.data.loader import open_test_set, open_test_sets
+from ifr.errors import DatasetError, EvaluationError, UserError
 from ifr.hosts import RCNNFPNConfig
-from ifr.hosts.standalone.evaluation import evaluate_all, format_results
+from ifr.hosts.standalone.evaluation import coco_evaluation, evaluate_all, format_results
 from ifr.processes.workers import Worker
 
 
@@ -97,6 +99,52 @@ def test_data_sets_with_equal_names_have_separate_results(config, truth, write, 
     assert found == {"val-a-1": 8, "val-a-2": 2}
 
 
+@pytest.mark.parametrize(
+    ("most", "row", "said"),
+    [
+        (100, [], ["AP counts 100 detections", "more objects, up to 150", "PER_IMAGE 150 or more adds a row AP@N"]),
+        (120, ["AP@120"], ["AP counts 100 detections", "PER_IMAGE 150 or more adds a row AP@N"]),
+        (150, ["AP@150"], []),
+        (-1, ["AP@all"], []),
+    ],
+)
+def test_more_objects_than_ap_counts(config, truth, write, tmp_path, caplog, most, row, said):
+    """One line says so; with a limit above 100 a row of its own counts them, and AP stays COCO's."""
+    truth["annotations"] += [{**truth["annotations"][0], "id": 100 + number} for number in range(149)]
+    config.merge_from_list(["TEST.DETECTIONS_PER_IMAGE", most])
+    caplog.set_level(logging.INFO)
+    metrics = evaluate(ColourDetector(), config, write(truth), output_dir=tmp_path)
+    for numbers in metrics.values():
+        assert [name for name in numbers if "@" in name] == row
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == bool(said)
+    assert all(text in warnings[0] for text in said)
+    if not said:
+        assert f"{row[0]} counts them all" in caplog.text
+    assert "1 of 5 images have more objects, up to 150" in caplog.text
+
+
+def test_crowds_are_said_not_to_be_scored(config, truth, write, tmp_path, caplog):
+    truth["annotations"][0]["iscrowd"] = 1
+    caplog.set_level(logging.INFO)
+    entry = write(truth)
+    config.merge_from_list(["DATASETS.TEST", [entry]])
+    evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+    said = "squares-a: 1 of 8 objects (12.5 %) are crowds, which are not scored; DATASETS.CROWDS_AS_OBJECTS True scores"
+    assert said in caplog.text
+    caplog.clear()
+    config.merge_from_list(["DATASETS.CROWDS_AS_OBJECTS", True])
+    evaluate_all(ColourDetector(), config, open_test_sets(config), Worker(), tmp_path)
+    assert "are crowds" not in caplog.text
+
+
+def test_a_limit_below_the_number_of_objects(config, entry, tmp_path, caplog):
+    config.merge_from_list(["TEST.DETECTIONS_PER_IMAGE", 0])
+    evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
+    assert "AP counts 0 detections of a class in an image, but 4 of 5 images have more objects, up to 1" in caplog.text
+    assert "TEST.DETECTIONS_PER_IMAGE 1 or more counts them all" in caplog.text
+
+
 def test_a_failure_names_the_image(config, entry, tmp_path):
     model = ColourDetector(fail_at=30).train()
     with pytest.raises(EvaluationError, match=r"3\.png: IndexError: a defect of the detector"):
@@ -119,23 +167,30 @@ def test_class_counts_must_match(config, entry, tmp_path):
         evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
 
 
-def _evaluate_on_a_rank(rank, folder, settings, entry, fail_at):
+def _fail_to_score(*args, **kwargs):
+    raise MemoryError("no memory to score with")
+
+
+def _evaluate_on_a_rank(rank, folder, settings, entry, fail_at, fail_to_score):
     """Run one of two processes; write its metrics or its error to a file."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    limit = timedelta(seconds=60)  # a rank that waits for a failed one would wait for half an hour
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", limit, rank=rank, world_size=2)
+    if fail_to_score:
+        coco_evaluation.coco_metrics = _fail_to_score
     config = RCNNFPNConfig()
     config._register_configuration(settings)
     try:
         worker = Worker(rank, world_size=2, local_rank=rank)
         outcome = evaluate(ColourDetector(fail_at), config, entry, os.path.join(folder, "two"), worker)
-    except (EvaluationError, ImageError) as error:
+    except UserError as error:
         outcome = [type(error).__name__, str(error), str(error.__cause__)]
     with open(os.path.join(folder, f"{rank}.json"), "w") as file:
         json.dump(outcome, file)
     dist.destroy_process_group()
 
 
-def _two_processes(config, entry, folder, fail_at=None):
-    mp.spawn(_evaluate_on_a_rank, (str(folder), config.as_dict(), entry, fail_at), nprocs=2)
+def _two_processes(config, entry, folder, fail_at=None, fail_to_score=False):
+    mp.spawn(_evaluate_on_a_rank, (str(folder), config.as_dict(), entry, fail_at, fail_to_score), nprocs=2)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -166,6 +221,25 @@ def test_a_missing_image_raises_the_same_error_in_all_processes(config, entry, t
     assert first == second
     assert first[0] == "ImageError"
     assert "2.png: no such file" in first[1]
+
+
+def test_results_that_cannot_be_written_raise_the_same_error_in_all_processes(config, entry, tmp_path):
+    """Only the first process writes; the other must not wait for its metrics."""
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "inference").write_text("a file in place of the folder")
+    first, second = _two_processes(config, entry, tmp_path)
+    assert first == second
+    assert first[0] == "UserError"
+    assert "Errno" in first[1]
+    assert "inference" in first[1]
+    assert first[2].startswith("in worker 0 of 2:\nTraceback")
+
+
+def test_a_failure_to_score_is_raised_in_all_processes(config, entry, tmp_path):
+    first, second = _two_processes(config, entry, tmp_path, fail_to_score=True)
+    assert first == second
+    assert first[:2] == ["UserError", "no memory to score with"]
+    assert len(_results(tmp_path / "two")) == 8
 
 
 def test_format_results():

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from ifr.hosts.standalone.evaluation.coco_metrics import METRICS, coco_arrays, coco_metrics, default_backend
 
@@ -57,13 +59,58 @@ def scene():
     return truth, results
 
 
+@pytest.mark.parametrize("most", [100, 300])
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_pycocotools_and_hotcoco_return_equal_arrays(scene, kind):
-    (stats, precision), (other_stats, other_precision) = (coco_arrays(*scene, kind, backend) for backend in BACKENDS)
+def test_pycocotools_and_hotcoco_return_equal_arrays(scene, kind, most):
+    (precision, recall), (other_precision, other_recall) = (
+        coco_arrays(*scene, kind, backend, most=most) for backend in BACKENDS
+    )
     np.testing.assert_array_equal(precision, other_precision)
-    np.testing.assert_array_equal(stats, other_stats)
-    assert precision.shape == (10, 101, 3, 4, 3)
-    assert 0.1 < stats[0] < 0.9
+    np.testing.assert_array_equal(recall, other_recall)
+    assert precision.shape == (10, 101, 3, 4, 3 + (most > 100))
+    assert 0.1 < precision[..., :2, 0, 2].mean() < 0.9
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_the_metrics_are_those_of_pycocotools_summary(scene, kind):
+    truth, results = scene
+    for annotation in truth["annotations"]:
+        annotation["id"] += 1
+    drop = "bbox" if kind == "segm" else "segmentation"
+    own = COCO()
+    own.dataset = {"info": {}, **truth}
+    own.createIndex()
+    found = own.loadRes([{key: value for key, value in item.items() if key != drop} for item in results])
+    evaluation = COCOeval(own, found, kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    expected = [math.nan if value == -1 else 100 * value for value in evaluation.stats]
+    numbers = coco_metrics(truth, results, kind)
+    assert [numbers[name] for name in METRICS] == pytest.approx(expected, rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_300_objects_in_an_image(backend, kind):
+    """COCO's AP counts 100 of them; all are counted only in a row of its own."""
+    corners = [(5 * column, 6 * row, 5 * column + 4, 6 * row + 5) for row in range(20) for column in range(15)]
+    truth = {
+        "images": [{"id": 1, "height": SIZE[0], "width": SIZE[1]}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [_entry(each, image_id=1, category_id=1) for each in corners],
+    }
+    results = [{**item, "score": 1 - number / 1000} for number, item in enumerate(truth["annotations"])]
+    coco = coco_metrics(truth, results, kind, backend)
+    assert list(coco) == [*METRICS, "AP-a"]
+    assert coco["AP"] == coco["AP-a"] == pytest.approx(100 * 34 / 101)  # recall 1/3: the recalls 0, 0.01, ..., 0.33
+    assert coco["AR100"] == pytest.approx(100 / 3)
+    more = coco_metrics(truth, results, kind, backend, most=300)
+    assert more.pop("AP@300") == pytest.approx(100)
+    assert str(more) == str(coco)  # as text, because NaN != NaN
+    assert coco_metrics(truth, results, kind, backend, most=150)["AP@150"] == pytest.approx(100 * 51 / 101)
+    assert coco_metrics(truth, results, kind, backend, most=-1)["AP@all"] == pytest.approx(100)
+    assert str(coco_metrics(truth, results, kind, backend, most=50)) == str(coco)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -136,3 +183,20 @@ def test_hotcoco_is_the_default_backend_if_installed(monkeypatch):
     assert default_backend() == "hotcoco"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert default_backend() == "pycocotools"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_classes_of_one_name_have_their_own_metrics(scene, backend, kind):
+    """Exporters write a root category with the name of a class; it must not replace the class's AP."""
+    truth, _ = scene
+    names = {2: "fish", 5: "fish (id 2)", 9: "fish"}
+    truth["categories"] = [{"id": identity, "name": name} for identity, name in names.items()]
+    results = [{**item, "score": 1.0} for item in truth["annotations"] if not item["iscrowd"]]
+    numbers = coco_metrics(truth, results, kind, backend)
+    classes = ["AP-fish (id 2) (id 2)", "AP-fish (id 2) (id 5)", "AP-fish (id 9)"]
+    assert list(numbers) == [*METRICS, *classes]
+    assert numbers[classes[0]] == numbers[classes[1]] == pytest.approx(100, abs=1e-10)
+    assert math.isnan(numbers[classes[2]])
+    truth["categories"][1]["name"] = "cat"
+    assert list(coco_metrics(truth, results, kind, backend))[12:] == ["AP-fish (id 2)", "AP-cat", "AP-fish (id 9)"]

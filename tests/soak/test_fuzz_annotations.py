@@ -20,6 +20,8 @@ from ifr.data.check import check_dataset
 from ifr.data.coco import CocoDataset
 from ifr.data.masks import decode_runs, read_counts
 from ifr.errors import DatasetError, ImageError
+from ifr.hosts.standalone.evaluation import coco_metrics
+from ifr.hosts.standalone.evaluation.coco_evaluation import score
 
 _RUN_CHARACTERS = "".join(chr(code) for code in range(ord("0") - 1, ord("o") + 2))
 _NUMBERS = st.sampled_from([0, 1, -1, 2, 3, 7, 8, 40, 60, 2400, 1e9, -0.5, 1e300, 2**31, 2**63, 10**40])
@@ -115,6 +117,41 @@ def test_check_and_training_agree(examples):
 
 
 @pytest.mark.parametrize("examples", [300, pytest.param(20_000, marks=pytest.mark.soak)])
+def test_both_backends_return_the_same_metrics(examples, monkeypatch):
+    """On every set without problems, for detections of the first mask in every image and class."""
+    runs = {"size": [HEIGHT, WIDTH], "counts": _runs_of_square()}
+
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(edits=_EDITS)
+    def agree(edits: Any) -> None:
+        content = _content()
+        for edit in edits:
+            _edit(content, *edit)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "a.json"
+            file.write_text(json.dumps(content))
+            try:
+                dataset = CocoDataset(
+                    DatasetSource("edited", file, Path(folder)), masks=False, keep_empty=True, keep_truth=True
+                )
+            except DatasetError:
+                return
+        common = {"bbox": [10, 5, 20, 20], "score": 0.9, "segmentation": runs}
+        results = [
+            {**common, "image_id": image, "category_id": category}
+            for image in dataset.image_ids
+            for category in dataset.category_ids
+        ]
+        metrics = []
+        for backend in ("pycocotools", "hotcoco"):
+            monkeypatch.setattr(coco_metrics, "default_backend", lambda backend=backend: backend)
+            metrics.append(str(score(dataset, results, masks=True)))  # as text, because NaN != NaN
+        assert metrics[0] == metrics[1]
+
+    agree()
+
+
+@pytest.mark.parametrize("examples", [300, pytest.param(20_000, marks=pytest.mark.soak)])
 def test_files_with_changed_bytes_are_read_or_refused(examples):
     whole = json.dumps(_content()).encode()
     piece = st.sampled_from(
@@ -170,6 +207,12 @@ def test_run_lengths_are_refused_or_decoded_like_pycocotools(examples):
         np.testing.assert_array_equal(np.repeat(inside, lengths).reshape(6, 4).T, decode_runs(runs, 4, 6))
 
     decode()
+
+
+def _runs_of_square() -> str:
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    mask[5:25, 10:30] = 1
+    return coco_mask.encode(mask)["counts"].decode()
 
 
 def _runs_of(bits: bytes) -> str:

@@ -106,7 +106,7 @@ def inspect(entry: str, *, classes: bool) -> Content:
         source = find_dataset(entry)
     except DatasetError:
         return Content()
-    content = read_annotations(source)
+    content = read_annotations(source, tidied=False)  # cvpods reads the file as it is
     annotations = () if _is_coco(entry) else content.get("annotations", ())
     bitmaps = any(isinstance(item.get("segmentation"), dict) and not item.get("iscrowd") for item in annotations)
     return Content(classes_of(content), bitmaps)

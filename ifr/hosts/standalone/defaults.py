@@ -128,6 +128,8 @@ _DATASETS: Settings = {
     "PROPOSAL_FILES_TEST": [],
     "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
     **ADDED["DATASETS"],
+    # Added by IFR to this host only.
+    "CROWDS_AS_OBJECTS": False,  # train on and score annotations with iscrowd 1 like other objects
 }
 
 _DATALOADER: Settings = {

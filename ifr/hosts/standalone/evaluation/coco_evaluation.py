@@ -12,12 +12,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ifr.data.coco import CocoDataset
+from ifr.data.coco import KEEP_CROWDS, CocoDataset, share
 from ifr.data.coco_rules import usable_polygons
 from ifr.data.loader import evaluation_loader
 from ifr.errors import EvaluationError, Stopped
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
-from ifr.hosts.standalone.evaluation.coco_metrics import METRICS, Kind, coco_metrics, default_backend
+from ifr.hosts.standalone.evaluation.coco_metrics import (
+    COUNTED,
+    METRICS,
+    Kind,
+    coco_metrics,
+    default_backend,
+    numbers_by_image_and_class,
+    unlimited_row,
+)
 from ifr.processes.remote_errors import RemoteError
 from ifr.processes.signals import kept_from_children
 from ifr.processes.workers import Worker
@@ -108,14 +116,22 @@ def evaluate(
         failure = error  # raised on all workers by `_gather`, because they wait for this worker's results
     finally:
         model.train(training)
-    metrics: Metrics = {}
     if worker.world_size > 1:
         results = _gather(results, failure, worker)
+    outcome: Metrics | RemoteError = {}
     if worker.is_first:
-        with whole_file(folder / RESULTS_FILE, "w") as file:
-            file.write(json.dumps(results))
-        metrics = score(dataset, results, masks=bool(config.MODEL.MASK_ON))
-    shared: Metrics = worker.broadcast(metrics)
+        try:
+            with whole_file(folder / RESULTS_FILE, "w") as file:
+                file.write(json.dumps(results))
+            most = int(config.TEST.DETECTIONS_PER_IMAGE)
+            outcome = score(dataset, results, masks=bool(config.MODEL.MASK_ON), most=most)
+        except Exception as error:
+            if worker.world_size == 1:
+                raise
+            outcome = RemoteError.of(error, str(worker))  # the other workers wait for the outcome
+    shared: Metrics | RemoteError = worker.broadcast(outcome)
+    if isinstance(shared, RemoteError):
+        raise shared.restored()
     return shared
 
 
@@ -152,8 +168,15 @@ def detect(
     return results
 
 
-def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool) -> Metrics:
-    """Compute the metrics of results on a data set; empty if it has no annotations."""
+def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool, most: int = COUNTED) -> Metrics:
+    """Compute the metrics of results on a data set; empty if it has no annotations.
+
+    Args:
+        dataset: the data set, with its `truth`.
+        results: entries in COCO's results format.
+        masks: score masks besides boxes.
+        most: TEST.DETECTIONS_PER_IMAGE; negative without a limit.
+    """
     truth = dataset.truth
     if truth is None or "annotations" not in truth:
         logger.info("%s has no annotations; its results are written but not scored", dataset.source.name)
@@ -164,10 +187,39 @@ def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool) -
     elif masks:
         logger.warning("%s has objects without masks; only boxes are scored", dataset.source.name)
     logger.info("%s: %d detections, scored by %s", dataset.source.name, len(results), default_backend())
+    crowds = sum(1 for annotation in truth["annotations"] if annotation.get("iscrowd"))
+    if crowds:
+        part = share(crowds, len(truth["annotations"]), "objects")
+        logger.info("%s: %s are crowds, which are not scored; %s scores them", dataset.source.name, part, KEEP_CROWDS)
+    _warn_of_crowded_images(truth, dataset.source.name, most)
     return {
-        kind: coco_metrics(truth if kind == "bbox" else _with_usable_masks(truth, dataset.source.name), results, kind)
+        kind: coco_metrics(
+            truth if kind == "bbox" else _with_usable_masks(truth, dataset.source.name), results, kind, most=most
+        )
         for kind in kinds
     }
+
+
+def _warn_of_crowded_images(truth: Mapping[str, Any], name: str, most: int) -> None:
+    """Say in one line if images have more objects of a class than AP counts detections."""
+    limit = COUNTED if most < 0 else min(most, COUNTED)
+    numbers = numbers_by_image_and_class(truth["annotations"])
+    crowded = {image for (image, _), number in numbers.items() if number > limit}
+    if not crowded:
+        return
+    objects = max(numbers.values())
+    all_counted = most < 0 or most >= objects
+    if all_counted:
+        remedy = f"{unlimited_row(most)} counts them all"
+    elif objects > COUNTED:
+        remedy = f"TEST.DETECTIONS_PER_IMAGE {objects} or more adds a row AP@N that counts them all"
+    else:
+        remedy = f"TEST.DETECTIONS_PER_IMAGE {objects} or more counts them all"
+    logger.log(
+        logging.INFO if all_counted else logging.WARNING,
+        "%s: AP counts %d detections of a class in an image, but %d of %d images have more objects, up to %d; %s",
+        *(name, limit, len(crowded), len(truth["images"]), objects, remedy),
+    )
 
 
 def _with_usable_masks(truth: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -3,18 +3,24 @@
 import contextlib
 import importlib.util
 import io
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ifr.data.coco import classes_of
 
 Kind = Literal["bbox", "segm"]
 Backend = Literal["pycocotools", "hotcoco"]
 
 # In the order of COCOeval's `stats`: average precision, then average recall for 1, 10 and 100 detections.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COUNTED = 100
+"""Detections per class and image that COCO's metrics count."""
 _ABSENT = -1  # returned by COCOeval if there are no such objects
+_COCO, _ALL = 2, -1  # positions on the arrays' last axis: 100 detections, and as many as there may be
 
 
 def default_backend() -> Backend:
@@ -23,51 +29,129 @@ def default_backend() -> Backend:
 
 
 def coco_metrics(
-    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind, backend: Backend | None = None
+    truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    kind: Kind,
+    backend: Backend | None = None,
+    *,
+    most: int = COUNTED,
 ) -> dict[str, float]:
     """Compute COCO's 12 metrics and the AP of every class, `AP-<name>`, in percent; NaN without such objects.
+
+    Classes whose names are equal are told apart by their category ids: `AP-<name> (id <id>)`. These metrics count 100
+    detections per class and image, as COCO's do. If there may be more, the AP that counts them is added, named by
+    `unlimited_row`.
 
     Args:
         truth: content of a COCO annotation file; `area` and `iscrowd` may be missing.
         results: entries in COCO's results format; may be empty.
         kind: compare boxes or masks.
         backend: defaults to `default_backend()`.
+        most: the greatest number of detections per class and image; negative without a limit.
     """
-    stats, precision = coco_arrays(truth, results, kind, backend)
-    numbers = {name: _percent(value) for name, value in zip(METRICS, stats.tolist(), strict=True)}
-    for label, category in enumerate(sorted(truth["categories"], key=lambda category: category["id"])):
-        found = precision[:, :, label, 0, -1]  # all areas, 100 detections
-        found = found[found > _ABSENT]
-        numbers[f"AP-{category['name']}"] = _percent(float(found.mean()) if found.size else _ABSENT)
+    precision, recall = coco_arrays(truth, results, kind, backend, most=most)
+    numbers = {name: _mean(values) for name, values in zip(METRICS, _parts(precision, recall), strict=True)}
+    if most < 0 or most > COUNTED:
+        numbers[unlimited_row(most)] = _mean(precision[:, :, :, 0, _ALL])
+    for label, name in enumerate(classes_of(truth).distinct_names()):
+        numbers[f"AP-{name}"] = _mean(precision[:, :, label, 0, _COCO])
     return numbers
 
 
 def coco_arrays(
-    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind, backend: Backend | None = None
+    truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    kind: Kind,
+    backend: Backend | None = None,
+    *,
+    most: int = COUNTED,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return COCOeval's `stats` (12,) and `precision` (IoUs, recalls, classes, areas, counts), in [0, 1] or -1."""
-    annotations = [_complete(annotation, number) for number, annotation in enumerate(truth["annotations"], start=1)]
-    content = {
-        "info": {},
-        "images": list(truth["images"]),
-        "categories": list(truth["categories"]),
-        "annotations": annotations,
-    }
-    # Otherwise the area of a mask would be taken from its box.
-    dropped = "bbox" if kind == "segm" else "segmentation"
-    entries = [{key: value for key, value in result.items() if key != dropped} for result in results]
+    """Return COCOeval's `precision` and `recall`, in [0, 1], or -1 where there are no such objects.
+
+    Arguments like `coco_metrics`.
+
+    Returns:
+        precision (IoUs, recalls, classes, areas, counts) and recall (IoUs, classes, areas, counts), with counts of 1,
+        10 and 100 detections per class and image, and `most` if it is more.
+    """
+    content, entries = _renumbered(truth, results, kind)
+    if most < 0:
+        most = max(numbers_by_image_and_class(results).values(), default=0)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = _evaluation(content, entries, kind, backend or default_backend())
+        evaluation.params.maxDets = [1, 10, COUNTED] + [most] * (most > COUNTED)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return np.array(evaluation.stats, dtype=np.float64), np.array(evaluation.eval["precision"], dtype=np.float64)
+    precision, recall = (np.array(evaluation.eval[name], dtype=np.float64) for name in ("precision", "recall"))
+    return precision, recall
 
 
-def _complete(annotation: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Add the fields that COCOeval needs and a positive id, because it reads id 0 as no match."""
-    area = annotation["bbox"][2] * annotation["bbox"][3]
-    return {"iscrowd": 0, "area": area, **annotation, "id": number}
+def _parts(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Return what each of COCO's 12 metrics averages; COCOeval.summarize takes the last count for some of them."""
+    average = precision[..., _COCO]  # IoUs 0.5, 0.55, ..., 0.95; areas all, small, medium, large
+    return [
+        average[..., 0],
+        average[0, ..., 0],
+        average[5, ..., 0],
+        *(average[..., area] for area in (1, 2, 3)),
+        *(recall[..., 0, count] for count in (0, 1, _COCO)),
+        *(recall[..., area, _COCO] for area in (1, 2, 3)),
+    ]
+
+
+def unlimited_row(most: int) -> str:
+    """Return the name of the AP that counts `most` detections: `AP@300`, or `AP@all` if it is negative."""
+    return f"AP@{most}" if most >= 0 else "AP@all"
+
+
+def numbers_by_image_and_class(items: Iterable[Mapping[str, Any]]) -> Counter[tuple[int, int]]:
+    """Count annotations that are not crowds, or detections, by image id and category id."""
+    return Counter((item["image_id"], item["category_id"]) for item in items if not item.get("iscrowd"))
+
+
+def _renumbered(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the truth and the results with only what COCOeval reads, and with ids 1, 2, ... in the order of the old.
+
+    hotcoco refuses negative ids and sizes such as 60.0; both backends read annotation id 0 as no match.
+    """
+    sizes = {image["id"]: [int(image["height"]), int(image["width"])] for image in truth["images"]}
+    images = {identity: number for number, identity in enumerate(sorted(sizes), start=1)}
+    categories = {identity: number for number, identity in enumerate(classes_of(truth).category_ids, start=1)}
+
+    def shape(item: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the box or the mask only: results with both would take a mask's area from its box."""
+        if kind == "bbox":
+            return {"bbox": [float(value) for value in item["bbox"]]}
+        segmentation = item["segmentation"]
+        if isinstance(segmentation, Mapping):
+            segmentation = {"size": sizes[item["image_id"]], "counts": segmentation["counts"]}
+        return {"segmentation": segmentation}
+
+    def common(item: Mapping[str, Any]) -> dict[str, Any]:
+        return {"image_id": images[item["image_id"]], "category_id": categories[item["category_id"]], **shape(item)}
+
+    annotations = [
+        {
+            "bbox": item["bbox"],
+            **common(item),
+            "id": number,
+            "area": float(item.get("area", item["bbox"][2] * item["bbox"][3])),
+            "iscrowd": int(item.get("iscrowd", 0)),
+        }
+        for number, item in enumerate(truth["annotations"], start=1)
+    ]
+    content = {
+        "info": {},
+        "images": [
+            {"id": number, "height": sizes[identity][0], "width": sizes[identity][1]}
+            for identity, number in images.items()
+        ],
+        "categories": [{"id": number, "name": str(number)} for number in categories.values()],
+        "annotations": annotations,
+    }
+    return content, [{**common(item), "score": float(item["score"])} for item in results]
 
 
 def _evaluation(content: dict[str, Any], entries: list[dict[str, Any]], kind: Kind, backend: Backend) -> Any:
@@ -91,5 +175,7 @@ def _evaluation(content: dict[str, Any], entries: list[dict[str, Any]], kind: Ki
     return COCOeval(truth, found, kind)
 
 
-def _percent(value: float) -> float:
-    return float("nan") if value == _ABSENT else 100 * value
+def _mean(values: NDArray[np.float64]) -> float:
+    """Return the mean in percent over the classes with objects; NaN if there are none."""
+    values = values[values > _ABSENT]
+    return 100 * float(values.mean()) if values.size else float("nan")

@@ -1,0 +1,121 @@
+"""Reads what annotation tools write in other forms than COCO's, where only one meaning is possible."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ifr.data.coco_rules import are_numbers, usable_polygons
+from ifr.data.masks import runs_to_box
+
+_DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+_EXACT = 2**53  # beyond this, a float may stand for several integers
+_INTEGERS = {
+    "images": ("id", "height", "width"),
+    "categories": ("id",),
+    "annotations": ("id", "image_id", "category_id"),
+}
+# Every place of a kind of id. Text is read as a number only if it is text in all of them.
+_IDS = (
+    (("images", "id"), ("annotations", "image_id")),
+    (("categories", "id"), ("annotations", "category_id")),
+    (("annotations", "id"),),
+)
+_KEYS = {
+    "images": {"id", "file_name", "height", "width", "license", "flickr_url", "coco_url", "date_captured"},
+    "categories": {"id", "name", "supercategory", "keypoints", "skeleton"},
+    "annotations": {
+        *("id", "image_id", "category_id", "bbox", "segmentation", "area", "iscrowd"),
+        *("keypoints", "num_keypoints", "caption"),
+    },
+}
+
+
+def tidy(content: Any) -> str | None:
+    """Bring the untrusted content of an annotation file into COCO's form, in place, where its meaning is evident.
+
+    Whole numbers may be written as 60.0, `iscrowd` as true or false, and the ids of a kind as digits in text; a box
+    may be missing where there is a mask. Anything else stays for `find_defects`.
+
+    Returns:
+        One line that counts what was converted and names the keys that are not used; None if there is nothing to say.
+    """
+    if not isinstance(content, dict):
+        return None
+    items = {section: _objects(content.get(section)) for section in _KEYS}
+    done: Counter[str] = Counter()
+    for section, keys in _INTEGERS.items():
+        for item in items[section]:
+            for key in keys:
+                if type(item.get(key)) is float and _is_whole(item[key]):
+                    item[key] = int(item[key])
+                    done["numbers such as 60.0 read as integers"] += 1
+    for places in _IDS:
+        values = [(item, key) for section, key in places for item in items[section] if key in item]
+        if values and all(isinstance(item[key], str) and _DIGITS.fullmatch(item[key]) for item, key in values):
+            for item, key in values:
+                item[key] = int(item[key])
+            done["ids in text read as integers"] += len(values)
+    sizes = {image["id"]: image for image in items["images"] if type(image.get("id")) is int}
+    for item in items["annotations"]:
+        done.update(_tidy_annotation(item, sizes))
+    parts = [f"{count} {what}" for what, count in done.items()]
+    others = Counter(
+        f"{section}.{key}" for section in _KEYS for item in items[section] for key in item.keys() - _KEYS[section]
+    )
+    if others:
+        names = ", ".join(f"{name:.60}" for name, _ in others.most_common(5)) + ", ..." * (len(others) > 5)
+        parts.append(f"{len(others)} keys that are not used: {names}")
+    return "; ".join(parts) or None
+
+
+def _tidy_annotation(item: dict[str, Any], images: Mapping[int, Mapping[str, Any]]) -> Iterable[str]:
+    """Yield what was converted in an annotation."""
+    if isinstance(item.get("iscrowd"), bool):
+        item["iscrowd"] = int(item["iscrowd"])
+        yield "iscrowd true or false read as 1 or 0"
+    segmentation = item.get("segmentation")
+    if isinstance(segmentation, dict):
+        for key in ("size", "counts"):
+            values = segmentation.get(key)
+            if not isinstance(values, list) or not float in set(map(type, values)) <= {int, float}:
+                continue
+            if all(map(_is_whole, values)):
+                segmentation[key] = list(map(int, values))
+                yield "run-length encodings with numbers such as 60.0 read as integers"
+    if item.get("bbox") in (None, []):
+        image = item.get("image_id")
+        box = _box_of(segmentation, images.get(image, {}) if type(image) is int else {})
+        if box is not None:
+            item["bbox"] = box
+            yield "missing boxes taken from masks"
+
+
+def _box_of(segmentation: Any, image: Mapping[str, Any]) -> list[float] | None:
+    """Return the box x, y, width, height around a mask; None if there is none, or if it is not sound."""
+    if isinstance(segmentation, dict):
+        height, width = image.get("height"), image.get("width")
+        if type(height) is not int or type(width) is not int:
+            return None
+        try:
+            return runs_to_box(segmentation, height, width)
+        except ValueError:
+            return None
+    if not isinstance(segmentation, list) or not all(
+        isinstance(each, list) and are_numbers(each) for each in segmentation
+    ):
+        return None
+    polygons = usable_polygons(segmentation)
+    if not polygons:
+        return None
+    left, top = min(min(each[0::2]) for each in polygons), min(min(each[1::2]) for each in polygons)
+    right, bottom = max(max(each[0::2]) for each in polygons), max(max(each[1::2]) for each in polygons)
+    return [left, top, right - left, bottom - top]
+
+
+def _objects(items: Any) -> list[dict[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _is_whole(value: float) -> bool:
+    return -_EXACT <= value <= _EXACT and value == int(value)
