@@ -74,12 +74,19 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         "predict",
         help="detect objects in images",
         description="Detect objects in images and draw them. Give trained weights as MODEL.WEIGHTS FILE. " + _SETTINGS,
-        usage="ifr predict EXPERIMENT --input IMAGE|FOLDER|GLOB --output DIR [--score T] [--json FILE] "
-        "[--device DEVICE] [--debug] [KEY VALUE ...]",
+        usage="ifr predict EXPERIMENT --input IMAGE|FOLDER|GLOB --output DIR [--dataset DATASET] [--score T] "
+        "[--json FILE] [--format jpg|png] [--device DEVICE] [--debug] [KEY VALUE ...]",
     )
-    parser.add_argument("--input", required=True, metavar="WHAT", help="an image, a folder of images, or a quoted glob")
+    parser.add_argument("--input", metavar="WHAT", help="an image, a folder of images, or a quoted glob")
+    parser.add_argument(
+        "--dataset",
+        metavar="DATASET",
+        help="take image ids, file names and category ids from digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json, so "
+        "that pycocotools can load the --json file; without --input, all its images are used",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images with drawn detections")
     parser.add_argument("--score", type=_probability, metavar="T", help="lowest score of a detection (default 0.5)")
+    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the drawn images (default jpg)")
     parser.add_argument("--json", metavar="FILE", help="also write the detections to FILE in COCO's results format")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     return parser
