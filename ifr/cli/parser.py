@@ -133,8 +133,9 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
         "inspect",
         help="summarize and draw a data set",
         description="Count the images, objects and classes of a data set and report missing images. With --output, "
-        "also draw some images with their annotations.",
-        usage="ifr data inspect DATASET [--output FILE] [--samples N]",
+        "also draw some images with their annotations. Of the settings, it takes INPUT.INTENSITY.BOUNDS and "
+        "INPUT.INTENSITY.PERCENTILES.",
+        usage="ifr data inspect DATASET [--output FILE] [--samples N] [KEY VALUE ...]",
         allow_abbrev=False,
     )
     inspect.add_argument(
@@ -157,8 +158,10 @@ def _add_check(actions: Any) -> None:
         "with the file and the ids of image and annotation. The exit code is 0 if there are none. Every image is "
         "decoded, because a truncated file can have a valid header; this takes about as long as loading one epoch, and "
         "memory for one image per worker. Notes, which are not problems, count what training skips: crowds, and "
-        "objects without a mask or outside their image.",
-        usage="ifr data check JSON IMAGES [--headers]\n       ifr data check DATASET [--headers]",
+        "objects without a mask or outside their image. Of the settings, it takes INPUT.INTENSITY.BOUNDS and "
+        "INPUT.INTENSITY.PERCENTILES, which training needs for pictures of more than 8 bits.",
+        usage="ifr data check JSON IMAGES [--headers] [KEY VALUE ...]\n"
+        "       ifr data check DATASET [--headers] [KEY VALUE ...]",
         allow_abbrev=False,
     )
     check.add_argument(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from ifr.data.intensity import SETTING, Intensity
 from ifr.errors import ImageError
@@ -52,7 +52,7 @@ def read_image(path: str | Path, size: Size | None = None, intensity: Intensity 
         _require_file(path)
         with _open(path) as image:
             _require_acceptable(image, path, size, intensity)
-            stored = (image.height, image.width)
+            stored = _stored_size(image)
             rgb = _rgb(_upright(image, path), intensity)
         upright = (rgb.height, rgb.width)
         if size is not None and upright != size:
@@ -70,7 +70,7 @@ def check_header(path: str | Path, size: Size, intensity: Intensity | None = Non
         _require_file(path)
         with _open(path) as image:
             _require_acceptable(image, path, size, intensity)
-            stored = (image.height, image.width)
+            stored = _stored_size(image)
             upright = stored[::-1] if _is_transposed(image) else stored
         if upright != size:
             raise ImageError(f"{path} is {_differs(upright, size)}{_as_stored(stored, size)}")
@@ -112,9 +112,13 @@ def _require_file(path: str | Path) -> None:
         raise ImageError(f"{path}: the file is empty, not a picture")
 
 
-def _open(path: str | Path) -> Image.Image:
+@contextlib.contextmanager
+def _open(path: str | Path) -> Iterator[Image.Image]:
     Image.init()  # fills Image.OPEN
-    return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    # Given a path, Pillow 13.0 maps uncompressed grey TIFFs, with width and height swapped if they are to be turned.
+    with open(path, "rb") as file, Image.open(file, formats=formats) as image:
+        yield image
 
 
 def _require_acceptable(image: Image.Image, path: str | Path, size: Size | None, intensity: Intensity | None) -> None:
@@ -125,7 +129,7 @@ def _require_acceptable(image: Image.Image, path: str | Path, size: Size | None,
     # Pillow keeps the high 8 bits of a colour, whatever the setting says.
     if intensity is not None and not _is_deep(image) and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
         raise ImageError(f"{path}: INPUT.INTENSITY scales grey pictures only, and this has 16 bits per colour channel")
-    stored = (image.height, image.width)
+    stored = _stored_size(image)
     if size is not None and size not in (stored, stored[::-1]):
         raise ImageError(f"{path} is {_differs(stored, size)}")
     if image.width * image.height > MOST_PIXELS:
@@ -138,6 +142,13 @@ def _differs(found: Size, size: Size) -> str:
 
 def _as_stored(stored: Size, size: Size) -> str:
     return " (its size before EXIF rotation: annotate the picture as viewers show it)" if stored == size else ""
+
+
+def _stored_size(image: Image.Image) -> Size:
+    """Return height and width before EXIF rotation; Pillow 13.0 states the size of a TIFF after it."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(image.tag_v2[TiffImagePlugin.IMAGELENGTH]), int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH])
+    return image.height, image.width
 
 
 def _is_transposed(image: Image.Image) -> bool:
