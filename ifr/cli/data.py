@@ -118,16 +118,16 @@ def draw_dataset(dataset: CocoDataset, count: int, intensity: Intensity | None =
     count = min(count, len(dataset))
     pictures = []
     for number in range(count):
-        pictures.append(draw_truth(dataset[number * len(dataset) // count], dataset.class_names, intensity))
+        pictures.append(draw_truth(dataset[number * len(dataset) // count], dataset, intensity))
     return contact_sheet(pictures)
 
 
-def draw_truth(record: CocoImage, class_names: Sequence[str], intensity: Intensity | None = None) -> Image.Image:
-    """Draw an image with its annotations; `intensity` scales pictures of more than 8 bits.
+def draw_truth(record: CocoImage, dataset: CocoDataset, intensity: Intensity | None = None) -> Image.Image:
+    """Draw an image of a data set with its annotations; `intensity` scales pictures of more than 8 bits.
 
     Raises:
         ImageError: the image is missing or damaged, or its size differs from the annotation file's.
     """
     truth = annotate(record, (), (record.height, record.width), masks=True, bitmasks=True)
     drawn = {"boxes": truth.boxes, "classes": truth.classes, "masks": torch.as_tensor(truth.masks)}
-    return draw_detections(read_picture(record, intensity), drawn, class_names)
+    return draw_detections(read_picture(record, intensity), drawn, dataset.class_names, dataset.category_ids)

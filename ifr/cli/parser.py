@@ -75,7 +75,8 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         help="detect objects in images",
         description="Detect objects in images and draw them. Give trained weights as MODEL.WEIGHTS FILE. " + _SETTINGS,
         usage="ifr predict EXPERIMENT --input IMAGE|FOLDER|GLOB --output DIR [--dataset DATASET] [--score T] "
-        "[--json FILE] [--format jpg|png] [--device DEVICE] [--debug] [KEY VALUE ...]",
+        "[--json FILE] [--format jpg|png] [--labels full|name|score|none] [--line-width PIXELS] [--scale N] "
+        "[--device DEVICE] [--debug] [KEY VALUE ...]",
     )
     parser.add_argument("--input", metavar="WHAT", help="an image, a folder of images, or a quoted glob")
     parser.add_argument(
@@ -87,6 +88,18 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images with drawn detections")
     parser.add_argument("--score", type=_probability, metavar="T", help="lowest score of a detection (default 0.5)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the drawn images (default jpg)")
+    parser.add_argument(
+        "--labels",
+        choices=("full", "name", "score", "none"),
+        default="full",
+        help="what is written beside an object (default full: name and score)",
+    )
+    parser.add_argument(
+        "--line-width", type=_natural, metavar="PIXELS", help="of the boxes, 0 for none (default: grows with the image)"
+    )
+    parser.add_argument(
+        "--scale", type=_positive, default=1, metavar="N", help="enlarge the drawn images N times, for small images"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the detections to FILE in COCO's results format")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     return parser
@@ -219,11 +232,19 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
+    return _whole(text, least=1)
+
+
+def _natural(text: str) -> int:
+    return _whole(text, least=0)
+
+
+def _whole(text: str, least: int) -> int:
     with contextlib.suppress(ValueError):
         value = int(text)
-        if value >= 1:
+        if value >= least:
             return value
-    raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
 
 
 def _probability(text: str) -> float:

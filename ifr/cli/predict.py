@@ -23,11 +23,12 @@ from ifr.experiment import take_classes
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.predictor import Predictor
 from ifr.runs.settings import given_keys
-from ifr.visualize import draw_detections
+from ifr.visualize import Style, draw_detections
 from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 _DEFAULT_SCORE = 0.5
+_LONGEST_JPEG = 65_500  # of libjpeg
 _SCORE_KEY = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
 
 
@@ -51,6 +52,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     targets = output_files(pictures, Path(args.output).expanduser(), f".{args.format}")
     model = _build(args, overrides)
     category_ids = model.category_ids if dataset is None else _category_ids(model, dataset)
+    style = Style(args.labels, args.line_width, args.scale)
     results: list[dict[str, Any]] = []
     unreadable = []
     for picture, target in zip(pictures, targets, strict=True):
@@ -64,7 +66,10 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             found = model.predictor(image)
         with advise("choose an --output that can be written", OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
-            draw_detections(image, found, model.names).save(target, quality=92)
+            drawn = draw_detections(image, found, model.names, model.category_ids, style)
+            if args.format == "jpg" and max(drawn.size) > _LONGEST_JPEG:
+                raise UserError(f"{picture.path}: a JPEG has at most {_LONGEST_JPEG} pixels a side", "use --format png")
+            drawn.save(target, quality=92)
         logger.info("%s: %d objects found, drawn in %s", picture.path, len(found["scores"]), target)
         if args.json is not None:  # kept only if needed, to save memory
             own = coco_results(found, picture.image_id, category_ids)

@@ -85,8 +85,8 @@ def _draw_pairs(
     for number in range(count):
         record = dataset[number * len(dataset) // count]
         image = read_image(record.path, intensity=intensity)
-        found = draw_detections(image, predictor(image), dataset.class_names)
-        truth = draw_truth(record, dataset.class_names, intensity)
+        found = draw_detections(image, predictor(image), dataset.class_names, dataset.category_ids)
+        truth = draw_truth(record, dataset, intensity)
         pair = Image.new("RGB", (found.width + truth.width, found.height))
         pair.paste(found, (0, 0))
         pair.paste(truth, (found.width, 0))

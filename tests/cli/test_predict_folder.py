@@ -64,7 +64,7 @@ def test_every_unreadable_picture_is_named_with_its_reason(experiment, tmp_path,
     assert "6 of 7 images could not be read" in error
     for reason in (
         "cut.png: the picture is damaged (image file is truncated)",
-        "deep.png: mode I;16 is not supported; convert the picture to 8 bits per channel, or set INPUT.INTENSITY.BOUNDS",
+        "deep.png: mode I;16 is not supported; convert the picture to 8 bits per channel, or set INPUT.INTENSITY",
         "drawing.svg: not a picture in a supported format",
         "empty.jpg: the file is empty, not a picture",
         "link.png: no such file",
