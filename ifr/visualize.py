@@ -1,60 +1,111 @@
 """Pictures of detections or ground truth (masks, boxes, class names, scores) and plots of residuals."""
 
 import colorsys
+import functools
 import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ifr.data.pixels import as_bgr
+from ifr.fonts import Font, fonts_for, load_font
+
+logger = logging.getLogger(__name__)
+LABELS = ("full", "name", "score", "none")
 _GOLDEN_RATIO = 0.618  # hues at its multiples stay distinct for any number of detections
 _MASK_OPACITY = 0.45
+_SMALLEST_TEXT = 10  # pixels; smaller text cannot be read
+_ONE_LABEL, _ALL_LABELS = 0.05, 0.25  # the largest shares of the picture that labels cover
 
 Color = tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class Style:
+    """How detections are drawn.
+
+    Args:
+        labels: "full" for name and score, "name", "score", or "none".
+        line_width: of boxes in pixels of the picture; 0 draws none. By default it grows with the picture.
+        scale: whole number by which the picture is enlarged first, so that small ones have room for labels.
+
+    Raises:
+        ValueError: an argument has another value.
+    """
+
+    labels: str = "full"
+    line_width: int | None = None
+    scale: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.labels not in LABELS:
+            raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {self.labels!r}")
+        if (self.line_width is not None and self.line_width < 0) or self.scale < 1:
+            raise ValueError(f"line_width must be at least 0 and scale 1, got {self.line_width} and {self.scale}")
+
+
 def draw_detections(
-    image: NDArray[np.uint8], detections: Mapping[str, Tensor], class_names: Sequence[str]
+    image: NDArray[np.uint8],
+    detections: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    category_ids: Sequence[int | None] | None = None,
+    style: Style = Style(),
 ) -> Image.Image:
     """Draw every detection in its own colour; higher scores are drawn on top.
 
+    A label covers at most a twentieth of the picture, all labels at most a quarter. Others are left out, low scores
+    first, which is logged once.
+
     Args:
-        image: (H, W, 3) BGR 0-255; not modified.
+        image: (H, W, 3) BGR, or grey, 0-255; not modified.
         detections: `boxes` (n, 4) XYXY pixels, `classes` (n,) 0-based, optional `masks` (n, H, W) bool, and `scores`
             (n,) except for ground truth.
         class_names: the class names in class order.
+        category_ids: the category ids in class order, drawn for names that no font has; 1, 2, 3 ... by default.
+        style: labels, lines and scale.
 
     Raises:
-        ValueError: a class has no name, or the size of the masks differs from the image.
+        ValueError: a class has no name, the size of the masks differs from the image, or it is not an image.
     """
     classes = detections["classes"].tolist()
     scores = detections["scores"].tolist() if "scores" in detections else None
     if classes and max(classes) >= len(class_names):
         raise ValueError(f"class {max(classes)} has no name; class_names has {len(class_names)} entries")
-    labels = [class_names[label] for label in classes]
     order = list(range(len(classes)))
     if scores is not None:
-        labels = [f"{label} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
         order.sort(key=scores.__getitem__)
-    pixels = np.array(image[:, :, ::-1])
+    pixels = as_bgr(image)[:, :, ::-1].repeat(style.scale, axis=0).repeat(style.scale, axis=1)
     if "masks" in detections:
         masks = detections["masks"].cpu().numpy()
         if masks.shape[1:] != image.shape[:2]:
             raise ValueError(f"masks of size {masks.shape[1:]} do not fit a picture of size {image.shape[:2]}")
         for index in order:
-            _blend(pixels, masks[index], _color(index))
+            _blend(pixels, masks[index].repeat(style.scale, axis=0).repeat(style.scale, axis=1), _color(index))
     picture = Image.fromarray(pixels)
     canvas = ImageDraw.Draw(picture)
-    line = max(1, round(min(picture.size) / 300))
-    font = ImageFont.load_default(size=max(10, min(picture.size) // 40))
-    boxes = detections["boxes"].tolist()
+    line = max(1, round(min(picture.size) / 300)) if style.line_width is None else style.line_width
+    boxes = (detections["boxes"] * style.scale).tolist()
+    if line:
+        for index in order:
+            canvas.rectangle(boxes[index], outline=_color(index), width=line)
+    size = max(_SMALLEST_TEXT, min(picture.size) // 40)
+    names = _texts(class_names, category_ids)
+    labels = []
     for index in order:
-        canvas.rectangle(boxes[index], outline=_color(index), width=line)
-    for index in order:  # labels last, so that no line crosses them
-        _write(canvas, labels[index], boxes[index], font, _color(index))
+        name, font = names[classes[index]]
+        score = "" if scores is None else f"{scores[index]:.2f}"
+        text = {"full": f"{name} {score}".strip(), "name": name, "score": score, "none": ""}[style.labels]
+        if text:
+            labels.append(_Label(text, load_font(font, size), boxes[index], _color(index)))
+    _write(canvas, labels)  # last, so that no line crosses them
     return picture
 
 
@@ -115,21 +166,47 @@ def _blend(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], color: Color) -> 
     pixels[mask] = mixed.round().astype(np.uint8)
 
 
-def _write(
-    canvas: ImageDraw.ImageDraw,
-    text: str,
-    box: Sequence[float],
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    color: Color,
-) -> None:
-    """Write a label above the box, or inside it if there is no room above."""
-    left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x = max(0.0, min(box[0], canvas.im.size[0] - width))
-    y = box[1] - height if box[1] >= height else box[1]
-    canvas.rectangle((x, y, x + width, y + height), fill=color)
-    dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140  # luma, ITU-R BT.601
-    canvas.text((x + 2 - left, y + 2 - top), text, font=font, fill="black" if dark else "white")
+def _texts(names: Sequence[str], category_ids: Sequence[int | None] | None) -> list[tuple[str, Path | None]]:
+    """Return what is drawn for each class, its name or its category id, and the font."""
+    lines = tuple(" ".join(name.split()) for name in names)
+    fonts = fonts_for(lines)
+    ids = range(1, len(names) + 1) if category_ids is None else category_ids
+    return [(line, fonts[line]) if line in fonts else (str(ids[label]), None) for label, line in enumerate(lines)]
+
+
+@dataclass(frozen=True)
+class _Label:
+    text: str
+    font: Font
+    box: Sequence[float]
+    color: Color
+
+
+def _write(canvas: ImageDraw.ImageDraw, labels: Sequence[_Label]) -> None:
+    """Write labels in order, each above its box, or inside it at the upper edge; only the last if room is short."""
+    extents = [canvas.textbbox((0, 0), label.text, font=label.font) for label in labels]
+    area = canvas.im.size[0] * canvas.im.size[1]
+    room = area * _ALL_LABELS
+    placed = []
+    for label, (left, top, right, bottom) in reversed(list(zip(labels, extents, strict=True))):
+        width, height = right - left + 4, bottom - top + 4
+        covered = (width + 1) * (height + 1)  # a rectangle includes its last row and column
+        if covered > min(room, area * _ONE_LABEL):
+            _say_left_out()
+            continue
+        room -= covered
+        x = max(0.0, min(label.box[0], canvas.im.size[0] - width))
+        y = label.box[1] - height if label.box[1] >= height else label.box[1]
+        placed.append((label, (x, y, x + width, y + height), (x + 2 - left, y + 2 - top)))
+    for label, frame, start in reversed(placed):
+        canvas.rectangle(frame, fill=label.color)
+        dark = 0.299 * label.color[0] + 0.587 * label.color[1] + 0.114 * label.color[2] > 140  # luma, ITU-R BT.601
+        canvas.text(start, label.text, font=label.font, fill="black" if dark else "white")
+
+
+@functools.cache
+def _say_left_out() -> None:
+    logger.info("labels that would hide the picture are left out; --labels name shortens them, --scale 4 makes room")
 
 
 def _color(index: int) -> Color:

@@ -22,7 +22,7 @@ FLOORS = (
     ("ifr.hosts.heads", "ifr.hosts.settings", "ifr.hosts.recipes"),
     ("ifr.hosts.standalone", "ifr.hosts.cvpods"),
     ("ifr.hosts",),
-    ("ifr.visualize",),
+    ("ifr.fonts", "ifr.visualize"),
     ("ifr.cli", "ifr.__main__"),
 )
 METHOD = 4  # floors

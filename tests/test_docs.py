@@ -29,6 +29,8 @@ def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
 ADDED = {
     *leaves(settings.ADDED),
     "DATASETS.CROWDS_AS_OBJECTS",
+    "INPUT.INTENSITY.BOUNDS",
+    "INPUT.INTENSITY.PERCENTILES",
     "SOLVER.CHECKPOINTS_KEPT",
     "SOLVER.CHECKPOINT_FAILURE",
     "TRAINER.CONVERGENCE.SHARE",

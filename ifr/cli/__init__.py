@@ -1,21 +1,40 @@
 """The command `ifr`: runs a command and reports an error in two lines, cause and remedy."""
 
+import contextlib
 import importlib
+import io
 import logging
 import os
+import select
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from ifr.cli.parser import build_parser
 from ifr.errors import Stopped, UserError, unexpected
+
+_READER_LEFT = 141  # the exit code of shells for SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code, 0 for success.
 
+    A program that reads the output and ends early, such as `head`, ends the command without an error.
+
     Args:
         arguments: the command line without the program; None for that of the process.
     """
+    try:
+        code = _run(arguments)
+    except SystemExit as end:  # argparse has shown help (code 0), or refused an argument
+        if not end.code and _reader_left(sys.stdout):
+            return _READER_LEFT
+        raise
+    _unread(sys.stderr)  # what the command has done does not depend on who reads about it
+    return _READER_LEFT if _unread(sys.stdout) else code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     args, overrides = build_parser().parse_known_args(arguments)
     for text in overrides:
         if text.startswith("--"):
@@ -33,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         return _fail(stopped, "stopped")
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left(sys.stdout):
+            return _READER_LEFT
         if args.debug:
             raise
         if isinstance(error, UserError):
@@ -55,5 +76,32 @@ def _share_cores() -> None:
 
 def _fail(error: UserError, what: str = "error") -> int:
     cause = " ".join(error.cause.split())
-    sys.stderr.write(f"{what}: {cause}\nremedy: {error.remedy}\n")
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(f"{what}: {cause}\nremedy: {error.remedy}\n")
     return error.exit_code
+
+
+def _unread(stream: TextIO | None) -> bool:
+    """Return whether the end of a stream found no reader; it is discarded, else Python would report it at exit."""
+    if stream is None:  # closed before the command started
+        return False
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return True
+    return False
+
+
+def _reader_left(stream: TextIO | None) -> bool:
+    """Return whether the reader of a stream has ended, also if the stream has no buffer that would be unread."""
+    if _unread(stream):
+        return True
+    if stream is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except io.UnsupportedOperation:  # no file, as in tests
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -12,9 +12,11 @@ from PIL import Image
 from ifr.data.catalog import DatasetSource, dataset_roots, find_dataset
 from ifr.data.check import check_dataset
 from ifr.data.coco import CocoDataset, CocoImage
+from ifr.data.intensity import Intensity, build_intensity
 from ifr.data.samples import annotate, read_picture
 from ifr.data.summary import summarize
 from ifr.errors import DatasetError, ImageError, UserError, advise
+from ifr.hosts.standalone.config import RCNNFPNConfig
 from ifr.visualize import contact_sheet, draw_detections
 
 logger = logging.getLogger(__name__)
@@ -26,14 +28,22 @@ def data(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     Raises:
         UserError: the data set cannot be made, found or drawn, or has problems.
     """
-    if overrides:
-        raise UserError(f"unexpected argument {overrides[0]!r}", f"see ifr data {args.action} --help")
+    other = [key for key in overrides[0::2] if args.action == "make" or not key.startswith("INPUT.INTENSITY.")]
+    if other:
+        raise UserError(f"unexpected argument {other[0]!r}", f"see ifr data {args.action} --help")
     if args.action == "make":
         _make(args)
     elif args.action == "check":
-        _check(args)
+        _check(args, _intensity(overrides))
     else:
-        _inspect(args)
+        _inspect(args, _intensity(overrides))
+
+
+def _intensity(overrides: Sequence[str]) -> Intensity | None:
+    config = RCNNFPNConfig()
+    config.merge_from_list(overrides)
+    with advise("see ifr data check --help", ValueError):
+        return build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
 
 
 def _make(args: argparse.Namespace) -> None:
@@ -49,7 +59,7 @@ def _make(args: argparse.Namespace) -> None:
     logger.info("digits_train and digits_val are %s %s", "now in" if made else "already in", root / "digits")
 
 
-def _inspect(args: argparse.Namespace) -> None:
+def _inspect(args: argparse.Namespace, intensity: Intensity | None) -> None:
     with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError):
         source = find_dataset(args.dataset)
         summary = summarize(source)
@@ -57,7 +67,7 @@ def _inspect(args: argparse.Namespace) -> None:
     if args.output is None:
         return
     with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError, ImageError):
-        sheet = draw_dataset(CocoDataset(source), args.samples)
+        sheet = draw_dataset(CocoDataset(source), args.samples, intensity)
     with advise("choose an --output that can be written, such as samples.png", OSError, ValueError):
         output = Path(args.output).expanduser()
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -65,12 +75,12 @@ def _inspect(args: argparse.Namespace) -> None:
     logger.info("samples drawn in %s", args.output)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, intensity: Intensity | None) -> None:
     with advise("see ifr data check --help", DatasetError):
         source = named_dataset(args.dataset, args.images)
     problems = 0
     section = None
-    for finding in check_dataset(source, decode=not args.headers):
+    for finding in check_dataset(source, decode=not args.headers, intensity=intensity):
         if finding.section != section:
             section = finding.section
             sys.stdout.write(f"{section}\n")
@@ -101,8 +111,8 @@ def named_dataset(dataset: str, images: str | None) -> DatasetSource:
     return DatasetSource(f"{folder.name}-{json.stem}", json, folder)
 
 
-def draw_dataset(dataset: CocoDataset, count: int) -> Image.Image:
-    """Draw `count` evenly spaced images of a data set with their annotations.
+def draw_dataset(dataset: CocoDataset, count: int, intensity: Intensity | None = None) -> Image.Image:
+    """Draw `count` evenly spaced images of a data set with their annotations; `intensity` scales more than 8 bits.
 
     Raises:
         ImageError: an image is missing or damaged, or its size differs from the annotation file's.
@@ -110,16 +120,16 @@ def draw_dataset(dataset: CocoDataset, count: int) -> Image.Image:
     count = min(count, len(dataset))
     pictures = []
     for number in range(count):
-        pictures.append(draw_truth(dataset[number * len(dataset) // count], dataset.class_names))
+        pictures.append(draw_truth(dataset[number * len(dataset) // count], dataset, intensity))
     return contact_sheet(pictures)
 
 
-def draw_truth(record: CocoImage, class_names: Sequence[str]) -> Image.Image:
-    """Draw an image with its annotations.
+def draw_truth(record: CocoImage, dataset: CocoDataset, intensity: Intensity | None = None) -> Image.Image:
+    """Draw an image of a data set with its annotations; `intensity` scales pictures of more than 8 bits.
 
     Raises:
         ImageError: the image is missing or damaged, or its size differs from the annotation file's.
     """
     truth = annotate(record, (), (record.height, record.width), masks=True, bitmasks=True)
     drawn = {"boxes": truth.boxes, "classes": truth.classes, "masks": torch.as_tensor(truth.masks)}
-    return draw_detections(read_picture(record), drawn, class_names)
+    return draw_detections(read_picture(record, intensity), drawn, dataset.class_names, dataset.category_ids)

@@ -74,12 +74,32 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         "predict",
         help="detect objects in images",
         description="Detect objects in images and draw them. Give trained weights as MODEL.WEIGHTS FILE. " + _SETTINGS,
-        usage="ifr predict EXPERIMENT --input IMAGE|FOLDER|GLOB --output DIR [--score T] [--json FILE] "
+        usage="ifr predict EXPERIMENT --input IMAGE|FOLDER|GLOB --output DIR [--dataset DATASET] [--score T] "
+        "[--json FILE] [--format jpg|png] [--labels full|name|score|none] [--line-width PIXELS] [--scale N] "
         "[--device DEVICE] [--debug] [KEY VALUE ...]",
     )
-    parser.add_argument("--input", required=True, metavar="WHAT", help="an image, a folder of images, or a quoted glob")
+    parser.add_argument("--input", metavar="WHAT", help="an image, a folder of images, or a quoted glob")
+    parser.add_argument(
+        "--dataset",
+        metavar="DATASET",
+        help="take image ids, file names and category ids from digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json, so "
+        "that pycocotools can load the --json file; without --input, all its images are used",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images with drawn detections")
     parser.add_argument("--score", type=_probability, metavar="T", help="lowest score of a detection (default 0.5)")
+    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the drawn images (default jpg)")
+    parser.add_argument(
+        "--labels",
+        choices=("full", "name", "score", "none"),
+        default="full",
+        help="what is written beside an object (default full: name and score)",
+    )
+    parser.add_argument(
+        "--line-width", type=_natural, metavar="PIXELS", help="of the boxes, 0 for none (default: grows with the image)"
+    )
+    parser.add_argument(
+        "--scale", type=_positive, default=1, metavar="N", help="enlarge the drawn images N times, for small images"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the detections to FILE in COCO's results format")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     return parser
@@ -126,8 +146,9 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
         "inspect",
         help="summarize and draw a data set",
         description="Count the images, objects and classes of a data set and report missing images. With --output, "
-        "also draw some images with their annotations.",
-        usage="ifr data inspect DATASET [--output FILE] [--samples N]",
+        "also draw some images with their annotations. Of the settings, it takes INPUT.INTENSITY.BOUNDS and "
+        "INPUT.INTENSITY.PERCENTILES.",
+        usage="ifr data inspect DATASET [--output FILE] [--samples N] [KEY VALUE ...]",
         allow_abbrev=False,
     )
     inspect.add_argument(
@@ -150,8 +171,10 @@ def _add_check(actions: Any) -> None:
         "with the file and the ids of image and annotation. The exit code is 0 if there are none. Every image is "
         "decoded, because a truncated file can have a valid header; this takes about as long as loading one epoch, and "
         "memory for one image per worker. Notes, which are not problems, count what training skips: crowds, and "
-        "objects without a mask or outside their image.",
-        usage="ifr data check JSON IMAGES [--headers]\n       ifr data check DATASET [--headers]",
+        "objects without a mask or outside their image. Of the settings, it takes INPUT.INTENSITY.BOUNDS and "
+        "INPUT.INTENSITY.PERCENTILES, which training needs for pictures of more than 8 bits.",
+        usage="ifr data check JSON IMAGES [--headers] [KEY VALUE ...]\n"
+        "       ifr data check DATASET [--headers] [KEY VALUE ...]",
         allow_abbrev=False,
     )
     check.add_argument(
@@ -209,11 +232,19 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
+    return _whole(text, least=1)
+
+
+def _natural(text: str) -> int:
+    return _whole(text, least=0)
+
+
+def _whole(text: str, least: int) -> int:
     with contextlib.suppress(ValueError):
         value = int(text)
-        if value >= 1:
+        if value >= least:
             return value
-    raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+    raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
 
 
 def _probability(text: str) -> float:

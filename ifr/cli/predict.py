@@ -1,12 +1,10 @@
 """`ifr predict`: draws detections on images and writes them to a COCO results file."""
 
 import argparse
-import glob
 import json
 import logging
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,23 @@ import torch
 
 from ifr.checkpoints import load_weights, read_checkpoint, resolve
 from ifr.cli.experiments import find_experiment, require_standalone
+from ifr.cli.pictures import Picture, find_pictures, is_named_picture, number_pictures, output_files, pictures_of
 from ifr.data.catalog import CATEGORY_IDS, CLASS_NAMES
+from ifr.data.classes import Classes
+from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
-from ifr.errors import CheckpointError, ImageError, UserError, advise
+from ifr.data.intensity import Intensity, build_intensity
+from ifr.data.loader import open_test_set
+from ifr.errors import CheckpointError, DatasetError, ImageError, UserError, advise
 from ifr.experiment import given_keys, take_classes
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.predictor import Predictor
-from ifr.visualize import draw_detections
+from ifr.visualize import Style, draw_detections
+from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
-_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 _DEFAULT_SCORE = 0.5
+_LONGEST_JPEG = 65_500  # of libjpeg
 _SCORE_KEY = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
 
 
@@ -34,86 +38,105 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     Raises:
         UserError: the arguments do not fit together, or an image cannot be read.
     """
-    stray = [text for text in overrides if Path(text).suffix.lower() in _PICTURES]
+    stray = [text for text in overrides if is_named_picture(Path(text))]
     if stray:  # the shell expanded a glob
         raise UserError(f"{stray[0]} is not a setting, and --input takes one argument", "put quotes around a glob")
-    pictures = find_pictures(args.input)
-    targets = output_files(pictures, Path(args.output))
-    predictor, names, category_ids = _build(args, overrides)
-    image_ids = _image_ids(pictures)
+    dataset = _open(args.dataset) if args.dataset else None
+    paths = find_pictures(args.input) if args.input else None
+    if dataset is not None:
+        pictures = pictures_of(dataset, paths)
+    elif paths is not None:
+        pictures = number_pictures(paths)
+    else:
+        raise UserError("there is nothing to predict on", "give --input, or --dataset IMAGES_FOLDER:ANNOTATIONS.json")
+    targets = output_files(pictures, Path(args.output).expanduser(), f".{args.format}")
+    model = _build(args, overrides)
+    category_ids = model.category_ids if dataset is None else _category_ids(model, dataset)
+    style = Style(args.labels, args.line_width, args.scale)
     results: list[dict[str, Any]] = []
     unreadable = []
-    for picture, target, image_id in zip(pictures, targets, image_ids, strict=True):
+    for picture, target in zip(pictures, targets, strict=True):
         try:
-            image = read_image(picture)
+            image = read_image(picture.path, picture.size, model.intensity)
         except (ImageError, MemoryError) as error:
             logger.error("%s", error)
-            unreadable.append(str(picture))
+            unreadable.append(str(error))
             continue
         with advise("use --device cpu, or fewer pixels with INPUT.AUG.TEST_PIPELINES", torch.cuda.OutOfMemoryError):
-            found = predictor(image)
+            found = model.predictor(image)
         with advise("choose an --output that can be written", OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
-            draw_detections(image, found, names).save(target, quality=92)
-        logger.info("%s: %d objects found, drawn in %s", picture, len(found["scores"]), target)
+            drawn = draw_detections(image, found, model.names, model.category_ids, style)
+            if args.format == "jpg" and max(drawn.size) > _LONGEST_JPEG:
+                raise UserError(f"{picture.path}: a JPEG has at most {_LONGEST_JPEG} pixels a side", "use --format png")
+            drawn.save(target, quality=92)
+        logger.info("%s: %d objects found, drawn in %s", picture.path, len(found["scores"]), target)
         if args.json is not None:  # kept only if needed, to save memory
-            results += [{**result, "file_name": picture.name} for result in coco_results(found, image_id, category_ids)]
+            own = coco_results(found, picture.image_id, category_ids)
+            results += [{**result, "file_name": picture.name} for result in own]
     if len(unreadable) == len(pictures):
-        raise UserError(f"no image could be read: {', '.join(unreadable)}", "give images as --input")
+        raise UserError(f"no image could be read: {'; '.join(unreadable)}", "give images as --input")
     if args.json is not None:
-        with advise("choose a --json that can be written", OSError):
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.json).write_text(json.dumps(results))
+        _write(results, Path(args.json).expanduser())
+        if dataset is None:
+            logger.info("%s: the image ids are %s; --dataset takes them from a data set", args.json, _ids_are(pictures))
     if unreadable:
         raise UserError(
-            f"{len(unreadable)} of {len(pictures)} images could not be read: {', '.join(unreadable)}",
+            f"{len(unreadable)} of {len(pictures)} images could not be read: {'; '.join(unreadable)}",
             "replace or remove them; the results of the others are written",
         )
 
 
-def find_pictures(what: str) -> list[Path]:
-    """List the images of a path, folder or glob, sorted by name.
+@dataclass(frozen=True)
+class _Trained:
+    """A predictor, and the classes that it was trained on."""
+
+    predictor: Predictor
+    intensity: Intensity | None
+    names: Sequence[str]
+    category_ids: Sequence[int | None]
+    are_named: bool
+    """Whether the weights have the names; otherwise they are a guess."""
+
+
+def _open(entry: str) -> CocoDataset:
+    with advise("give --dataset IMAGES_FOLDER:ANNOTATIONS.json; `ifr data check` lists all problems", DatasetError):
+        return open_test_set(entry, keep_truth=False)
+
+
+def _category_ids(model: _Trained, dataset: CocoDataset) -> Sequence[int | None]:
+    """Return a data set's category id of each class of the model, matched by name.
 
     Raises:
-        UserError: no image is found.
+        UserError: a class of the data set is not the model's, or the names are unknown and the numbers differ.
     """
-    path = Path(what).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = [file for file in path.iterdir() if file.suffix.lower() in _PICTURES and file.is_file()]
-    else:
-        found = [file for file in map(Path, glob.glob(str(path), recursive=True)) if file.is_file()]
-    if not found:
-        kinds = " ".join(sorted(_PICTURES))
-        raise UserError(f"{what}: no image found", f"--input takes an image, a folder with {kinds}, or a glob")
-    return sorted(found)
+    with advise("give a --dataset with the same categories, or leave it out", DatasetError):
+        if model.are_named:
+            classes = Classes(tuple(model.names), tuple(model.category_ids))
+            return dataset.classes.numbered_like(classes, str(dataset.source.json)).category_ids
+        if len(dataset.class_names) != len(model.names):
+            count = len(dataset.class_names)
+            raise DatasetError(f"{dataset.source.json} has {count} classes, the weights have {len(model.names)}")
+    logger.warning("the weights do not name their classes; they are taken in the order of %s", dataset.source.json)
+    return dataset.category_ids
 
 
-def output_files(pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Return the output file of each image: a JPEG of the same name, in the same subfolder.
-
-    Raises:
-        UserError: an output file would overwrite an input, or `folder` is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file", "--output takes a folder")
-    absolute = [picture.resolve() for picture in pictures]
-    root = Path(os.path.commonpath([picture.parent for picture in absolute]))
-    relative = [picture.relative_to(root) for picture in absolute]
-    stems = Counter(path.with_suffix("") for path in relative)
-    targets = []
-    for path in relative:
-        name = f"{path.name}.jpg" if stems[path.with_suffix("")] > 1 else f"{path.stem}.jpg"
-        targets.append(folder / path.with_name(name))
-    overwritten = {target.resolve() for target in targets} & set(absolute)
-    if overwritten:
-        raise UserError(f"{min(overwritten)} would be overwritten", "give another folder as --output")
-    return targets
+def _write(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with advise("choose a --json that can be written", OSError):
+        if path.exists() and not path.is_file():  # a pipe or device, which must not be replaced by a file
+            path.write_text(json.dumps(results))
+            return
+        with whole_file(path, "w") as file:
+            json.dump(results, file)
 
 
-def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predictor, Sequence[str], Sequence[int]]:
-    """Build the model with trained weights; return its predictor, class names and category ids."""
+def _ids_are(pictures: Sequence[Picture]) -> str:
+    counted = [picture.image_id for picture in pictures] == list(range(1, len(pictures) + 1))
+    return "1, 2, 3 ... in the order of the names" if counted else "the numbers in the file names"
+
+
+def _build(args: argparse.Namespace, overrides: Sequence[str]) -> _Trained:
+    """Build the model with trained weights."""
     require_standalone("predict")
     experiment = find_experiment(args.experiment)
     config = experiment.config
@@ -132,28 +155,21 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Predicto
             config.merge_from_list([_SCORE_KEY, _DEFAULT_SCORE if args.score is None else args.score])
         if args.device is not None or "MODEL.DEVICE" not in given:
             config.merge_from_list(["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")])
-    names, category_ids = _classes(int(config.MODEL.ROI_HEADS.NUM_CLASSES), trained)
+    names, category_ids, are_named = _classes(int(config.MODEL.ROI_HEADS.NUM_CLASSES), trained)
     with advise(settings, ValueError):
         with advise("use --device cpu", RuntimeError, AssertionError):  # torch without CUDA raises AssertionError
             model = experiment.build_model(config)
         predictor = Predictor(model, config)
+        intensity = build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
     with advise(advice, CheckpointError):
         load_weights(model, file, allow_backbone_only=False)
-    return predictor, names, category_ids
+    return _Trained(predictor, intensity, names, category_ids, are_named)
 
 
-def _classes(count: int, trained: Mapping[str, Any] | None) -> tuple[Sequence[str], Sequence[int]]:
-    """Return class names and category ids: of the training data, else of COCO for 80 classes, else numbers."""
+def _classes(count: int, trained: Mapping[str, Any] | None) -> tuple[Sequence[str], Sequence[int], bool]:
+    """Return class names, category ids, and whether they are the weights'; else COCO's for 80 classes, or numbers."""
     if trained and len(trained["names"]) == count:
-        return trained["names"], trained["category_ids"]
+        return trained["names"], trained["category_ids"], True
     if count == len(CLASS_NAMES):
-        return CLASS_NAMES, CATEGORY_IDS
-    return [f"class {label}" for label in range(count)], range(1, count + 1)
-
-
-def _image_ids(pictures: Sequence[Path]) -> list[int]:
-    """Return the file names as ids if they are distinct numbers, like COCO's, otherwise 1, 2, 3 ..."""
-    stems = [picture.stem for picture in pictures]
-    if all(stem.isascii() and stem.isdigit() for stem in stems) and len(set(map(int, stems))) == len(stems):
-        return [int(stem) for stem in stems]
-    return list(range(1, len(pictures) + 1))
+        return CLASS_NAMES, CATEGORY_IDS, False
+    return [f"class {label}" for label in range(count)], range(1, count + 1), False

@@ -16,6 +16,7 @@ from ifr.cli.experiments import find_experiment, helpful, require_standalone
 from ifr.data.catalog import find_dataset
 from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
+from ifr.data.intensity import Intensity, build_intensity
 from ifr.errors import UserError, advise
 from ifr.experiment import given_keys
 from ifr.hosts.standalone.detector.rcnn import RCNN
@@ -60,7 +61,8 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         load_trained(model, file, config)
         regions: list[Tensor] = []
         _collect(model, regions)
-        pictures = _draw_pairs(Predictor(model, config), dataset, args.samples)
+        intensity = build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
+        pictures = _draw_pairs(Predictor(model, config), dataset, args.samples, intensity)
     target = output / "pictures"
     with advise("choose an OUTPUT_DIR that can be written", OSError):
         target.mkdir(parents=True, exist_ok=True)
@@ -75,15 +77,17 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         logger.info("no residuals to plot: nothing was found (lower --score), or the mask head has no solver")
 
 
-def _draw_pairs(predictor: Predictor, dataset: CocoDataset, count: int) -> list[Image.Image]:
+def _draw_pairs(
+    predictor: Predictor, dataset: CocoDataset, count: int, intensity: Intensity | None
+) -> list[Image.Image]:
     """Draw `count` evenly spaced images twice, side by side: with detections and with ground truth."""
     count = min(count, len(dataset))
     pictures = []
     for number in range(count):
         record = dataset[number * len(dataset) // count]
-        image = read_image(record.path)
-        found = draw_detections(image, predictor(image), dataset.class_names)
-        truth = draw_truth(record, dataset.class_names)
+        image = read_image(record.path, intensity=intensity)
+        found = draw_detections(image, predictor(image), dataset.class_names, dataset.category_ids)
+        truth = draw_truth(record, dataset, intensity)
         pair = Image.new("RGB", (found.width + truth.width, found.height))
         pair.paste(found, (0, 0))
         pair.paste(truth, (found.width, 0))

@@ -13,6 +13,7 @@ from ifr.data.coco import KEEP_CROWDS, KEEP_EMPTY, no_objects, read_json, share
 from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out
 from ifr.data.exports import tidy
 from ifr.data.images import Size, check_header, read_image
+from ifr.data.intensity import Intensity
 from ifr.errors import DatasetError, ImageError
 from ifr.processes.signals import loading_processes
 
@@ -43,9 +44,10 @@ class _Picture:
 class _Causes(Dataset[str | None]):
     """The reason why each picture cannot be used; None if it can."""
 
-    def __init__(self, pictures: Sequence[_Picture], *, decode: bool) -> None:
+    def __init__(self, pictures: Sequence[_Picture], *, decode: bool, intensity: Intensity | None) -> None:
         self.pictures = pictures
         self.decode = decode
+        self.intensity = intensity
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -54,15 +56,17 @@ class _Causes(Dataset[str | None]):
         picture = self.pictures[index]
         try:
             if self.decode:
-                read_image(picture.path, picture.size)
+                read_image(picture.path, picture.size, self.intensity)
             else:
-                check_header(picture.path, picture.size)
+                check_header(picture.path, picture.size, self.intensity)
         except ImageError as error:
             return f"{error} (image {picture.image_id})"
         return None
 
 
-def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Finding]:
+def check_dataset(
+    source: DatasetSource, *, decode: bool = True, intensity: Intensity | None = None
+) -> Iterator[Finding]:
     """Yield every problem of a data set, in the order of its files, and what training will leave out.
 
     There is a problem if and only if `CocoDataset`, or reading one of its images, raises an error. Each process holds
@@ -71,6 +75,7 @@ def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Fin
     Args:
         source: the data set, from `find_dataset`.
         decode: decode every picture to find damaged ones; otherwise read only the headers.
+        intensity: as training has it from INPUT.INTENSITY; without it, pictures of more than 8 bits are problems.
     """
     try:
         content = read_json(source)
@@ -84,7 +89,7 @@ def check_dataset(source: DatasetSource, *, decode: bool = True) -> Iterator[Fin
         yield Finding(defect.section, f"{source.json}: {defect}")
     pictures = _sound_pictures(content, source)
     workers = min(len(pictures) // _PICTURES_PER_WORKER, os.cpu_count() or 1, _MAX_WORKERS)
-    causes = _Causes(pictures, decode=decode)
+    causes = _Causes(pictures, decode=decode, intensity=intensity)
     for cause in DataLoader(causes, batch_size=None, **loading_processes(workers)):
         if cause is not None:
             yield Finding("pictures", cause)

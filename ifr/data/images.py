@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from ifr.data.intensity import SETTING, Intensity
 from ifr.errors import ImageError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,12 @@ Size = tuple[int, int]  # height, width in pixels
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
-def read_image(path: str | Path, size: Size | None = None) -> NDArray[np.uint8]:
+def picture_suffixes() -> frozenset[str]:
+    """Return the suffixes of the formats that `read_image` reads, such as ".jpg", in lower case."""
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS)
+
+
+def read_image(path: str | Path, size: Size | None = None, intensity: Intensity | None = None) -> NDArray[np.uint8]:
     """Read the first frame of a picture as (H, W, 3) uint8, BGR 0-255, turned upright by its EXIF orientation.
 
     Grey, palette, CMYK and transparent pictures are converted by Pillow; transparency is dropped.
@@ -35,26 +41,27 @@ def read_image(path: str | Path, size: Size | None = None) -> NDArray[np.uint8]:
     Args:
         path: the picture file.
         size: the height and width in pixels that the upright picture must have; also checked before decoding.
+        intensity: scales grey pictures of more than 8 bits, which are refused without it.
 
     Raises:
         ImageError: the file is missing, damaged, not a picture, too large, not of `size`, or has more than 8 bits per
-            channel.
+            channel and `intensity` is not given; or it has, in colour, more than 8 bits and `intensity` is given.
         MemoryError: there is not enough memory to decode it; the message names the file.
     """
     with _explained(path):
         _require_file(path)
         with _open(path) as image:
-            _require_acceptable(image, path, size)
-            stored = (image.height, image.width)
-            rgb = _rgb(_upright(image, path))
+            _require_acceptable(image, path, size, intensity)
+            stored = _stored_size(image)
+            rgb = _rgb(_upright(image, path), intensity)
         upright = (rgb.height, rgb.width)
         if size is not None and upright != size:
             raise ImageError(f"{path} is {_differs(upright, size)}{_as_stored(stored, size)}")
         return np.ascontiguousarray(np.asarray(rgb)[:, :, ::-1])
 
 
-def check_header(path: str | Path, size: Size) -> None:
-    """Check a picture's header without decoding the picture.
+def check_header(path: str | Path, size: Size, intensity: Intensity | None = None) -> None:
+    """Check a picture's header without decoding the picture; arguments as for `read_image`.
 
     Raises:
         ImageError: like `read_image`, except for damage after the header.
@@ -62,8 +69,8 @@ def check_header(path: str | Path, size: Size) -> None:
     with _explained(path):
         _require_file(path)
         with _open(path) as image:
-            _require_acceptable(image, path, size)
-            stored = (image.height, image.width)
+            _require_acceptable(image, path, size, intensity)
+            stored = _stored_size(image)
             upright = stored[::-1] if _is_transposed(image) else stored
         if upright != size:
             raise ImageError(f"{path} is {_differs(upright, size)}{_as_stored(stored, size)}")
@@ -105,16 +112,24 @@ def _require_file(path: str | Path) -> None:
         raise ImageError(f"{path}: the file is empty, not a picture")
 
 
-def _open(path: str | Path) -> Image.Image:
+@contextlib.contextmanager
+def _open(path: str | Path) -> Iterator[Image.Image]:
     Image.init()  # fills Image.OPEN
-    return Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    # Given a path, Pillow 13.0 maps uncompressed grey TIFFs, with width and height swapped if they are to be turned.
+    with open(path, "rb") as file, Image.open(file, formats=formats) as image:
+        yield image
 
 
-def _require_acceptable(image: Image.Image, path: str | Path, size: Size | None) -> None:
+def _require_acceptable(image: Image.Image, path: str | Path, size: Size | None, intensity: Intensity | None) -> None:
     """Check what the header tells; EXIF orientation may still swap height and width."""
-    if image.mode.startswith(("I", "F")):
-        raise ImageError(f"{path}: mode {image.mode} is not supported; convert the picture to 8 bits per channel")
-    stored = (image.height, image.width)
+    if _is_deep(image) and intensity is None:
+        remedy = f"convert the picture to 8 bits per channel, or set {SETTING}"
+        raise ImageError(f"{path}: mode {image.mode} is not supported; {remedy}")
+    # Pillow keeps the high 8 bits of a colour, whatever the setting says.
+    if intensity is not None and not _is_deep(image) and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+        raise ImageError(f"{path}: INPUT.INTENSITY scales grey pictures only, and this has 16 bits per colour channel")
+    stored = _stored_size(image)
     if size is not None and size not in (stored, stored[::-1]):
         raise ImageError(f"{path} is {_differs(stored, size)}")
     if image.width * image.height > MOST_PIXELS:
@@ -127,6 +142,13 @@ def _differs(found: Size, size: Size) -> str:
 
 def _as_stored(stored: Size, size: Size) -> str:
     return " (its size before EXIF rotation: annotate the picture as viewers show it)" if stored == size else ""
+
+
+def _stored_size(image: Image.Image) -> Size:
+    """Return height and width before EXIF rotation; Pillow 13.0 states the size of a TIFF after it."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(image.tag_v2[TiffImagePlugin.IMAGELENGTH]), int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH])
+    return image.height, image.width
 
 
 def _is_transposed(image: Image.Image) -> bool:
@@ -145,7 +167,14 @@ def _upright(image: Image.Image, path: str | Path) -> Image.Image:
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether the pixels are grey numbers of 16 or 32 bits or floating point."""
+    return image.mode.startswith(("I", "F"))
+
+
+def _rgb(image: Image.Image, intensity: Intensity | None) -> Image.Image:
+    if intensity is not None and _is_deep(image):
+        image = Image.fromarray(intensity.scale(np.asarray(image)))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

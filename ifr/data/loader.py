@@ -12,6 +12,7 @@ from ifr.data.augmentation import build_augmentations
 from ifr.data.catalog import find_dataset
 from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
+from ifr.data.intensity import Intensity, build_intensity
 from ifr.data.order import BatchOrder, ShareOfBatches
 from ifr.data.samples import EvaluationSamples, Sample, TrainingSamples
 from ifr.data.transforms import build_test_transform
@@ -112,6 +113,7 @@ def build_train_loader(
         augmentations=build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES),
         masks=bool(config.MODEL.MASK_ON),
         bitmasks=_bitmasks(config.INPUT.MASK_FORMAT),
+        intensity=_intensity(config),
     )
     sizes = np.concatenate([part.sizes for part in sets])
     landscape = (sizes[:, 1] > sizes[:, 0]) & bool(config.DATALOADER.ASPECT_RATIO_GROUPING)
@@ -171,7 +173,7 @@ def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world
         DatasetError: the data set and the model differ in their number of classes.
     """
     check_classes([dataset], int(config.MODEL.ROI_HEADS.NUM_CLASSES))
-    samples = EvaluationSamples(dataset, build_test_transform(config.INPUT.AUG.TEST_PIPELINES))
+    samples = EvaluationSamples(dataset, build_test_transform(config.INPUT.AUG.TEST_PIPELINES), _intensity(config))
     positions = range(rank, len(dataset), world_size)
     return Batches(DataLoader(Watched(samples), batch_size=1, sampler=positions, **_worker_settings(config)))
 
@@ -194,6 +196,10 @@ def _bitmasks(mask_format: str) -> bool:
     if mask_format not in ("polygon", "bitmask"):
         raise ValueError(f"INPUT.MASK_FORMAT must be 'polygon' or 'bitmask', got {mask_format!r}")
     return mask_format == "bitmask"
+
+
+def _intensity(config: Any) -> Intensity | None:
+    return build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
 
 
 def _unchanged(samples: list[Sample]) -> list[Sample]:

@@ -14,6 +14,7 @@ from ifr.data.annotations import Annotations, ImageSize
 from ifr.data.augmentation import Augmentation, Geometry
 from ifr.data.coco import CocoImage, CocoObject, Segmentation
 from ifr.data.images import read_image
+from ifr.data.intensity import Intensity
 from ifr.data.masks import decode_runs, polygons_to_mask
 from ifr.data.transforms import ImageTransform
 from ifr.errors import DatasetError, ImageError
@@ -29,15 +30,23 @@ class TrainingSamples(Dataset[Sample]):
         augmentations: the augmentations applied to every image.
         masks: include masks in the annotations.
         bitmasks: always use bitmaps; otherwise an image whose masks are all polygons keeps them.
+        intensity: scales pictures of more than 8 bits, which are refused without it.
     """
 
     def __init__(
-        self, images: Dataset[CocoImage], *, augmentations: Sequence[Augmentation], masks: bool, bitmasks: bool
+        self,
+        images: Dataset[CocoImage],
+        *,
+        augmentations: Sequence[Augmentation],
+        masks: bool,
+        bitmasks: bool,
+        intensity: Intensity | None = None,
     ) -> None:
         self.images = images
         self.augmentations = augmentations
         self.masks = masks
         self.bitmasks = bitmasks
+        self.intensity = intensity
 
     def __getitem__(self, position_and_seed: tuple[int, int]) -> Sample:
         """Return `image` (3, H, W) uint8 BGR 0-255, `instances` and the entries of `describe`.
@@ -49,7 +58,7 @@ class TrainingSamples(Dataset[Sample]):
         position, seed = position_and_seed
         record = self.images[position]
         with named(record):
-            pixels = read_picture(record)
+            pixels = read_picture(record, self.intensity)
             generator = torch.Generator().manual_seed(seed)
             geometries: list[tuple[Geometry, ImageSize]] = []
             size = (record.height, record.width)
@@ -67,11 +76,15 @@ class EvaluationSamples(Dataset[Sample]):
     Args:
         images: the annotated images.
         transform: the resizing, from `build_test_transform`.
+        intensity: scales pictures of more than 8 bits, which are refused without it.
     """
 
-    def __init__(self, images: Dataset[CocoImage], transform: ImageTransform) -> None:
+    def __init__(
+        self, images: Dataset[CocoImage], transform: ImageTransform, intensity: Intensity | None = None
+    ) -> None:
         self.images = images
         self.transform = transform
+        self.intensity = intensity
 
     def __getitem__(self, position: int) -> Sample:
         """Return `image` (3, H, W) uint8 BGR 0-255 and the entries of `describe`.
@@ -82,7 +95,7 @@ class EvaluationSamples(Dataset[Sample]):
         """
         record = self.images[position]
         with named(record):
-            return {"image": _to_tensor(self.transform(read_picture(record))), **describe(record)}
+            return {"image": _to_tensor(self.transform(read_picture(record, self.intensity))), **describe(record)}
 
 
 def describe(record: CocoImage) -> Sample:
@@ -156,13 +169,13 @@ def named(record: CocoImage) -> Iterator[None]:
         raise DatasetError(f"{record.path} (image {record.image_id}): {cause}") from error
 
 
-def read_picture(record: CocoImage) -> NDArray[np.uint8]:
-    """Read the picture (H, W, 3), BGR 0-255, of an image in a data set.
+def read_picture(record: CocoImage, intensity: Intensity | None = None) -> NDArray[np.uint8]:
+    """Read the picture (H, W, 3), BGR 0-255, of an image in a data set; `intensity` scales more than 8 bits.
 
     Raises:
         ImageError: the file is missing, damaged, or not of the annotated size.
     """
-    return read_image(record.path, (record.height, record.width))
+    return read_image(record.path, (record.height, record.width), intensity)
 
 
 def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:

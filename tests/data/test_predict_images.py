@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifr.data.images import read_image
+from ifr.data.images import check_header, read_image
 from ifr.errors import ImageError
 
 _PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
@@ -34,6 +34,21 @@ def test_exif_orientation_is_applied(tmp_path, orientation, upright):
     exif[274] = orientation
     Image.fromarray(_PIXELS).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), upright(_PIXELS)[:, :, ::-1])
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+def test_a_tiff_is_turned_too(tmp_path, mode, compression):
+    """Pillow 13.0 mixes up the pixels of uncompressed grey ones."""
+    stored = Image.fromarray(_PIXELS).convert(mode)
+    exif = Image.Exif()
+    exif[274] = 6
+    stored.save(tmp_path / "a.tif", exif=exif, compression=compression)
+    upright = np.asarray(stored.convert("RGB")).transpose(1, 0, 2)[:, ::-1, ::-1]
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", (3, 2)), upright)
+    check_header(tmp_path / "a.tif", (3, 2))
+    with pytest.raises(ImageError, match="2 x 3 pixels, but the annotations say 3 x 2 \\(its size before EXIF"):
+        check_header(tmp_path / "a.tif", (2, 3))
 
 
 def test_damaged_exif_only_warns(tmp_path, caplog):

@@ -117,6 +117,9 @@ _INPUT: Settings = {
     },
     "FORMAT": "BGR",
     "MASK_FORMAT": "polygon",
+    # Added by IFR to this host. How grey pictures of 16 or 32 bits become 8 bits; without either they are refused.
+    # BOUNDS: [low, high], the intensities that become 0 and 255. PERCENTILES: the same, as percentiles of each picture.
+    "INTENSITY": {"BOUNDS": [], "PERCENTILES": []},
 }
 
 _DATASETS: Settings = {
