@@ -92,6 +92,8 @@ class _AndersonMove:
         unit = torch.where(size > noise, 1 / size, 0)
         ridge = 4 * torch.finfo(gram.dtype).eps * torch.eye(used, dtype=gram.dtype, device=gram.device)
         factor, failed = torch.linalg.cholesky_ex(gram * unit[:, :, None] * unit[:, None, :] + ridge)
-        weights = torch.cholesky_solve((right * unit)[:, :, None], factor).squeeze(2)
+        # Not cholesky_solve: on a GPU it may use MAGMA, which waits for the device.
+        half = torch.linalg.solve_triangular(factor, (right * unit)[:, :, None], upper=False)
+        weights = torch.linalg.solve_triangular(factor.mT, half, upper=True).squeeze(2)
         sound = (failed == 0) & weights.isfinite().all(1)
         return torch.where(sound[:, None], weights * unit, 0)
