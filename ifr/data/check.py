@@ -13,6 +13,7 @@ from ifr.data.coco import KEEP_CROWDS, KEEP_EMPTY, no_objects, read_json, share
 from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out
 from ifr.data.exports import tidy
 from ifr.data.images import Size, check_header, read_image
+from ifr.data.suspicions import suspicions
 from ifr.errors import DatasetError, ImageError
 from ifr.processes.signals import loading_processes
 
@@ -132,6 +133,8 @@ def _left_out(content: Mapping[str, Any], source: DatasetSource) -> Iterator[Fin
     elif len(used) < len(sizes):
         empty = share(len(sizes) - len(used), len(sizes), "images")
         yield Finding("left out", f"{source.json}: {empty} have no objects to train on; {KEEP_EMPTY} keeps them", False)
+    for text in suspicions(annotations, sizes):
+        yield Finding("annotations", f"{source.json}: {text}", False)
     names = [category["name"] for category in content["categories"]]
     for name in sorted({name for name in names if names.count(name) > 1}):
         ids = ", ".join(str(category["id"]) for category in content["categories"] if category["name"] == name)

@@ -112,7 +112,9 @@ CASES = {
     "a crowd": left_out(odd_object(iscrowd=1), "1 annotations are crowds: 8", 100, 100),
     "empty box": left_out(odd_object(bbox=[10, 5, 0, 20]), "no area inside the image: 8", HALF, HALF),
     "box outside the image": left_out(odd_object(bbox=[60, 5, 20, 20]), "no area inside the image: 8", HALF, HALF),
-    "box partly outside": Odd(annotation("bbox", [-5, -5, 100, 20]), [[0, 0, 60, 15]], [WHOLE]),
+    "box partly outside": Odd(
+        annotation("bbox", [-5, -5, 100, 20]), [[0, 0, 60, 15]], [WHOLE], "masks that do not fit each other: 7"
+    ),
     "box as fractions": Odd(annotation("bbox", [10.5, 5.25, 20.0, 20.0]), [[10.5, 5.25, 30.5, 25.25]], [WHOLE]),
     "segmentation null": left_out(odd_object(segmentation=None), "objects without a mask: 8", HALF, None),
     "segmentation empty": left_out(odd_object(segmentation=[]), "objects without a mask: 8", HALF, None),
@@ -123,7 +125,10 @@ CASES = {
         odd_object(segmentation=[[70, 5, 80, 5, 80, 25]]), "mask is outside the image: 8", HALF, HALF
     ),
     "polygon partly outside": Odd(
-        annotation("segmentation", [[40, 20, 90, 20, 90, 90, 40, 90]]), [BOX], [area(40, 20, 60, 40)]
+        annotation("segmentation", [[40, 20, 90, 20, 90, 90, 40, 90]]),
+        [BOX],
+        [area(40, 20, 60, 40)],
+        "masks that do not fit each other: 7",
     ),
     "polygon repeated points": Odd(annotation("segmentation", [SQUARE[:2] * 3 + SQUARE]), [BOX], [WHOLE]),
     "polygons that overlap": Odd(annotation("segmentation", [SQUARE, SQUARE]), [BOX], [WHOLE]),
@@ -132,7 +137,7 @@ CASES = {
         annotation("segmentation", {"size": [float(HEIGHT), float(WIDTH)], "counts": list(map(float, RUNS))}),
         [BOX],
         [WHOLE],
-        "2 run-length encodings with numbers such as 60.0",
+        "1 run-length encodings with numbers such as 60.0",
     ),
     "compressed RLE size as 60.0": Odd(
         annotation("segmentation", {**encoded(WHOLE), "size": [float(HEIGHT), float(WIDTH)]}),
@@ -234,6 +239,27 @@ def test_a_crowd_marked_true_is_a_crowd(tmp_path):
     texts = [finding.text for finding in check_dataset(source)]
     assert "1 iscrowd true or false read as 1 or 0" in texts[0]
     assert "1 annotations are crowds: 8" in texts[1]
+
+
+def test_keys_that_are_not_used_are_named_in_one_line(tmp_path):
+    content = sound_content()
+    for number in range(7):
+        annotation(f"{number}\n\ud800" + "x" * 100, 0)(content)
+    (finding,) = check_dataset(write(tmp_path, content))
+    assert ": 7 keys that are not used: annotations.0\\n\\ud800xxx" in finding.text
+    assert finding.text.endswith("x, ...")
+    assert "\n" not in finding.text
+    assert len(finding.text) < 600
+
+
+def test_a_mask_of_an_absurd_size_gives_no_box(tmp_path):
+    content = sound_content()
+    image("height", 2**60)(content)
+    annotation("segmentation", {"size": [2**60, WIDTH], "counts": [2**60 * WIDTH]})(content)
+    del content["annotations"][0]["bbox"]
+    texts = [finding.text for finding in check_dataset(write(tmp_path, content))]
+    assert "exceed the limit" in texts[0]
+    assert "'bbox' must be a list, got nothing" in texts[1]
 
 
 def test_training_says_once_what_was_converted(tmp_path, caplog):
