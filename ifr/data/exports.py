@@ -3,9 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ifr.data.coco_rules import are_numbers, usable_polygons
+from ifr.data.file_names import FileNames, tidy_file_names
 from ifr.data.images import MOST_PIXELS
 from ifr.data.masks import runs_to_box
 
@@ -32,17 +35,22 @@ _KEYS = {
 }
 
 
-def tidy(content: Any) -> str | None:
+def tidy(content: Any, folder: Path) -> FileNames:
     """Bring the untrusted content of an annotation file into COCO's form, in place, where its meaning is evident.
 
     Whole numbers may be written as 60.0, `iscrowd` as true or false, and the ids of a kind as digits in text; a box
-    may be missing where there is a mask. Anything else stays for `find_defects`.
+    may be missing where there is a mask. File names are treated by `tidy_file_names`. Anything else stays for
+    `find_defects`.
+
+    Args:
+        content: the content; changed in place.
+        folder: the image folder.
 
     Returns:
-        One line that counts what was converted and names the keys that are not used; None if there is nothing to say.
+        Its `note` is one line that counts all that was converted and names the keys that are not used.
     """
     if not isinstance(content, dict):
-        return None
+        return FileNames()
     items = {section: _objects(content.get(section)) for section in _KEYS}
     done: Counter[str] = Counter()
     for section, keys in _INTEGERS.items():
@@ -66,11 +74,14 @@ def tidy(content: Any) -> str | None:
         for item in items[section]:
             others.update(f"{section}.{key}" for key in sorted(item.keys() - known))
     if others:
-        names = ", ".join(repr(name)[1:60].rstrip("'") for name, _ in others.most_common(5)) + ", ..." * (
+        listed = ", ".join(repr(name)[1:60].rstrip("'") for name, _ in others.most_common(5)) + ", ..." * (
             len(others) > 5
         )
-        parts.append(f"{len(others)} keys that are not used: {names}")
-    return "; ".join(parts) or None
+        parts.append(f"{len(others)} keys that are not used: {listed}")
+    names = tidy_file_names(items["images"], folder)
+    if names.note:
+        parts.append(names.note)
+    return replace(names, note="; ".join(parts) or None)
 
 
 def _tidy_annotation(item: dict[str, Any], images: Mapping[int, Mapping[str, Any]]) -> Iterable[str]:

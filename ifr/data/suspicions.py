@@ -44,9 +44,10 @@ def suspicions(annotations: Sequence[Mapping[str, Any]], sizes: Mapping[int, Siz
     if leaving > fitting / 2:
         text = "boxes that leave their images; COCO's boxes are x, y, width, height in pixels"
         yield f"{share(leaving, len(objects), 'objects')} have {text}"
-    if _BOX_PARTS not in names and _are_fractions([item["bbox"] for item, _ in objects]):
-        yield f"all {len(objects)} boxes lie between 0 and 1, like fractions of the image's size; COCO's are pixels"
-    polygons = [polygon for item, _ in objects for polygon in _polygons(item)]
+    larger = [item for item, size in objects if max(size) > 1]
+    if _BOX_PARTS not in names and _are_fractions([item["bbox"] for item in larger]):
+        yield f"all {len(larger)} boxes lie between 0 and 1, like fractions of the image's size; COCO's are pixels"
+    polygons = [polygon for item in larger for polygon in _polygons(item)]
     if _POLYGON_PARTS not in names and _are_fractions(polygons):
         yield f"all {len(polygons)} polygons lie between 0 and 1, like fractions of the image's size; COCO's are pixels"
     empty = sum(item.get("area") == 0 for item, size in objects if reason_to_leave_out(item, size, masks=False) is None)
