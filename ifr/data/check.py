@@ -1,7 +1,7 @@
 """Finds every problem of a data set, with the rules and the code that training uses to read it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out
 from ifr.data.exports import tidy
 from ifr.data.images import Size, check_header, read_image
 from ifr.data.intensity import Intensity
+from ifr.data.suspicions import suspicions
 from ifr.errors import DatasetError, ImageError
 from ifr.processes.signals import loading_processes
 
@@ -82,30 +83,35 @@ def check_dataset(
     except DatasetError as error:
         yield Finding("file", str(error))
         return
-    note = tidy(content)
+    names = tidy(content, source.images)
     defects = 0
     for defect in find_defects(content):
         defects += 1
         yield Finding(defect.section, f"{source.json}: {defect}")
-    pictures = _sound_pictures(content, source)
+    if names.problem:
+        defects += 1
+        yield Finding("images", f"{source.json}: {names.problem}")
+    pictures = _sound_pictures(content, source, names.unread)
     workers = min(len(pictures) // _PICTURES_PER_WORKER, os.cpu_count() or 1, _MAX_WORKERS)
     causes = _Causes(pictures, decode=decode, intensity=intensity)
     for cause in DataLoader(causes, batch_size=None, **loading_processes(workers)):
         if cause is not None:
             yield Finding("pictures", cause)
-    if note and not defects:
-        yield Finding("data set", f"{source.json}: {note}", False)
+    if names.note and not defects:
+        yield Finding("data set", f"{source.json}: {names.note}", False)
     if not defects:
         yield from _left_out(content, source)
 
 
-def _sound_pictures(content: Any, source: DatasetSource) -> list[_Picture]:
-    """Return the pictures of the images whose entries have no defect."""
+def _sound_pictures(content: Any, source: DatasetSource, unread: Container[str]) -> list[_Picture]:
+    """Return the pictures of the images whose entries have no defect and whose names are not in `unread`."""
     images = content.get("images") if isinstance(content, dict) else None
     pictures = []
     for item in images if isinstance(images, list) else ():
         only: dict[str, Any] = {"images": [item], "categories": []}
         if any(defect.section == "images" for defect in find_defects(only)):
+            continue
+        if item["file_name"] in unread:
             continue
         size = (item["height"], item["width"])
         pictures.append(_Picture(source.images / item["file_name"], item["id"], size))
@@ -137,6 +143,8 @@ def _left_out(content: Mapping[str, Any], source: DatasetSource) -> Iterator[Fin
     elif len(used) < len(sizes):
         empty = share(len(sizes) - len(used), len(sizes), "images")
         yield Finding("left out", f"{source.json}: {empty} have no objects to train on; {KEEP_EMPTY} keeps them", False)
+    for text in suspicions(annotations, sizes):
+        yield Finding("annotations", f"{source.json}: {text}", False)
     names = [category["name"] for category in content["categories"]]
     for name in sorted({name for name in names if names.count(name) > 1}):
         ids = ", ".join(str(category["id"]) for category in content["categories"] if category["name"] == name)

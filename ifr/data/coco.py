@@ -16,6 +16,7 @@ from ifr.data.catalog import DatasetSource
 from ifr.data.classes import Classes
 from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out, usable_polygons
 from ifr.data.exports import tidy
+from ifr.data.file_names import FileNames
 from ifr.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -162,15 +163,17 @@ def read_annotations(source: DatasetSource, *, crowds: bool = False, tidied: boo
         DatasetError: the file cannot be read or has defects; the message quotes the first.
     """
     content: dict[str, Any] = read_json(source)
-    note = tidy(content) if tidied else None
+    names = tidy(content, source.images) if tidied else FileNames()
     defects = find_defects(content)
     first = next(defects, None)
     if first is not None:
         more = sum(1 for _ in defects)
         others = f" (and {more} more; `ifr data check` lists them)" if more else ""
         raise DatasetError(f"{source.json}: {first}{others}")
-    if note:
-        logger.info("%s: %s", source.json, note)
+    if names.problem:
+        raise DatasetError(f"{source.json}: {names.problem}")
+    if names.note:
+        logger.info("%s: %s", source.json, names.note)
     if crowds:
         for annotation in content.get("annotations", ()):
             annotation["iscrowd"] = 0

@@ -1,12 +1,11 @@
 """The rules for annotation files in COCO format, shared by training and `ifr data check`."""
 
 import math
-import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PureWindowsPath
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ifr.data.file_names import stays_inside
 from ifr.data.images import MOST_PIXELS, Size
 from ifr.data.masks import LONGEST_OUTLINE, outline_is_longer, read_counts
 
@@ -81,6 +80,7 @@ def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Siz
     Return None unless every id is valid: correct references to an image with a bad id would be reported as dangling.
     """
     sizes: dict[int, Size | None] = {}
+    outside: list[Defect] = []
     for position, item in (yield from _items(content, "images")):
         size: Size | None = None
         causes = [*_id_causes(item, sizes), *_file_name_causes(item)]
@@ -95,8 +95,14 @@ def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Siz
                 wrong = [f"{size[1]} x {size[0]} pixels exceed the limit of {MOST_PIXELS}"]
         for cause in [*causes, *wrong]:
             yield _defect("images", position, item, cause)
+        if _is_file_name(item.get("file_name")) and not stays_inside(item["file_name"]):
+            cause = "'file_name' must be a relative path inside the image folder, got "
+            outside.append(_defect("images", position, item, cause + _quote(item, "file_name")))
         if _is_id(item.get("id")):
             sizes.setdefault(item["id"], None if wrong else size)
+    if outside:  # one for all: such names are the same mistake in every image
+        others = f"; the same holds for {len(outside) - 1} other images" if len(outside) > 1 else ""
+        yield replace(outside[0], cause=outside[0].cause + others)
     if content.get("images") == []:
         yield Defect("images", "images", "there are no images")
     return sizes if _all_have_ids(content.get("images")) else None
@@ -246,12 +252,12 @@ def _id_causes(item: Mapping[str, Any], known: Mapping[int, object]) -> Iterator
 
 
 def _file_name_causes(item: Mapping[str, Any]) -> Iterator[str]:
-    """Check that a name stays inside the image folder; symbolic links that the user put there may lead anywhere."""
-    name = item.get("file_name")
-    if not _is_text(name) or not name or "\0" in name:
+    if not _is_file_name(item.get("file_name")):
         yield f"'file_name' must be a valid file name, got {_quote(item, 'file_name')}"
-    elif os.path.isabs(name) or os.path.splitdrive(name)[0] or (".." in name and ".." in PureWindowsPath(name).parts):
-        yield f"'file_name' must be a relative path inside the image folder, got {_quote(item, 'file_name')}"
+
+
+def _is_file_name(value: Any) -> bool:
+    return _is_text(value) and bool(value) and "\0" not in value
 
 
 def _is_id(value: Any) -> bool:

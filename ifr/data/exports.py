@@ -3,9 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ifr.data.coco_rules import are_numbers, usable_polygons
+from ifr.data.file_names import FileNames, tidy_file_names
+from ifr.data.images import MOST_PIXELS
 from ifr.data.masks import runs_to_box
 
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
@@ -31,17 +35,22 @@ _KEYS = {
 }
 
 
-def tidy(content: Any) -> str | None:
+def tidy(content: Any, folder: Path) -> FileNames:
     """Bring the untrusted content of an annotation file into COCO's form, in place, where its meaning is evident.
 
     Whole numbers may be written as 60.0, `iscrowd` as true or false, and the ids of a kind as digits in text; a box
-    may be missing where there is a mask. Anything else stays for `find_defects`.
+    may be missing where there is a mask. File names are treated by `tidy_file_names`. Anything else stays for
+    `find_defects`.
+
+    Args:
+        content: the content; changed in place.
+        folder: the image folder.
 
     Returns:
-        One line that counts what was converted and names the keys that are not used; None if there is nothing to say.
+        Its `note` is one line that counts all that was converted and names the keys that are not used.
     """
     if not isinstance(content, dict):
-        return None
+        return FileNames()
     items = {section: _objects(content.get(section)) for section in _KEYS}
     done: Counter[str] = Counter()
     for section, keys in _INTEGERS.items():
@@ -60,13 +69,19 @@ def tidy(content: Any) -> str | None:
     for item in items["annotations"]:
         done.update(_tidy_annotation(item, sizes))
     parts = [f"{count} {what}" for what, count in done.items()]
-    others = Counter(
-        f"{section}.{key}" for section in _KEYS for item in items[section] for key in item.keys() - _KEYS[section]
-    )
+    others: Counter[str] = Counter()
+    for section, known in _KEYS.items():
+        for item in items[section]:
+            others.update(f"{section}.{key}" for key in sorted(item.keys() - known))
     if others:
-        names = ", ".join(f"{name:.60}" for name, _ in others.most_common(5)) + ", ..." * (len(others) > 5)
-        parts.append(f"{len(others)} keys that are not used: {names}")
-    return "; ".join(parts) or None
+        listed = ", ".join(repr(name)[1:60].rstrip("'") for name, _ in others.most_common(5)) + ", ..." * (
+            len(others) > 5
+        )
+        parts.append(f"{len(others)} keys that are not used: {listed}")
+    names = tidy_file_names(items["images"], folder)
+    if names.note:
+        parts.append(names.note)
+    return replace(names, note="; ".join(parts) or None)
 
 
 def _tidy_annotation(item: dict[str, Any], images: Mapping[int, Mapping[str, Any]]) -> Iterable[str]:
@@ -76,13 +91,12 @@ def _tidy_annotation(item: dict[str, Any], images: Mapping[int, Mapping[str, Any
         yield "iscrowd true or false read as 1 or 0"
     segmentation = item.get("segmentation")
     if isinstance(segmentation, dict):
-        for key in ("size", "counts"):
-            values = segmentation.get(key)
-            if not isinstance(values, list) or not float in set(map(type, values)) <= {int, float}:
-                continue
-            if all(map(_is_whole, values)):
-                segmentation[key] = list(map(int, values))
-                yield "run-length encodings with numbers such as 60.0 read as integers"
+        written = {
+            key: value for key, value in segmentation.items() if key in ("size", "counts") and _are_floats(value)
+        }
+        segmentation.update({key: list(map(int, value)) for key, value in written.items()})
+        if written:
+            yield "run-length encodings with numbers such as 60.0 read as integers"
     if item.get("bbox") in (None, []):
         image = item.get("image_id")
         box = _box_of(segmentation, images.get(image, {}) if type(image) is int else {})
@@ -95,7 +109,7 @@ def _box_of(segmentation: Any, image: Mapping[str, Any]) -> list[float] | None:
     """Return the box x, y, width, height around a mask; None if there is none, or if it is not sound."""
     if isinstance(segmentation, dict):
         height, width = image.get("height"), image.get("width")
-        if type(height) is not int or type(width) is not int:
+        if type(height) is not int or type(width) is not int or not 0 < height * width <= MOST_PIXELS:
             return None
         try:
             return runs_to_box(segmentation, height, width)
@@ -115,6 +129,11 @@ def _box_of(segmentation: Any, image: Mapping[str, Any]) -> list[float] | None:
 
 def _objects(items: Any) -> list[dict[str, Any]]:
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _are_floats(values: Any) -> bool:
+    """Return whether these are whole numbers, at least one of them written as a float."""
+    return isinstance(values, list) and float in set(map(type, values)) <= {int, float} and all(map(_is_whole, values))
 
 
 def _is_whole(value: float) -> bool:
