@@ -16,6 +16,8 @@ from ifr.runs.settings import given_keys
 logger = logging.getLogger(__name__)
 
 _NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
+# Their shapes follow from the number of classes, and of anchors at a cell.
+_PREDICTORS = ("*predictor*", "*rpn_head.objectness_logits.*", "*rpn_head.anchor_deltas.*")
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,12 @@ def read_once(path: str | Path, worker: Worker) -> CheckpointFile:
 
 
 def start_from(model: nn.Module, config: Any, worker: Worker) -> None:
-    """Load MODEL.WEIGHTS; predictors with another number of classes keep their initial values.
+    """Load MODEL.WEIGHTS; predictors with another number of classes or anchors keep their initial values.
 
     Raises:
         CheckpointError: the file cannot be read, or does not fit the model.
     """
-    load_weights(model, read_once(str(config.MODEL.WEIGHTS), worker), allow_mismatched=("*predictor*",))
+    load_weights(model, read_once(str(config.MODEL.WEIGHTS), worker), allow_mismatched=_PREDICTORS)
 
 
 def load_trained(model: nn.Module, path: str | Path, config: Any, worker: Worker) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class AnchorGenerator(nn.Module):
     """Places anchors at every cell of every level; they are not rounded.
 
-    A checkpoint holds them as the buffers `cell_anchors.<level>`.
+    A checkpoint holds them as the buffers `cell_anchors.<level>`, and they are never loaded from one.
 
     Args:
         sizes: square root of the area, pixels of the network's input, for each level; one entry serves all levels.
