@@ -72,12 +72,13 @@ class CheckpointError(UserError, ValueError):
     Args:
         path: of the file.
         cause: what is wrong with it; it may quote the file.
+        remedy: that of the class unless given.
     """
 
     remedy = "give another MODEL.WEIGHTS"
 
-    def __init__(self, path: str | Path, cause: str) -> None:
-        super().__init__(f"{path}: {' '.join(shortened(cause).split())}")
+    def __init__(self, path: str | Path, cause: str, remedy: str | None = None) -> None:
+        super().__init__(f"{path}: {' '.join(shortened(cause).split())}", remedy)
         self.path = str(path)
 
 

@@ -48,7 +48,7 @@ _TORCH_NAMES = re.compile(
 _safe_globals = threading.Lock()  # torch keeps them for the whole process
 _LONGEST_NAME = 500
 _MOST_CLASSES = 100_000
-_WEIGHT_NAMES = ("model", "blobs", "state_dict")
+_WEIGHT_NAMES = ("model", "blobs", "state_dict", "model_state_dict")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ifr.checkpoints import names
 from ifr.checkpoints.fetch import resolve
 from ifr.checkpoints.files import CheckpointFile, read_checkpoint
+from ifr.checkpoints.origins import BACKBONE, Origin, lacking_settings
 from ifr.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def load_weights(
 ) -> LoadReport:
     """Load a checkpoint of any known format into a model; on an error the model is left as it was.
 
+    Anchors and pixel statistics, which follow from the settings, are never loaded; other values of a file are logged.
+
     Args:
         model: a detector or a part of one; `published_names()`, if it has it, maps its own keys to those on disk.
         source: a file, or an `https://` or `detectron2://` address, which is fetched once into the cache; or what
@@ -49,32 +52,46 @@ def load_weights(
         allow_backbone_only: accept a file that holds a backbone alone, which leaves the rest as initialised.
 
     Raises:
-        CheckpointError: the file cannot be read, or lacks or contradicts weights that matter and are not allowed for.
+        CheckpointError: the file cannot be read, or lacks or contradicts weights that matter and are not allowed for;
+            or it is of a ResNet that was trained with other settings (norm, pixels, stride), which the remedy gives.
     """
     checkpoint = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
     file = checkpoint.path
     model = unwrapped(model)
-    own = _own_keys(model)
-    weights = names.to_cvpods(checkpoint.weights)
+    keys = published_keys(model)
+    own = _own_keys(keys)
+    published = {names.unwrapped(key): names.unwrapped(name) for key, name in keys.items()}
+    given = {names.unwrapped(key): value for key, value in checkpoint.weights.items()}
+    if len(given) < len(checkpoint.weights):
+        raise CheckpointError(file, "it holds weights whose names differ only in module. or _orig_mod.")
+    renamed = names.to_cvpods(given, checkpoint.extras.get("__author__"))
+    weights = _under_published_names(renamed.weights, own, published)
     backbone_only = names.is_backbone_only(weights)
     if backbone_only and not allow_backbone_only:
         raise CheckpointError(file, "it holds a backbone alone; the weights of a whole detector are needed here")
-    _unfold_statistics(weights, own, model)
+    _check_settings(lacking_settings(model, own, weights, renamed.folded, renamed.origin), file, renamed.origin)
+    _unfold_statistics(weights, renamed.folded, own, model)
     weights = {key: value for key, value in weights.items() if not names.is_published_duplicate(key, weights)}
+    computed = {key: weights.pop(key) for key in list(weights) if names.setting_of(key)}
 
     state = model.state_dict()
     mismatched = [key for key in weights if key in own and not _fits(weights[key], state[own[key]])]
     loaded = [key for key in weights if key in own and key not in set(mismatched)]
     report = LoadReport(
         loaded=tuple(sorted(loaded)),
-        missing=tuple(sorted(set(own) - set(weights))),
+        missing=tuple(sorted(set(own) - set(weights) - set(computed))),
         unexpected=tuple(sorted(set(weights) - set(own))),
         mismatched=tuple(sorted(mismatched)),
     )
-    _check(report, file, weights, {key: state[own[key]] for key in mismatched}, allow_mismatched)
-    _check_missing(report, file, backbone_only, allow_missing)
+    targets = {key: state[own[key]] for key in mismatched}
+    cause, remedy = _misfit(report, weights, targets, allow_mismatched) or _lack(report, backbone_only, allow_missing)
+    if cause and (prefix := names.wrong_prefix(given, own, published)):
+        cause, remedy = f"{prefix}: {cause}", "rename the weights in the file, or give another MODEL.WEIGHTS"
+    if cause:
+        raise CheckpointError(file, cause, remedy)
     model.load_state_dict({own[key]: weights[key] for key in loaded}, strict=False)
-    _log(report, file, backbone_only)
+    _log(report, file, backbone_only, renamed.origin)
+    _log_computed(computed, file, model)
     return report
 
 
@@ -93,20 +110,55 @@ def published_keys(model: nn.Module) -> dict[str, str]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside a data-parallel wrapper, or the model itself."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    return model.module if isinstance(model, wrappers) else model
+    """The model inside data-parallel wrappers and those of torch.compile, or the model itself."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in dict(model.named_children()):
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
 
 
-def _own_keys(model: nn.Module) -> dict[str, str]:
+def _own_keys(published: Mapping[str, str]) -> dict[str, str]:
     """The names on disk that the model can take, each with its own key; second registrations are no names of its."""
-    published = published_keys(model)
-    return {name: key for key, name in published.items() if not names.is_published_duplicate(name, published.values())}
+    taken = published.values()
+    return {
+        names.unwrapped(name): key for key, name in published.items() if not names.is_published_duplicate(name, taken)
+    }
 
 
-def _unfold_statistics(weights: dict[str, Tensor], own: Mapping[str, str], model: nn.Module) -> None:
+def _under_published_names(
+    weights: dict[str, Tensor], own: Collection[str], published: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """The weights of a file that has the names on disk, or those of the model's own state dict."""
+    modules = {key.rpartition(".")[0]: name.rpartition(".")[0] for key, name in published.items()}
+    renamed = {}
+    for key, value in weights.items():
+        module, dot, leaf = key.rpartition(".")
+        # What the model has no key for, such as the statistics of another norm, belongs to the same module.
+        renamed[published.get(key, modules.get(module, module) + dot + leaf)] = value
+    own_state = len(renamed.keys() & set(own)) > len(weights.keys() & set(own))
+    return renamed if own_state and len(renamed) == len(weights) else weights
+
+
+def _check_settings(settings: Mapping[str, str], file: Path, origin: Origin | None) -> None:
+    """Refuse weights with which the model would compute something else than what they were trained for."""
+    if settings:
+        pairs = " ".join(f"{key} {value}" for key, value in settings.items())
+        kind = f"it holds {origin.name}" if origin else "it was trained"
+        raise CheckpointError(
+            file,
+            f"{kind} with other settings than the model's {', '.join(settings)}",
+            f"add {pairs}, or give another MODEL.WEIGHTS",
+        )
+
+
+def _unfold_statistics(
+    weights: dict[str, Tensor], folded: Collection[str], own: Mapping[str, str], model: nn.Module
+) -> None:
     """Give norms whose statistics are folded into scale and shift the statistics that normalise nothing."""
-    for prefix in names.folded_statistics(weights):
+    for prefix in sorted(folded):
         if f"{prefix}running_mean" not in own:
             continue
         norm = model.get_submodule(own[f"{prefix}running_mean"].rpartition(".")[0])
@@ -123,45 +175,68 @@ def _fits(value: Tensor, target: Tensor) -> bool:
     return value.shape == target.shape and same_kind
 
 
-def _check(
-    report: LoadReport,
-    file: Path,
-    weights: Mapping[str, Tensor],
-    targets: Mapping[str, Tensor],
-    allowed: Collection[str],
-) -> None:
+def _misfit(
+    report: LoadReport, weights: Mapping[str, Tensor], targets: Mapping[str, Tensor], allowed: Collection[str]
+) -> tuple[str, str | None] | None:
+    """Cause and remedy if the file has weights that the model cannot take; None if not."""
     wrong = [key for key in report.mismatched if not _matches(key, allowed)]
     if wrong:
         shapes = [f"{key} is {_shape(weights[key])}, the model has {_shape(targets[key])}" for key in wrong]
-        raise CheckpointError(file, f"{len(wrong)} weights do not fit the model: {_some(shapes, '; ')}")
+        remedy = "set MODEL.ANCHOR_GENERATOR as in its training, or give another MODEL.WEIGHTS"
+        anchors = any(names.is_rpn_predictor(key) for key in wrong)
+        return f"{len(wrong)} weights do not fit the model: {_some(shapes, '; ')}", remedy if anchors else None
     if not report.loaded:
-        raise CheckpointError(file, f"none of its {len(weights)} weights belongs to the model: {_some(list(weights))}")
+        return f"none of its {len(weights)} weights belongs to the model: {_some(list(weights))}", None
+    stages = {names.residual_stage(key) for key in report.loaded} - {None}
+    deeper = [key for key in report.unexpected if names.residual_stage(key) in stages]
+    if deeper:
+        remedy = "set MODEL.RESNETS.DEPTH to that of the file, or give another MODEL.WEIGHTS"
+        return f"its ResNet has {len(deeper)} weights that the model's lacks: {_some(deeper)}", remedy
+    return None
 
 
-def _check_missing(report: LoadReport, file: Path, backbone_only: bool, allowed: Collection[str]) -> None:
+def _lack(report: LoadReport, backbone_only: bool, allowed: Collection[str]) -> tuple[str, str | None]:
+    """Cause and remedy if the file lacks weights that matter; the cause is empty if not."""
     lacking = [
         key
         for key in report.missing
         if not names.is_computed(key)
         and not _matches(key, allowed)
-        and not (backbone_only and not key.startswith(names.BACKBONE))
+        and not (backbone_only and not key.startswith(BACKBONE))
     ]
-    if lacking:
-        other = f" (it has, unknown to the model: {_some(list(report.unexpected))})" if report.unexpected else ""
-        raise CheckpointError(file, f"it lacks {len(lacking)} weights of the model: {_some(lacking)}{other}")
+    other = f" (it has, unknown to the model: {_some(list(report.unexpected))})" if report.unexpected else ""
+    return f"it lacks {len(lacking)} weights of the model: {_some(lacking)}{other}" if lacking else "", None
 
 
-def _log(report: LoadReport, file: Path, backbone_only: bool) -> None:
+def _log(report: LoadReport, file: Path, backbone_only: bool, origin: Origin | None) -> None:
     logger.info("%s: %d weights loaded", file, len(report.loaded))
+    if origin is not None and origin.is_rgb:
+        logger.info("%s: %s: the stem's channels are converted from RGB to BGR", file, origin.name)
     kind = " (a backbone alone: the rest keeps its initial values)" if backbone_only else ""
     for what, keys in (
         ("missing from the file" + kind, [key for key in report.missing if not names.is_computed(key)]),
         ("in the file, unknown to the model", [key for key in report.unexpected if not names.is_computed(key)]),
-        ("of another shape, not loaded", report.mismatched),
+        ("of another shape, which keep their initial values", report.mismatched),
     ):
         if keys:
             level = logging.INFO if backbone_only else logging.WARNING
             logger.log(level, "%s: %d %s: %s", file, len(keys), what, _some(list(keys)))
+
+
+def _log_computed(computed: Mapping[str, Tensor], file: Path, model: nn.Module) -> None:
+    """Say which values of the file differ from those that the model computed from its settings, which hold."""
+    state = {names.unwrapped(key): value for key, value in (*model.state_dict().items(), *model.named_buffers())}
+    differ = [key for key, value in computed.items() if key not in state or not _equal(value, state[key])]
+    if differ:
+        settings = sorted({str(names.setting_of(key)) for key in differ})
+        text = "%s: %d values that follow from %s are not loaded; the file has others: %s"
+        logger.warning(text, file, len(differ), " and ".join(settings), _some(differ))
+
+
+def _equal(value: Tensor, own: Tensor) -> bool:
+    """Whether two values that follow from settings are the same, also if one was saved in half precision."""
+    own = own.detach().cpu().double()
+    return value.shape == own.shape and torch.allclose(value.double(), own, rtol=1e-3, atol=1e-6)
 
 
 def _matches(key: str, patterns: Collection[str]) -> bool:

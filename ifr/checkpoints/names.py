@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-BACKBONE = "backbone.bottom_up."
+from ifr.checkpoints import origins
+from ifr.checkpoints.origins import BACKBONE, Origin
+
 # Names and shapes are those of Detectron's model zoo (Caffe2), torchvision.models.resnet and cvpods' detectors.
 _CAFFE2_LAYERS: tuple[tuple[str, str], ...] = (
     (r"^(?:res_)?conv1_", "stem.conv1."),
@@ -51,20 +56,85 @@ _TORCHVISION: tuple[tuple[str, Callable[[re.Match[str]], str] | str], ...] = (
     (r"^fc\.", "linear."),
 )
 _DUPLICATE = re.compile(r"^(.*\.|)(?:deq\.func|deq\.func_copy|repeat_block_copy)\.")
-_COMPUTED = re.compile(
-    r"(^|\.)(anchor_generator\.cell_anchors\.\d+|pixel_mean|pixel_std|(norm|bn)\d*\.num_batches_tracked)$"
-)
+_FROM_SETTINGS = {
+    re.compile(r"(^|\.)anchor_generator\.cell_anchors\.\d+$"): "MODEL.ANCHOR_GENERATOR",
+    re.compile(r"(^|\.)pixel_mean$"): "MODEL.PIXEL_MEAN",
+    re.compile(r"(^|\.)pixel_std$"): "MODEL.PIXEL_STD",
+}
+_COUNTED = re.compile(r"(^|\.)(norm|bn)\d*\.num_batches_tracked$")
+_RESIDUAL = re.compile(rf"^{re.escape(BACKBONE)}(res\d)\.\d+\.")
+_DEEPEST_PREFIX = 4  # parts
+_WRAPPER = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
 
 
-def to_cvpods(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of a Caffe2, torchvision, detectron2 or `module.`-prefixed file to cvpods' names."""
-    if all(key.startswith("module.") for key in weights):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+@dataclass(frozen=True)
+class Renamed:
+    """The weights of a file under cvpods' names."""
+
+    weights: dict[str, Tensor]
+    origin: Origin | None = None
+    """The family of its ResNet, if another framework trained it."""
+    folded: frozenset[str] = frozenset()
+    """The norms, `....norm.`, of which the file has scale and shift only, their statistics folded in (Caffe2)."""
+
+
+def unwrapped(name: str) -> str:
+    """The name without what data-parallel wrappers (`module.`) and torch.compile (`_orig_mod.`) put into it."""
+    return _WRAPPER.sub("", name)
+
+
+def to_cvpods(weights: Mapping[str, Tensor], author: object = None) -> Renamed:
+    """Rename the weights of a Caffe2, torchvision or detectron2 file to cvpods' names.
+
+    Args:
+        weights: by the names in the file, unwrapped.
+        author: what detectron2's model zoo notes in its files under `__author__`.
+    """
+    origin, folded = None, frozenset[str]()
+    renamed = dict(weights)
     if any(re.match(r"^conv1_w$|^res\d_\d+_branch", key) for key in weights):
-        weights = _from_caffe2(weights)
+        renamed, origin = _from_caffe2(weights), _caffe2_origin(weights)
+        folded = frozenset(f"{BACKBONE}{norm}" for norm in _folded_statistics(weights))
     elif "conv1.weight" in weights and any(key.startswith("layer1.0.") for key in weights):
-        weights = {_torchvision_name(key): value for key, value in weights.items()}
-    return {BACKBONE + key if re.match(r"^(stem|res[2-5])\.", key) else key: value for key, value in weights.items()}
+        renamed, origin = {_torchvision_name(key): value for key, value in weights.items()}, origins.TORCHVISION
+    elif author == "torchvision" and "stem.conv1.weight" in weights:
+        origin = origins.TORCHVISION  # by detectron2's convert-torchvision-to-d2.py
+    renamed = {BACKBONE + key if re.match(r"^(stem|res[2-5])\.", key) else key: renamed[key] for key in renamed}
+    stem = f"{BACKBONE}stem.conv1.weight"
+    if origin is not None and origin.is_rgb and renamed[stem].ndim == 4:
+        renamed[stem] = renamed[stem].flip(1)
+    return Renamed(renamed, origin, folded)
+
+
+def wrong_prefix(weights: Mapping[str, Tensor], own: Collection[str], published: Mapping[str, str]) -> str:
+    """Say which prefix keeps the names of a file from being those of the model; empty if none does.
+
+    Args:
+        weights: by the names in the file, unwrapped.
+        own: the names on disk that the model can take.
+        published: the name on disk of every key of the model's state dict.
+    """
+
+    def hits(candidate: Mapping[str, Tensor]) -> int:
+        return len({published.get(key, key) for key in to_cvpods(candidate).weights} & set(own))
+
+    best, text = hits(weights), ""
+    for prefix, count in Counter(prefix for key in weights for prefix in _prefixes(key)).items():
+        if 2 * count < len(weights):
+            continue
+        stripped = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        if (found := hits(stripped)) > best:
+            best, text = found, f"its names begin with {prefix!r}, which those of the model do not"
+    without = ((prefix, name.removeprefix(prefix)) for name in {*own, *published} for prefix in _prefixes(name))
+    for prefix, count in Counter(prefix for prefix, rest in without if rest in weights).items():
+        if count > best:
+            best, text = count, f"its names lack {prefix!r}, with which those of the model begin"
+    return text
+
+
+def _prefixes(name: str) -> list[str]:
+    """The first parts of a name, each with its dot."""
+    return [name[: match.end()] for match in itertools.islice(re.finditer(r"\.", name), _DEEPEST_PREFIX)]
 
 
 def is_backbone_only(names: Iterable[str]) -> bool:
@@ -78,16 +148,25 @@ def is_published_duplicate(name: str, names: Iterable[str]) -> bool:
     return match is not None and any(key.startswith(f"{match[1]}repeat_block.") for key in names)
 
 
+def setting_of(name: str) -> str | None:
+    """The setting that a tensor is computed from (anchors, pixel statistics); None for what is trained."""
+    return next((setting for pattern, setting in _FROM_SETTINGS.items() if pattern.search(name)), None)
+
+
 def is_computed(name: str) -> bool:
-    """Whether a buffer follows from the config (anchors, pixel statistics) or does not change what is computed."""
-    return _COMPUTED.search(name) is not None
+    """Whether a buffer follows from the config or does not change what is computed."""
+    return setting_of(name) is not None or _COUNTED.search(name) is not None
 
 
-def folded_statistics(names: Iterable[str]) -> list[str]:
-    """The norms of which a file holds scale and shift alone, their mean and variance folded in (Caffe2)."""
-    present = set(names)
-    norms = [name.removesuffix("weight") for name in present if name.endswith(".norm.weight")]
-    return sorted(norm for norm in norms if f"{norm}running_mean" not in present)
+def is_rpn_predictor(name: str) -> bool:
+    """Whether a weight has one row for each anchor of a cell, or four."""
+    return re.search(r"(^|\.)rpn_head\.(objectness_logits|anchor_deltas)\.", name) is not None
+
+
+def residual_stage(name: str) -> str | None:
+    """The stage, such as res4, if this weight changes what a block there computes; Caffe2's biases are zero."""
+    match = _RESIDUAL.match(name)
+    return None if match is None or is_computed(name) or name.endswith(".bias") else match[1]
 
 
 def _torchvision_name(key: str) -> str:
@@ -96,12 +175,27 @@ def _torchvision_name(key: str) -> str:
     return key
 
 
-def _from_caffe2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _from_caffe2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for key, value in weights.items():
         name = _caffe2_name(key)
         renamed[name] = _without_leading_background(name, value)
     return renamed
+
+
+def _caffe2_origin(weights: Mapping[str, Tensor]) -> Origin:
+    if any("_gn_" in key for key in weights if key.startswith(("conv1_", "res"))):
+        return origins.GROUP_NORM
+    middle = weights.get("res2_0_branch2b_w")
+    is_grouped = middle is not None and middle.ndim == 4 and middle.shape[0] != middle.shape[1]
+    return origins.RESNEXT if is_grouped else origins.MSRA
+
+
+def _folded_statistics(weights: Mapping[str, Tensor]) -> list[str]:
+    """The batch norms of a Caffe2 file that lack mean and variance."""
+    names = {_caffe2_name(key) for key in weights}
+    norms = [_caffe2_name(key).removesuffix("weight") for key in weights if re.search(r"_bn_(s|gamma)$", key)]
+    return [norm for norm in norms if f"{norm}running_mean" not in names]
 
 
 def _caffe2_name(key: str) -> str:

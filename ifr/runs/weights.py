@@ -19,6 +19,8 @@ from ifr.processes.workers import Worker
 logger = logging.getLogger(__name__)
 
 _NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
+# Their shapes follow from the number of classes, and of anchors at a cell.
+_MISMATCHED = ("*predictor*", "*rpn_head.objectness_logits.*", "*rpn_head.anchor_deltas.*")
 
 
 # Rows of the predictors, by their names on disk: classes come first, a row of the background may follow.
@@ -75,7 +77,8 @@ def start_from(model: nn.Module, config: Any, classes: Classes | None, worker: W
     """Load MODEL.WEIGHTS into a model that is to be trained.
 
     The rows of the predictors are those of the classes with the same names; other classes keep their initial rows. If
-    the file does not name its classes, predictors with another number of classes keep their initial values.
+    the file does not name its classes, predictors with another number of classes keep their initial values. So does an RPN
+    predictor with another number of anchors.
 
     Args:
         model: the model.
@@ -90,7 +93,7 @@ def start_from(model: nn.Module, config: Any, classes: Classes | None, worker: W
     trained = trained_classes(file, config)
     if classes is not None and trained is not None and trained != classes:
         file = move_predictors(file, model, trained, classes)
-    load_weights(model, file, allow_mismatched=("*predictor*",))
+    load_weights(model, file, allow_mismatched=_MISMATCHED)
 
 
 def move_predictors(file: CheckpointFile, model: nn.Module, trained: Classes, classes: Classes) -> CheckpointFile:

@@ -37,8 +37,9 @@ def test_saved_files_have_the_published_keys_and_load_back_bit_equal(tmp_path, e
 
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
-        for value in model.state_dict().values():
-            value.zero_()
+        for key, value in model.state_dict().items():
+            if "cell_anchors" not in key:  # never loaded
+                value.zero_()
     report = load_weights(model, path)
     assert report.missing + report.unexpected + report.mismatched == ()
     for key, value in model.state_dict().items():

@@ -25,7 +25,8 @@ MASK = "roi_heads.mask_head."
 def test_loads_back_bit_equal(tmp_path, detector, random_state):
     detector.load_state_dict(random_state)
     save_checkpoint(tmp_path / "new" / "model.pth", detector)
-    detector.load_state_dict({key: torch.zeros_like(value) for key, value in random_state.items()})
+    zeros = {key: torch.zeros_like(value) for key, value in random_state.items() if "cell_anchors" not in key}
+    detector.load_state_dict(zeros, strict=False)
     report = load_weights(detector, tmp_path / "new" / "model.pth")
     assert report.missing + report.unexpected + report.mismatched == ()
     for key, value in random_state.items():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from faults import before_call, faulty
 from tiny_experiment import make_dataset
 
@@ -79,6 +81,19 @@ def test_nothing_to_resume_and_missing_weights(tiny: Path, tmp_path: Path, fails
     settings = ("OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", tmp_path / "missing.pth")
     _, remedy = fails("train", tiny, "--resume", *settings)
     assert remedy == "remedy: give another MODEL.WEIGHTS or OUTPUT_DIR, or train without --resume"
+
+
+def test_weights_that_were_trained_with_other_settings(tiny: Path, tmp_path: Path, fails: Fails) -> None:
+    weights = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), weights)
+    settings = ("OUTPUT_DIR", tmp_path / "run", "MODEL.DEVICE", "cpu", "SOLVER.LR_SCHEDULER.MAX_ITER", 1)
+    error, remedy = fails("train", tiny, *settings, "MODEL.WEIGHTS", weights)
+    assert error.endswith(
+        "torchvision's ResNet with other settings than the model's MODEL.RESNETS.NORM, MODEL.PIXEL_STD"
+    )
+    pairs = 'MODEL.RESNETS.NORM FrozenBN MODEL.PIXEL_STD "[57.375, 57.12, 58.395]"'
+    assert remedy == f"remedy: add {pairs}, or give another MODEL.WEIGHTS"
+    assert main([str(part) for part in ("train", tiny, *settings, "MODEL.WEIGHTS", weights, *shlex.split(pairs))]) == 0
 
 
 @pytest.mark.parametrize("command", ["test", "show"])

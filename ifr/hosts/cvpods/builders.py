@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import torch
 from torch import nn
 
 from ifr.hosts import heads
@@ -58,6 +59,10 @@ def _build(config: Any, roi_heads: Any) -> nn.Module:
     config.build_box_head = FastRCNNConvFCHead
     config.build_mask_head = build_mask_head
     model: nn.Module = GeneralizedRCNN(config)
+    # cvpods holds them in a closure, where load_weights could not compare them with what a file was trained on.
+    for name, values in (("pixel_mean", config.MODEL.PIXEL_MEAN), ("pixel_std", config.MODEL.PIXEL_STD)):
+        values = torch.tensor(list(values), device=config.MODEL.DEVICE).view(-1, 1, 1)
+        model.register_buffer(name, values, persistent=False)
     return model
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class AnchorGenerator(nn.Module):
     """Places anchors, without rounding, at every cell of every level; they are float32 in a model of any dtype.
 
-    Checkpoints store the anchors of one cell as the buffers `cell_anchors.<level>`.
+    Checkpoints store the anchors of one cell as the buffers `cell_anchors.<level>`, but never load them.
 
     Args:
         sizes: square root of the area in input pixels, for each level; a single entry applies to all levels.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ifr.checkpoints.names import unwrapped
 from ifr.data.annotations import Annotations, ImageSize
 from ifr.hosts.standalone.detector.backbone import PyramidBackbone
 from ifr.hosts.standalone.detector.boxes import clip, nonempty
@@ -125,7 +126,7 @@ class RCNN(nn.Module):
     def published_names(self) -> dict[str, str]:
         """Map the keys of `state_dict()` to those of a cvpods checkpoint."""
         cascade = len(self.roi_heads.stages) > 1
-        return {key: published_name(key, cascade=cascade) for key in self.state_dict()}
+        return {key: published_name(unwrapped(key), cascade=cascade) for key in self.state_dict()}
 
     def _annotations(self, batch: Sequence[dict[str, Any]]) -> list[Annotations]:
         for i, item in enumerate(batch):
