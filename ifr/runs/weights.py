@@ -77,7 +77,7 @@ def start_from(model: nn.Module, config: Any, classes: Classes | None, worker: W
     """Load MODEL.WEIGHTS into a model that is to be trained.
 
     The rows of the predictors are those of the classes with the same names; other classes keep their initial rows. If
-    the file does not name its classes, predictors with another number of classes keep their initial values. So does an RPN
+    the file does not name its classes, predictors with another number of classes keep their initial values, like an RPN
     predictor with another number of anchors.
 
     Args:
