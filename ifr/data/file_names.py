@@ -50,7 +50,9 @@ def tidy_file_names(images: Iterable[dict[str, Any]], folder: Path) -> FileNames
         folder: the image folder; nothing outside it is looked at.
     """
     images = list(images)
-    odd = [item for item in images if isinstance(item.get("file_name"), str) and _kind(item["file_name"])]
+    odd = [
+        item for item in images if isinstance(name := item.get("file_name"), str) and "\0" not in name and _kind(name)
+    ]
     unusual = [
         name
         for name in dict.fromkeys(item["file_name"] for item in odd)

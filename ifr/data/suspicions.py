@@ -91,8 +91,9 @@ def _extent(item: Mapping[str, Any], size: Size) -> Corners | None:
     polygons = _polygons(item)
     if not polygons:
         return None
-    across_, down_ = [x for each in polygons for x in each[0::2]], [y for each in polygons for y in each[1::2]]
-    return min(across_), min(down_), max(across_), max(down_)
+    columns = [x for polygon in polygons for x in polygon[0::2]]
+    rows = [y for polygon in polygons for y in polygon[1::2]]
+    return min(columns), min(rows), max(columns), max(rows)
 
 
 def _polygons(item: Mapping[str, Any]) -> list[Sequence[float]]:
