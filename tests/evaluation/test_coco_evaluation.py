@@ -134,7 +134,7 @@ def test_crowds_are_said_not_to_be_scored(config, truth, write, tmp_path, caplog
     assert said in caplog.text
     caplog.clear()
     config.merge_from_list(["DATASETS.CROWDS_AS_OBJECTS", True])
-    evaluate_all(ColourDetector(), config, open_test_sets(config), Worker(), tmp_path)
+    evaluate_all(ColourDetector(), config, open_test_sets(config, None), Worker(), tmp_path)
     assert "are crowds" not in caplog.text
 
 
