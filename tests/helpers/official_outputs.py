@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
-from torch import Tensor
+from torch import Tensor, nn
+
+from ifr.checkpoints import load_weights, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT.parent / "shared" / "reference"
@@ -31,6 +33,22 @@ def write_official_checkpoint(name: str, path: Path) -> None:
     if not REFERENCE.is_dir():
         pytest.skip("the reference data is not beside the repository, at ../shared/reference")
     subprocess.run([sys.executable, REFERENCE / "checkpoint.py", name, path], check=True, stdout=subprocess.DEVNULL)
+
+
+def load_official(model: nn.Module, path: Path) -> None:
+    """Load an official checkpoint, and the anchors in it, which IFR would never load.
+
+    The official outputs were computed with them; they were rounded to half precision.
+    """
+    file = read_checkpoint(path)
+    report = load_weights(model, file)
+    assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
+    anchors = {key: value for key, value in file.weights.items() if "cell_anchors" in key}
+    assert len(anchors) == 5
+    for key, value in anchors.items():
+        own = model.state_dict()[key]
+        torch.testing.assert_close(own, value, rtol=2**-11, atol=0)
+        own.copy_(value)
 
 
 def resized(image: np.ndarray, short_edge: int) -> Tensor:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from official_outputs import MATCHED, REFERENCE, ROOT, matched, official_masks, resized
+from official_outputs import MATCHED, REFERENCE, ROOT, load_official, matched, official_masks, resized
 from sides import SIDES, Side
 from torch import nn
 
-from ifr.checkpoints import load_weights, save_checkpoint
+from ifr.checkpoints import save_checkpoint
 from ifr.experiment import load_experiment
 
 PUBLISHED = ["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.SOLVER", "broyden-published"]
@@ -37,8 +37,7 @@ def build(name: str, host: str, weights: Path) -> nn.Module:
         experiment = load_experiment(ROOT / name)
         experiment.config.merge_from_list(PUBLISHED)
         model = experiment.build_model(experiment.config)
-    report = load_weights(model, weights)
-    assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
+    load_official(model, weights)
     return model.eval()
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from official import Reference, sample_evenly, threads
-from official_outputs import EXPERIMENTS, REFERENCE, ROOT, write_official_checkpoint
+from official_outputs import EXPERIMENTS, REFERENCE, ROOT, load_official, write_official_checkpoint
 
-from ifr.checkpoints import load_weights
 from ifr.data.annotations import Annotations
 from ifr.experiment import load_experiment
 
@@ -41,8 +40,7 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     experiment = load_experiment(ROOT / name)
     experiment.config.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.SOLVER", "broyden-published"])
     model = experiment.build_model(experiment.config)
-    report = load_weights(model, checkpoint)
-    assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
+    load_official(model, checkpoint)
     checkpoint.unlink()
     model.proposal_generator.sampler = model.roi_heads.sampler = sample_evenly
     io = torch.load(REFERENCE / f"{name}.a.io.pt", weights_only=True)
