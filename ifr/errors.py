@@ -1,4 +1,4 @@
-"""Errors meant for a user: each says what went wrong and what to do about it."""
+"""Errors for users: each says what went wrong and what to do about it."""
 
 import contextlib
 import errno
@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-_LONGEST_TEXT = 3000  # characters; four such texts fit in a pipe, whatever the characters
+_LONGEST_TEXT = 3000  # characters; four such texts fit in a pipe in any encoding
 _WRITABLE = "choose an OUTPUT_DIR that can be written, with space left"
 _LESS_MEMORY = (
     "lower SOLVER.IMS_PER_BATCH or the sizes in INPUT.AUG.TRAIN_PIPELINES, raise SOLVER.BATCH_SUBDIVISIONS, or set "
@@ -27,11 +27,11 @@ _REPORT = "run it again with --debug and report the traceback"
 
 
 class UserError(Exception):
-    """What went wrong, in one line, and what the user can do about it.
+    """An error that the user can do something about.
 
     Args:
-        cause: names the file, setting or argument at fault.
-        remedy: that of the class unless given.
+        cause: what went wrong, in one line; it names the file, setting or argument at fault.
+        remedy: what to do about it; by default the remedy of the class.
     """
 
     remedy = "correct the argument or setting that it names"
@@ -70,9 +70,9 @@ class CheckpointError(UserError, ValueError):
     """A checkpoint file cannot be used; the cause names the file.
 
     Args:
-        path: of the file.
-        cause: what is wrong with it; it may quote the file.
-        remedy: that of the class unless given.
+        path: the file.
+        cause: what is wrong with the file; it may quote the file.
+        remedy: what to do about it; by default the remedy of the class.
     """
 
     remedy = "give another MODEL.WEIGHTS"
@@ -97,7 +97,7 @@ class EvaluationError(UserError, RuntimeError):
 
 
 class WorkerError(UserError, RuntimeError):
-    """A worker process ended without saying why; the cause names it."""
+    """A worker process ended without an error message; the cause names the worker."""
 
     def __init__(self, cause: str) -> None:
         remedy = "run it again with --debug and report what it prints"
@@ -113,9 +113,9 @@ class Stopped(UserError):
     """A signal asked the run to stop, and it stopped at the end of a step.
 
     Args:
-        number: the signal's.
-        iteration: iterations done.
-        saved: the checkpoint written then; None if there was nothing to save yet.
+        number: the signal's number.
+        iteration: the iterations done.
+        saved: the checkpoint written at the end; None if there was nothing to save yet.
     """
 
     def __init__(self, number: int, iteration: int, saved: str | None) -> None:
@@ -123,14 +123,14 @@ class Stopped(UserError):
         remedy = "the same command with --resume goes on from there" if saved else "start it again"
         super().__init__(f"by {signal.Signals(number).name} {where}", remedy)
         self.number, self.iteration, self.saved = number, iteration, saved
-        self.exit_code = 128 + number  # as shells report it: 143 for SIGTERM, 130 for Ctrl-C
+        self.exit_code = 128 + number  # like shells: 143 for SIGTERM, 130 for Ctrl-C
 
 
 class NonFiniteError(UserError, FloatingPointError):
-    """A loss or gradient is not finite. The update was not applied; the step is saved so that it can be repeated.
+    """A loss or gradient is not finite; the update was not applied, and the step is saved so that it can be repeated.
 
     Args:
-        cause: names what is not finite, every loss and the images of the batch.
+        cause: what is not finite, with every loss and the images of the batch.
         saved: the folder to pass to `ifr.hosts.standalone.engine.failures.repeat`; None if it could not be written.
     """
 
@@ -148,11 +148,11 @@ class CvpodsError(UserError, ImportError):
 
 
 class CvpodsNotFoundError(CvpodsError):
-    """There is no cvpods at the place searched."""
+    """cvpods is not at the place searched."""
 
 
 class CvpodsBrokenError(CvpodsError):
-    """cvpods is there but cannot be imported; `__cause__` is the original error."""
+    """cvpods exists but cannot be imported; `__cause__` is the original error."""
 
 
 class CvpodsTooOldError(CvpodsError):
@@ -160,7 +160,7 @@ class CvpodsTooOldError(CvpodsError):
 
 
 def shortened(text: str) -> str:
-    """The text without the middle of what is too long to read."""
+    """Return a text, without its middle if it is too long."""
     if len(text) <= _LONGEST_TEXT:
         return text
     half = _LONGEST_TEXT // 2
@@ -169,7 +169,7 @@ def shortened(text: str) -> str:
 
 @contextlib.contextmanager
 def advise(remedy: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors of these kinds into a `UserError` with this remedy."""
+    """Turn errors of these classes into a `UserError` with this remedy."""
     try:
         yield
     except kinds as error:
@@ -177,11 +177,11 @@ def advise(remedy: str, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def explained(error: Exception) -> UserError:
-    """The error as a user should read it: cause and remedy where they are known, else how to report it."""
+    """Return the error to show to the user: with cause and remedy if known, else with how to report it."""
     if isinstance(error, UserError):
         return error
     text = str(error)
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # the first one is torch.cuda's
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # the former is torch.cuda's
         return UserError(text.partition(". ")[0] or "out of memory of this machine", _LESS_MEMORY)
     if isinstance(error, FloatingPointError):
         return UserError(text, f"{_LOWER_RATE}; older checkpoints are sound")
@@ -189,7 +189,7 @@ def explained(error: Exception) -> UserError:
         return UserError(text)
     if isinstance(error, OSError):
         return UserError(text, _REMEDIES.get(error.errno or 0, _WRITABLE))
-    # torch has no classes of their own for these.
+    # torch has no separate classes for these.
     if "Too many open files" in text or "0 items of ancdata" in text:
         return UserError(text, _OPEN_FILES)
     if "DefaultCPUAllocator" in text or "can't allocate memory" in text:
@@ -203,5 +203,5 @@ def explained(error: Exception) -> UserError:
 
 
 def unexpected(error: Exception) -> UserError:
-    """The error that is shown for one that nobody foresaw."""
+    """Describe an unexpected error."""
     return UserError(f"{type(error).__name__}: {error}", _REPORT)

@@ -1,4 +1,4 @@
-"""Loads an experiment's folder and builds its model."""
+"""Load an experiment's folder and build its model."""
 
 import ast
 import importlib.util
@@ -22,7 +22,7 @@ _counter = itertools.count()
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the two files of an experiment's folder define."""
+    """The definitions in the two files of an experiment's folder."""
 
     folder: Path
     config: Any
@@ -62,7 +62,7 @@ def build_model(
         folder_or_name: see `load_experiment`.
         weights: a checkpoint to load; without it the model keeps its initial weights. The model gets as many classes
             as the checkpoint says it was trained on.
-        device: the model's device; by default MODEL.DEVICE of the overrides, else a GPU if there is one.
+        device: the model's device; by default MODEL.DEVICE from the overrides, else a GPU if there is one.
         overrides: settings that replace those of config.py, as `["KEY.SUBKEY", value, ...]`.
 
     Raises:
@@ -102,7 +102,7 @@ def take_classes(config: Any, file: CheckpointFile, overrides: Sequence[Any]) ->
 
 
 def given_keys(overrides: Sequence[Any]) -> Iterator[str]:
-    """Yield the full name of every setting that `["KEY.SUBKEY", value, ...]` sets, also inside sections."""
+    """Yield the full name of every setting in `["KEY.SUBKEY", value, ...]`, including those inside sections."""
     for key, value in zip(overrides[0::2], overrides[1::2], strict=False):
         yield from _leaves(str(key), value)
 

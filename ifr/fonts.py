@@ -13,8 +13,8 @@ from PIL import ImageFont
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 logger = logging.getLogger(__name__)
-_BESIDES = frozenset("0123456789. ")  # of a score beside the name
-_NOBODY_HAS = "\U0010ffff"  # not a character: a font draws its sign for missing ones
+_BESIDES = frozenset("0123456789. ")  # for the score beside the name
+_NOBODY_HAS = "\U0010ffff"  # not a character: a font draws its glyph for missing ones
 _TRIAL_SIZE = 16
 _SUFFIXES = (".ttf", ".ttc", ".otf")
 _NOT_PLAIN = ("bold", "italic", "oblique", "light", "thin", "black", "condensed", "mono", "serif", "math")
@@ -29,9 +29,9 @@ def load_font(path: Path | None, size: int) -> Font:
 
 @functools.cache
 def fonts_for(names: tuple[str, ...]) -> Mapping[str, Path | None]:
-    """Find the file of a font for each name; None stands for Pillow's own.
+    """Find a font file for each name; None stands for Pillow's own font.
 
-    Names that no font can draw have no entry; they are named in one warning.
+    Names that no font can draw have no entry; one warning lists them.
     """
     found: dict[str, Path | None] = {}
     for path in (None, *_installed_fonts()):
@@ -40,7 +40,7 @@ def fonts_for(names: tuple[str, ...]) -> Mapping[str, Path | None]:
             break
         try:
             has = characters_of(load_font(path, _TRIAL_SIZE), frozenset("".join(pending)) | _BESIDES)
-        except OSError:  # damaged, or bitmaps of another size only
+        except OSError:  # damaged, or only has bitmaps of other sizes
             continue
         found.update({name: path for name in pending if has >= _BESIDES.union(name)})
     missing = [name for name in dict.fromkeys(names) if name not in found]
@@ -57,7 +57,7 @@ def fonts_for(names: tuple[str, ...]) -> Mapping[str, Path | None]:
 
 
 def characters_of(font: Font, characters: frozenset[str]) -> frozenset[str]:
-    """Return those of the characters that a font can draw, including invisible ones, but no control characters."""
+    """Return the characters that a font can draw, including invisible ones but not control characters."""
     missing = _drawn(font, _NOBODY_HAS)
     kinds = {character: unicodedata.category(character) for character in characters}
     return frozenset(
@@ -68,7 +68,7 @@ def characters_of(font: Font, characters: frozenset[str]) -> frozenset[str]:
 
 
 def font_folders() -> Sequence[Path]:
-    """Return the folders in which this system keeps fonts."""
+    """Return the folders where this system keeps fonts."""
     home = Path.home()
     if sys.platform == "win32":
         return Path(os.environ.get("WINDIR", "C:/Windows"), "Fonts"), home / "AppData/Local/Microsoft/Windows/Fonts"
@@ -81,7 +81,7 @@ def font_folders() -> Sequence[Path]:
 def _installed_fonts() -> list[Path]:
     """Return the font files of this system, plain ones first."""
     files = [file for folder in font_folders() for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES]
-    # LastResort, of macOS, has a box for every character.
+    # macOS's LastResort has a box for every character.
     return sorted((file for file in files if "lastresort" not in file.stem.lower()), key=_order)
 
 

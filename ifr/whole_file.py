@@ -1,4 +1,4 @@
-"""Write a file so that its name always means a whole file."""
+"""Write files so that an interrupted write never leaves a partial file under its final name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import IO, Any, Literal
 
 @contextlib.contextmanager
 def whole_file(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
-    """Open a file that replaces `path` once the block has ended; on an error `path` stays as it was.
+    """Open a file that replaces `path` at the end of the block; on an error `path` stays as it was.
 
-    The file is written under the name `.NAME.RANDOM.PID.tmp` in the same folder, which is made if need be, and is on
-    the disk before it is renamed. What a killed process leaves can be found by that name.
+    The file is written as `.NAME.RANDOM.PID.tmp` in the same folder, which is created if it does not exist, and is
+    flushed to disk before it is renamed. Files that a killed process leaves can be found by that pattern.
 
     Args:
         path: the file to write.
@@ -32,13 +32,13 @@ def whole_file(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _keep_name(path.parent)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _keep_name(folder: Path) -> None:
-    """Have the folder's new entry on the disk too; where a file system refuses that, the file is whole all the same."""
+def _sync_folder(folder: Path) -> None:
+    """Flush the folder's new entry to disk too; if the file system refuses, the file is still complete."""
     if os.name == "posix":
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Files in, files out: read the weights of every known format, write those that the published code reads."""
+"""Read weights in every known format; write checkpoints that the published code can read."""
 
 from ifr.checkpoints.fetch import resolve
 from ifr.checkpoints.files import CheckpointFile, read_checkpoint

@@ -1,4 +1,4 @@
-"""Check the archive that torch.save writes since torch 1.6, before torch, which checks no CRC, reads it."""
+"""Check a zip archive of torch.save (torch 1.6 and later) before torch reads it; torch does not check CRCs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ifr.errors import CheckpointError
 
 
 def check_archive(path: Path) -> bytes:
-    """Read an archive to its end and return the pickle in it, which describes the tensors.
+    """Check a whole archive and return its pickle, which describes the tensors.
 
     Raises:
-        CheckpointError: it is damaged, compressed, a program, another kind of archive, or claims more than it holds.
-        zipfile.BadZipFile, ...: what `zipfile` runs into.
+        CheckpointError: the archive is damaged, compressed, a TorchScript program or not from torch.save.
+        zipfile.BadZipFile, ...: `zipfile` cannot read the archive.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         _check_entries(path, entries)
-        folder = entries[0].filename.partition("/")[0]  # as torch takes it
+        folder = entries[0].filename.partition("/")[0]  # like torch
         names = {entry.filename for entry in entries}
         if f"{folder}/data.pkl" not in names:
             raise CheckpointError(path, "a zip archive, but not one that torch.save writes")
         if (damaged := archive.testzip()) is not None:
-            raise CheckpointError(path, f"a damaged torch file: {damaged!r} does not have its CRC")
+            raise CheckpointError(path, f"a damaged torch file: the CRC of {damaged!r} is wrong")
         if f"{folder}/byteorder" in names and archive.read(f"{folder}/byteorder") != b"little":
-            raise CheckpointError(path, "a torch file from a machine of another byte order; save it as safetensors")
+            raise CheckpointError(path, "a torch file from a machine with another byte order; save it as safetensors")
         return archive.read(f"{folder}/data.pkl")
 
 
@@ -37,10 +37,10 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
         raise CheckpointError(path, "a compressed zip archive; torch.save never compresses")
     if len(names) < len(entries):
-        raise CheckpointError(path, f"a damaged torch file: {max(names, key=names.__getitem__)!r} is in it twice")
+        raise CheckpointError(path, f"a damaged torch file: {max(names, key=names.__getitem__)!r} occurs twice")
     size = path.stat().st_size
     if sum(entry.file_size for entry in entries) > size:
-        raise CheckpointError(path, f"a damaged torch file: it claims to hold more than its own {size} bytes")
-    # If the archive began later, zipfile would count offsets from there and torch from the start of the file.
+        raise CheckpointError(path, f"a damaged torch file: it claims to hold more than its {size} bytes")
+    # Otherwise zipfile would count offsets from the start of the archive, torch from the start of the file.
     if not entries or min(entry.header_offset for entry in entries) != 0:
-        raise CheckpointError(path, "a damaged torch file: the archive does not begin where the file does")
+        raise CheckpointError(path, "a damaged torch file: the archive does not begin at the start of the file")

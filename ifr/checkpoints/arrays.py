@@ -1,7 +1,7 @@
-"""Read pickles of numpy arrays: all that a file may name is here, and nothing here trusts its arguments.
+"""Read pickles of numpy arrays with stand-ins for all names that a file may use; they do not trust their arguments.
 
-numpy's own functions believe what a file says of shape, type and buffer. These stand in for them, in a pickle of arrays
-and inside a file of torch, and make an array once its size agrees with the bytes that came with it.
+numpy's own functions believe what a file says about shape, type and buffer. The stand-ins replace them, in a pickle of
+arrays and in a torch file, and make an array only if its size agrees with its bytes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 
 from ifr.checkpoints.pickle_check import PickleError
 
-# Kinds and sizes that weights come in; arrays of text and objects stay stand-ins, which no model can load.
+# The types of weights. Arrays of text and objects stay stand-ins, which no model can load.
 _NUMERIC = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
-_MOST_EXPANDED = 2**20  # elements of a tensor that repeats those of its storage, as those of `expand` do
+_MOST_EXPANDED = 2**20  # elements of a tensor that repeats those of its storage, like one from `expand`
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.device, torch.dtype, np.ndarray)
 _KEYS = (str, int, float, bytes, type(None))
 
 
 class _Dtype:
-    """Stands for a `numpy.dtype`: its code at construction, its byte order from the state."""
+    """Stand-in for a `numpy.dtype`; the constructor sets its code, the state its byte order."""
 
     order = "="
 
@@ -38,17 +38,17 @@ class _Dtype:
 
 
 class Array:
-    """Stands for a `numpy.ndarray`, which is announced first and then given its state."""
+    """Stand-in for a `numpy.ndarray`, which is first created empty and then given its state."""
 
     code = "nothing"
     values: NDArray[Any] | None = None
     is_scalar = False
 
-    def __init__(self, *announced: object) -> None:
-        """Take the arguments of `_reconstruct`, which say nothing about the array."""
+    def __init__(self, *ignored: object) -> None:
+        """Ignore the arguments of `_reconstruct`, which do not describe the array."""
 
     def __setstate__(self, state: Any) -> None:
-        """Take numpy's (version, shape, dtype, is Fortran order, bytes)."""
+        """Set the values from numpy's (version, shape, dtype, is Fortran order, bytes)."""
         _, shape, dtype, fortran, data = state
         if not isinstance(dtype, _Dtype):
             raise PickleError("it has an array without a dtype")
@@ -59,7 +59,7 @@ class Array:
         data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as str
         sizes = isinstance(shape, tuple) and all(type(size) is int and 0 <= size < 2**48 for size in shape)
         if not sizes or len(shape) > 32 or not isinstance(data, (bytes, bytearray)):
-            raise PickleError(f"it has an array of the shape {shape!r:.80}, or without bytes")
+            raise PickleError(f"it has an array of shape {shape!r:.80}, or without bytes")
         if math.prod(shape) * kind.itemsize != len(data):
             raise PickleError(f"it has an array of shape {shape!r:.80} and type {self.code} with {len(data)} bytes")
         flat = np.frombuffer(data, kind).astype(kind.newbyteorder("="))
@@ -67,7 +67,7 @@ class Array:
 
 
 def _buffer(data: object, dtype: object, shape: object, order: object) -> Array:
-    """Stand in for `_frombuffer`, by which pickle protocol 5 makes an array in one call."""
+    """Stand in for `_frombuffer`, with which pickle protocol 5 makes an array in one call."""
     array = Array()
     array.__setstate__((1, shape, dtype, order == "F", data))
     return array
@@ -80,7 +80,7 @@ def _scalar(dtype: object, data: object = b"") -> Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stand in for `_codecs.encode`, by which Python 3 writes bytes in protocols 0 to 2."""
+    """Stand in for `_codecs.encode`, with which Python 3 writes bytes in protocols 0 to 2."""
     if encoding not in ("latin1", "latin-1"):
         raise PickleError.asks("bytes in an encoding other than latin1")
     return text.encode("latin1")
@@ -103,10 +103,10 @@ _OTHERS = {"_codecs.encode": _encode, "__builtin__.bytes": _no_bytes, "collectio
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers and text, and what stands for arrays."""
+    """Unpickles containers, numbers and text, and arrays as stand-ins."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name."""
+        """Return the stand-in for a name."""
         found = {**NAMES, **_OTHERS}.get(f"{module}.{name}")
         if found is None:
             raise PickleError.asks(repr(f"{module}.{name}"))
@@ -114,21 +114,21 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def plain(content: object, most_bytes: int) -> object:
-    """Make arrays, numbers, dicts, lists and tuples of what stands for them in nested containers.
+    """Replace the stand-ins in nested containers by arrays and numbers, and other containers by plain ones.
 
     Args:
         content: what an unpickler returned.
-        most_bytes: that a storage may have, those of the file.
+        most_bytes: the file's size, which no storage may exceed.
 
     Raises:
-        PickleError: something else is among them, or a tensor that the file cannot hold.
+        PickleError: the content has an object of another type, or a tensor that the file cannot hold.
     """
     done: dict[int, object] = {}
 
     def convert(item: object) -> object:
         if id(item) not in done:  # shared parts are converted once, and a cycle ends here
             done[id(item)] = item
-            if isinstance(item, dict):  # an OrderedDict of the file's making may have an `items` of its own
+            if isinstance(item, dict):  # the file may have given an OrderedDict its own `items`
                 done[id(item)] = {_key(key): convert(value) for key, value in dict.items(item)}
             elif isinstance(item, (list, tuple)):
                 entries = [convert(entry) for entry in item]

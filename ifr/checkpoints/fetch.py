@@ -1,4 +1,4 @@
-"""Turn the path of a checkpoint, which may be a web address, into a file on this machine."""
+"""Turn the path or web address of a checkpoint into a file on this machine."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _NAMED_AFTER_SHA256 = re.compile(r"^https://download\.pytorch\.org/.*-([0-9a-f]{
 
 
 def resolve(path: str | Path) -> Path:
-    """Return the local file that a path or an `https://` or `detectron2://` address means, fetching it once.
+    """Return the local file for a path or an `https://` or `detectron2://` address, which is fetched once.
 
-    Fetched files lie in the folder `IFR_CACHE`, by default ~/.cache/ifr; one put there by hand serves as well. An
-    address may end in `#sha256=` and 64 digits, which its file must have. The SHA-256 of what was fetched is logged and
-    kept beside the file, which must still have it whenever it is used.
+    Fetched files are kept in the folder `IFR_CACHE`, by default ~/.cache/ifr; you may also put files there by hand. An
+    address may end in `#sha256=` and the 64 digits of its file's hash. The SHA-256 of a fetched file is logged, kept
+    beside the file, and checked at every use.
 
     Raises:
-        CheckpointError: another kind of address, no network, a file too large, cut short or with the wrong hash.
+        CheckpointError: the address is not supported, or the file cannot be fetched, is too large or has another hash.
     """
     text = str(path)
     if not re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]*://", text):
@@ -45,7 +45,7 @@ def resolve(path: str | Path) -> Path:
         raise CheckpointError(text, "only https:// and detectron2:// addresses are fetched")
     pinned = _PIN.match(pin)
     if pin and not pinned:
-        raise CheckpointError(text, "an address may end in #sha256= and 64 hexadecimal digits, and in no other #")
+        raise CheckpointError(text, "an address may end only in #sha256= and 64 hexadecimal digits")
     named = _NAMED_AFTER_SHA256.match(url)
     expected = [match[1].lower() for match in (pinned, named) if match]
     target = cache_file(url)
@@ -59,7 +59,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def cache_file(url: str) -> Path:
-    """Where the file of an https address lies in the cache: its host and path, as folders."""
+    """Return the path of an https address's file in the cache; host and path are folders."""
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port
@@ -76,7 +76,7 @@ def cache_file(url: str) -> Path:
 
 
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):
-    """Follow redirections to https only."""
+    """Follows redirections to https only."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -96,7 +96,7 @@ def _fetch(url: str, target: Path, expected: list[str]) -> None:
                 digest.update(chunk)
             found = digest.hexdigest()
             _compare(url, "what was fetched", found, expected)
-            _note(target).write_text(f"{found}  {target.name}\n")  # before the file: without it the note means nothing
+            _note(target).write_text(f"{found}  {target.name}\n")  # first, so that no file lacks its note
         logger.info("fetched %s: %d bytes, SHA-256 %s", target, target.stat().st_size, found)
     except CheckpointError:
         raise
@@ -126,7 +126,7 @@ def _download(url: str) -> Iterator[bytes]:
 
 
 def _note(target: Path) -> Path:
-    """The file that holds the hash of another one, in the form of sha256sum."""
+    """Return the path of the file that holds the hash of another, in the format of sha256sum."""
     return target.with_name(f"{target.name}.sha256")
 
 
@@ -140,7 +140,7 @@ def _check_hash(url: str, file: Path, expected: list[str]) -> None:
 
 
 def _compare(url: str, what: str, found: str, expected: list[str], remedy: str = "") -> None:
-    """Hold a SHA-256 against the first digits that it should have."""
+    """Check that a SHA-256 begins with all expected digits."""
     for digits in expected:
         if not found.startswith(digits):
             raise CheckpointError(url, f"{what} has SHA-256 {found}, which should begin with {digits}{remedy}")

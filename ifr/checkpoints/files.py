@@ -1,4 +1,4 @@
-"""Read a checkpoint file of any known format into tensors, whatever its name ends in."""
+"""Read a checkpoint file of any known format into tensors, whatever its suffix."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ logger = logging.getLogger(__name__)
 _FOREIGN = {
     b"\xff\xd8\xff": "a JPEG picture",
     b"\x89PNG": "a PNG picture",
-    b"version https://git-lfs": "a Git LFS pointer, not the file that it stands for",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
     b"<!": "a web page",
     b"<html": "a web page",
     b"<?xml": "XML",
     b"\x1f\x8b": "a gzip archive",
     b"%PDF": "a PDF",
 }
-_LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that opens torch.save's files before 1.6
+_LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that starts files of torch.save before 1.6
 _LEGACY_PICKLES = 5  # magic number, version, machine, content, keys of the storages
-# What a file of torch may ask for. torch allows more, among it functions that take any size.
+# The names that a torch file may use. torch allows more, among them functions that accept any size.
 _TORCH_NAMES = re.compile(
     r"torch\.((Bool|Byte|Char|Half|BFloat16|Short|Int|Float|Long|Double|ComplexFloat|ComplexDouble)Storage"
     r"|storage\.UntypedStorage|bool|u?int\d+|b?float\w*|complex\d+|Size|device"
     r"|_utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state))"
     r"|collections\.(OrderedDict|Counter)|_codecs\.encode|__builtin__\.bytes|" + "|".join(map(re.escape, NAMES))
 )
-_safe_globals = threading.Lock()  # torch keeps them for the whole process
+_safe_globals = threading.Lock()  # they apply to the whole process
 _LONGEST_NAME = 500
 _MOST_CLASSES = 100_000
 _WEIGHT_NAMES = ("model", "blobs", "state_dict", "model_state_dict")
@@ -53,7 +53,7 @@ _WEIGHT_NAMES = ("model", "blobs", "state_dict", "model_state_dict")
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """What a file holds: `weights` by the names in the file, `extras` such as optimizer, scheduler and iteration."""
+    """The content of a checkpoint file: `weights` by name, and `extras` such as optimizer, scheduler and iteration."""
 
     path: Path
     weights: dict[str, Tensor]
@@ -61,10 +61,10 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: str | Path) -> CheckpointFile:
-    """Read a .pth of torch, a .pkl of numpy arrays or a safetensors file from disk; nothing in it is executed.
+    """Read a torch .pth, a .pkl of numpy arrays or a safetensors file without executing any of it.
 
     Raises:
-        CheckpointError: the file is absent, empty, truncated, of another kind, or asks to run code.
+        CheckpointError: the file is missing, empty, truncated, of another kind, or asks to run code.
     """
     path = Path(path)
     head = _head(path)
@@ -74,10 +74,10 @@ def read_checkpoint(path: str | Path) -> CheckpointFile:
 
 
 def read_content(path: Path) -> object:
-    """Read the containers, numbers, text, arrays and tensors in a file of torch.save or a pickle of arrays.
+    """Read the containers, numbers, text, arrays and tensors in a torch file or a pickle of arrays.
 
     Raises:
-        CheckpointError: as `read_checkpoint`.
+        CheckpointError: see `read_checkpoint`.
     """
     head = _head(path)
     for magic, kind in _FOREIGN.items():
@@ -85,13 +85,13 @@ def read_content(path: Path) -> object:
             raise CheckpointError(path, f"this is {kind}; a checkpoint was expected")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # from the readers, for odd escapes in text and protocols other than 2
+            warnings.simplefilter("ignore")  # from the readers, about odd escapes in text and protocols other than 2
             return plain(_read(path, head), path.stat().st_size)
     except (CheckpointError, MemoryError):
         raise
     except PickleError as error:
-        raise CheckpointError(path, f"this is no checkpoint of weights: {error}") from error
-    except Exception as error:  # there is hardly one that the readers do not raise on damaged data
+        raise CheckpointError(path, f"this is not a checkpoint of weights: {error}") from error
+    except Exception as error:  # on damaged data the readers raise almost any kind
         raise CheckpointError(path, f"a truncated or damaged file ({_cause(error)})") from error
 
 
@@ -101,7 +101,7 @@ def _read(path: Path, head: bytes) -> object:
         return _load_torch(path)
     legacy = _LEGACY_TORCH in head[:32]
     if not legacy and head[0:1] != b"\x80" and path.suffix != ".pkl":
-        raise CheckpointError(path, "neither a torch file, nor a pickle of arrays, nor safetensors")
+        raise CheckpointError(path, "neither a torch file nor a pickle of arrays nor safetensors")
     stream = io.BytesIO(path.read_bytes())
     for _ in range(_LEGACY_PICKLES if legacy else 1):
         check_pickle(stream, _TORCH_NAMES if legacy else None)
@@ -116,7 +116,7 @@ def _load_torch(file: Path | io.BytesIO) -> object:
 
 
 def _cause(error: Exception) -> str:
-    """The message of an error without torch's advice to read the file by unsafe means."""
+    """Return the message of an error without torch's advice to read the file unsafely."""
     text = str(error).rpartition("WeightsUnpickler error:")[2].partition("Check the documentation of torch.load")[0]
     text = "".join(letter if letter.isprintable() else " " for letter in text).strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -149,13 +149,13 @@ def _load_safetensors(path: Path) -> CheckpointFile:
         with safe_open(path, framework="pt", device="cpu") as file:
             extras = _classes_in(file.metadata() or {})
         return CheckpointFile(path, load_file(path, device="cpu"), _known_extras(path, extras))
-    # The reader raises SafetensorError for a bad header and whatever its body runs into for the rest.
+    # The reader raises SafetensorError for a bad header, and any of the others for bad content.
     except (SafetensorError, ValueError, TypeError, RuntimeError, OSError, KeyError, AttributeError) as error:
         raise CheckpointError(path, f"a truncated or damaged safetensors file ({error})") from error
 
 
 def _classes_in(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What `ifr convert` notes in a safetensors file, whose metadata are texts."""
+    """Return the classes that `ifr convert` wrote into the metadata of a safetensors file as text."""
     if "classes" not in metadata:
         return {}
     try:
@@ -173,7 +173,7 @@ def _split(path: Path, content: object) -> CheckpointFile:
     extras = {} if name is None else {str(key): value for key, value in content.items() if key != name}
     tensors = {}
     for key, value in weights.items():
-        # Caffe2 files carry the momentum of training, and some a list of layer names, among the weights.
+        # Caffe2 files also hold the optimizer's momentum, and some a list of layer names.
         if isinstance(key, str) and (key.endswith("_momentum") or "weight_order" in key):
             continue
         tensors[_key(path, key)] = _tensor(path, key, value)
@@ -183,15 +183,15 @@ def _split(path: Path, content: object) -> CheckpointFile:
 
 
 def _known_extras(path: Path, extras: dict[str, Any]) -> dict[str, Any]:
-    """What was saved beside the weights, without classes of which a model could not be made."""
+    """Return what was saved beside the weights, without classes that a model could not be built for."""
     if "classes" in extras and not _are_classes(extras["classes"]):
-        logger.warning("%s: its classes are in no known form and do not count", path)
+        logger.warning("%s: its classes are in an unknown form and are ignored", path)
         return {key: value for key, value in extras.items() if key != "classes"}
     return extras
 
 
 def _are_classes(classes: object) -> bool:
-    """Whether these are classes as IFR saves them; a model is made as large as there are many."""
+    """Return whether these are classes as IFR saves them; their number sets the size of the model."""
     names, ids = (classes.get(key) for key in ("names", "category_ids")) if isinstance(classes, dict) else (None, None)
     return (
         isinstance(names, list)
@@ -204,9 +204,9 @@ def _are_classes(classes: object) -> bool:
 
 def _key(path: Path, key: object) -> str:
     if not isinstance(key, str):
-        raise CheckpointError(path, f"a weight is called {key!r}, which is not text")
+        raise CheckpointError(path, f"a weight is named {key!r}, which is not text")
     if not key.isprintable() or len(key) > _LONGEST_NAME:  # names are logged and shown in a terminal
-        raise CheckpointError(path, f"a weight is called {key[:_LONGEST_NAME]!r}, which is no name of a weight")
+        raise CheckpointError(path, f"a weight is named {key[:_LONGEST_NAME]!r}, which is not a valid name")
     return key
 
 
@@ -216,4 +216,4 @@ def _tensor(path: Path, key: object, value: object) -> Tensor:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
     kind = f"an array of {value.code}" if isinstance(value, Array) else f"a {type(value).__name__}"
-    raise CheckpointError(path, f"{key!r} is {kind}, not a tensor; this is no checkpoint of weights")
+    raise CheckpointError(path, f"{key!r} is {kind}, not a tensor; this is not a checkpoint of weights")

@@ -1,4 +1,4 @@
-"""Put the weights of a file into a model, and say exactly what was loaded and what was not."""
+"""Load the weights of a file into a model, and report exactly what was loaded and what was not."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ifr.checkpoints.origins import BACKBONE, Origin, lacking_settings
 from ifr.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
-_SHOWN = 8  # names in one message; the report has them all
+_SHOWN = 8  # names in one message; the report lists all
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The names, as on disk, of the weights that a load set, lacked, did not know, and found in another shape."""
+    """The names on disk of the weights that were loaded, missing, unknown to the model, or of another shape."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
@@ -41,19 +41,19 @@ def load_weights(
 ) -> LoadReport:
     """Load a checkpoint of any known format into a model; on an error the model is left as it was.
 
-    Anchors and pixel statistics, which follow from the settings, are never loaded; other values of a file are logged.
+    Anchors and pixel statistics follow from the settings and are never loaded; if the file's differ, this is logged.
 
     Args:
-        model: a detector or a part of one; `published_names()`, if it has it, maps its own keys to those on disk.
-        source: a file, or an `https://` or `detectron2://` address, which is fetched once into the cache; or what
-            `read_checkpoint` returned, which may be loaded several times.
+        model: a detector or a part of one; its `published_names()`, if it exists, maps its keys to those on disk.
+        source: a file; an `https://` or `detectron2://` address, which is fetched once into the cache; or the result
+            of `read_checkpoint`, which may be loaded several times.
         allow_missing: patterns (`roi_heads.mask_head.*`) of names on disk that the file may lack.
-        allow_mismatched: patterns of names that keep their initial values where the file has another shape.
-        allow_backbone_only: accept a file that holds a backbone alone, which leaves the rest as initialised.
+        allow_mismatched: patterns of weights that keep their initial values if the file has another shape.
+        allow_backbone_only: accept a file that holds only a backbone; the rest keeps its initial values.
 
     Raises:
-        CheckpointError: the file cannot be read, or lacks or contradicts weights that matter and are not allowed for;
-            or it is of a ResNet that was trained with other settings (norm, pixels, stride), which the remedy gives.
+        CheckpointError: the file cannot be read, weights are missing or of another shape and not allowed to be, or its
+            ResNet was trained with other settings (norm, pixels, stride), which the remedy states.
     """
     checkpoint = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
     file = checkpoint.path
@@ -68,7 +68,7 @@ def load_weights(
     weights = _under_published_names(renamed.weights, own, published)
     backbone_only = names.is_backbone_only(weights)
     if backbone_only and not allow_backbone_only:
-        raise CheckpointError(file, "it holds a backbone alone; the weights of a whole detector are needed here")
+        raise CheckpointError(file, "it holds only a backbone; the weights of a whole detector are needed")
     _check_settings(lacking_settings(model, own, weights, renamed.folded, renamed.origin), file, renamed.origin)
     _unfold_statistics(weights, renamed.folded, own, model)
     weights = {key: value for key, value in weights.items() if not names.is_published_duplicate(key, weights)}
@@ -110,7 +110,7 @@ def published_keys(model: nn.Module) -> dict[str, str]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside data-parallel wrappers and those of torch.compile, or the model itself."""
+    """Return the model without the wrappers of data parallelism and torch.compile."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -121,7 +121,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _own_keys(published: Mapping[str, str]) -> dict[str, str]:
-    """The names on disk that the model can take, each with its own key; second registrations are no names of its."""
+    """Map each name on disk that the model can load to its key, leaving out second registrations."""
     taken = published.values()
     return {
         names.unwrapped(name): key for key, name in published.items() if not names.is_published_duplicate(name, taken)
@@ -131,19 +131,19 @@ def _own_keys(published: Mapping[str, str]) -> dict[str, str]:
 def _under_published_names(
     weights: dict[str, Tensor], own: Collection[str], published: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """The weights of a file that has the names on disk, or those of the model's own state dict."""
+    """Return the weights under their names on disk; the file has those or the keys of the model's state dict."""
     modules = {key.rpartition(".")[0]: name.rpartition(".")[0] for key, name in published.items()}
     renamed = {}
     for key, value in weights.items():
         module, dot, leaf = key.rpartition(".")
-        # What the model has no key for, such as the statistics of another norm, belongs to the same module.
+        # A weight that the model lacks, such as the statistics of another norm, is renamed like its module.
         renamed[published.get(key, modules.get(module, module) + dot + leaf)] = value
     own_state = len(renamed.keys() & set(own)) > len(weights.keys() & set(own))
     return renamed if own_state and len(renamed) == len(weights) else weights
 
 
 def _check_settings(settings: Mapping[str, str], file: Path, origin: Origin | None) -> None:
-    """Refuse weights with which the model would compute something else than what they were trained for."""
+    """Refuse weights that were trained with other settings than the model's."""
     if settings:
         pairs = " ".join(f"{key} {value}" for key, value in settings.items())
         kind = f"it holds {origin.name}" if origin else "it was trained"
@@ -157,13 +157,13 @@ def _check_settings(settings: Mapping[str, str], file: Path, origin: Origin | No
 def _unfold_statistics(
     weights: dict[str, Tensor], folded: Collection[str], own: Mapping[str, str], model: nn.Module
 ) -> None:
-    """Give norms whose statistics are folded into scale and shift the statistics that normalise nothing."""
+    """Add mean 0 and variance 1 for norms whose statistics are folded into scale and shift."""
     for prefix in sorted(folded):
         if f"{prefix}running_mean" not in own:
             continue
         norm = model.get_submodule(own[f"{prefix}running_mean"].rpartition(".")[0])
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            logger.warning("%s: its statistics are folded into its scale, which suits frozen norms alone", prefix[:-1])
+            logger.warning("%s: its statistics are folded into its scale, which suits only frozen norms", prefix[:-1])
         scale = weights[f"{prefix}weight"]
         weights[f"{prefix}running_mean"] = torch.zeros_like(scale)
         # x / sqrt(running_var + eps) is then x, as in cvpods' FrozenBatchNorm2d.
@@ -178,7 +178,7 @@ def _fits(value: Tensor, target: Tensor) -> bool:
 def _misfit(
     report: LoadReport, weights: Mapping[str, Tensor], targets: Mapping[str, Tensor], allowed: Collection[str]
 ) -> tuple[str, str | None] | None:
-    """Cause and remedy if the file has weights that the model cannot take; None if not."""
+    """Return cause and remedy if the file has weights that the model cannot load, else None."""
     wrong = [key for key in report.mismatched if not _matches(key, allowed)]
     if wrong:
         shapes = [f"{key} is {_shape(weights[key])}, the model has {_shape(targets[key])}" for key in wrong]
@@ -196,7 +196,7 @@ def _misfit(
 
 
 def _lack(report: LoadReport, backbone_only: bool, allowed: Collection[str]) -> tuple[str, str | None]:
-    """Cause and remedy if the file lacks weights that matter; the cause is empty if not."""
+    """Return cause and remedy if the file lacks weights that matter, else an empty cause."""
     lacking = [
         key
         for key in report.missing
@@ -204,7 +204,7 @@ def _lack(report: LoadReport, backbone_only: bool, allowed: Collection[str]) -> 
         and not _matches(key, allowed)
         and not (backbone_only and not key.startswith(BACKBONE))
     ]
-    other = f" (it has, unknown to the model: {_some(list(report.unexpected))})" if report.unexpected else ""
+    other = f" (it has weights unknown to the model: {_some(list(report.unexpected))})" if report.unexpected else ""
     return f"it lacks {len(lacking)} weights of the model: {_some(lacking)}{other}" if lacking else "", None
 
 
@@ -212,7 +212,7 @@ def _log(report: LoadReport, file: Path, backbone_only: bool, origin: Origin | N
     logger.info("%s: %d weights loaded", file, len(report.loaded))
     if origin is not None and origin.is_rgb:
         logger.info("%s: %s: the stem's channels are converted from RGB to BGR", file, origin.name)
-    kind = " (a backbone alone: the rest keeps its initial values)" if backbone_only else ""
+    kind = " (only a backbone: the rest keeps its initial values)" if backbone_only else ""
     for what, keys in (
         ("missing from the file" + kind, [key for key in report.missing if not names.is_computed(key)]),
         ("in the file, unknown to the model", [key for key in report.unexpected if not names.is_computed(key)]),
@@ -224,7 +224,7 @@ def _log(report: LoadReport, file: Path, backbone_only: bool, origin: Origin | N
 
 
 def _log_computed(computed: Mapping[str, Tensor], file: Path, model: nn.Module) -> None:
-    """Say which values of the file differ from those that the model computed from its settings, which hold."""
+    """Log which values of the file differ from those that the model computed from its settings and keeps."""
     state = {names.unwrapped(key): value for key, value in (*model.state_dict().items(), *model.named_buffers())}
     differ = [key for key, value in computed.items() if key not in state or not _equal(value, state[key])]
     if differ:
@@ -234,7 +234,7 @@ def _log_computed(computed: Mapping[str, Tensor], file: Path, model: nn.Module) 
 
 
 def _equal(value: Tensor, own: Tensor) -> bool:
-    """Whether two values that follow from settings are the same, also if one was saved in half precision."""
+    """Return whether two values computed from settings agree to half precision."""
     own = own.detach().cpu().double()
     return value.shape == own.shape and torch.allclose(value.double(), own, rtol=1e-3, atol=1e-6)
 

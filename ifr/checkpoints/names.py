@@ -1,4 +1,4 @@
-"""Translate the names of weights in foreign files to cvpods' names, which every checkpoint of ours has on disk."""
+"""Translate the names of weights in other frameworks' files to cvpods' names, which our checkpoints use."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class Renamed:
     origin: Origin | None = None
     """The family of its ResNet, if another framework trained it."""
     folded: frozenset[str] = frozenset()
-    """The norms, `....norm.`, of which the file has scale and shift only, their statistics folded in (Caffe2)."""
+    """The norms, `....norm.`, whose statistics the file has folded into scale and shift (Caffe2)."""
 
 
 def unwrapped(name: str) -> str:
-    """The name without what data-parallel wrappers (`module.`) and torch.compile (`_orig_mod.`) put into it."""
+    """Return a name without the parts that data parallelism (`module.`) and torch.compile (`_orig_mod.`) add."""
     return _WRAPPER.sub("", name)
 
 
@@ -87,8 +87,8 @@ def to_cvpods(weights: Mapping[str, Tensor], author: object = None) -> Renamed:
     """Rename the weights of a Caffe2, torchvision or detectron2 file to cvpods' names.
 
     Args:
-        weights: by the names in the file, unwrapped.
-        author: what detectron2's model zoo notes in its files under `__author__`.
+        weights: the weights by their names in the file, unwrapped.
+        author: the `__author__` in files of detectron2's model zoo.
     """
     origin, folded = None, frozenset[str]()
     renamed = dict(weights)
@@ -98,7 +98,7 @@ def to_cvpods(weights: Mapping[str, Tensor], author: object = None) -> Renamed:
     elif "conv1.weight" in weights and any(key.startswith("layer1.0.") for key in weights):
         renamed, origin = {_torchvision_name(key): value for key, value in weights.items()}, origins.TORCHVISION
     elif author == "torchvision" and "stem.conv1.weight" in weights:
-        origin = origins.TORCHVISION  # by detectron2's convert-torchvision-to-d2.py
+        origin = origins.TORCHVISION  # written by detectron2's convert-torchvision-to-d2.py
     renamed = {BACKBONE + key if re.match(r"^(stem|res[2-5])\.", key) else key: renamed[key] for key in renamed}
     stem = f"{BACKBONE}stem.conv1.weight"
     if origin is not None and origin.is_rgb and renamed[stem].ndim == 4:
@@ -107,11 +107,11 @@ def to_cvpods(weights: Mapping[str, Tensor], author: object = None) -> Renamed:
 
 
 def wrong_prefix(weights: Mapping[str, Tensor], own: Collection[str], published: Mapping[str, str]) -> str:
-    """Say which prefix keeps the names of a file from being those of the model; empty if none does.
+    """Describe the prefix that keeps a file's names from matching the model's; empty if there is none.
 
     Args:
-        weights: by the names in the file, unwrapped.
-        own: the names on disk that the model can take.
+        weights: the weights by their names in the file, unwrapped.
+        own: the names on disk that the model can load.
         published: the name on disk of every key of the model's state dict.
     """
 
@@ -133,38 +133,38 @@ def wrong_prefix(weights: Mapping[str, Tensor], own: Collection[str], published:
 
 
 def _prefixes(name: str) -> list[str]:
-    """The first parts of a name, each with its dot."""
+    """Return the prefixes of a name that end in a dot, shortest first."""
     return [name[: match.end()] for match in itertools.islice(re.finditer(r"\.", name), _DEEPEST_PREFIX)]
 
 
 def is_backbone_only(names: Iterable[str]) -> bool:
-    """Whether a file, by its cvpods names, is the ImageNet start: a ResNet and at most its classifier."""
+    """Return whether these cvpods names are those of an ImageNet backbone: a ResNet, possibly with its classifier."""
     return all(name.startswith((BACKBONE, "linear.")) for name in names)
 
 
 def is_published_duplicate(name: str, names: Iterable[str]) -> bool:
-    """Whether the key is the published code's second registration of a block that the file also holds by itself."""
+    """Return whether this is the published code's second registration of a block that is also among the names."""
     match = _DUPLICATE.match(name)
     return match is not None and any(key.startswith(f"{match[1]}repeat_block.") for key in names)
 
 
 def setting_of(name: str) -> str | None:
-    """The setting that a tensor is computed from (anchors, pixel statistics); None for what is trained."""
+    """Return the setting that a tensor is computed from (anchors, pixel statistics); None for trained weights."""
     return next((setting for pattern, setting in _FROM_SETTINGS.items() if pattern.search(name)), None)
 
 
 def is_computed(name: str) -> bool:
-    """Whether a buffer follows from the config or does not change what is computed."""
+    """Return whether a buffer follows from the config or has no effect on the output."""
     return setting_of(name) is not None or _COUNTED.search(name) is not None
 
 
 def is_rpn_predictor(name: str) -> bool:
-    """Whether a weight has one row for each anchor of a cell, or four."""
+    """Return whether a weight has one or four rows for each anchor of a cell."""
     return re.search(r"(^|\.)rpn_head\.(objectness_logits|anchor_deltas)\.", name) is not None
 
 
 def residual_stage(name: str) -> str | None:
-    """The stage, such as res4, if this weight changes what a block there computes; Caffe2's biases are zero."""
+    """Return a weight's stage, such as res4; None if it has no effect there, like Caffe2's biases, which are zero."""
     match = _RESIDUAL.match(name)
     return None if match is None or is_computed(name) or name.endswith(".bias") else match[1]
 
@@ -192,7 +192,7 @@ def _caffe2_origin(weights: Mapping[str, Tensor]) -> Origin:
 
 
 def _folded_statistics(weights: Mapping[str, Tensor]) -> list[str]:
-    """The batch norms of a Caffe2 file that lack mean and variance."""
+    """Return the batch norms of a Caffe2 file that lack mean and variance."""
     names = {_caffe2_name(key) for key in weights}
     norms = [_caffe2_name(key).removesuffix("weight") for key in weights if re.search(r"_bn_(s|gamma)$", key)]
     return [norm for norm in norms if f"{norm}running_mean" not in names]
@@ -207,7 +207,7 @@ def _caffe2_name(key: str) -> str:
 
 
 def _without_leading_background(name: str, value: Tensor) -> Tensor:
-    """Caffe2 counts the background as class 0; cvpods has it last in the scores and nowhere else."""
+    """Remove the background, Caffe2's class 0, or move it to the end of the scores, where cvpods has it."""
     if name.startswith("roi_heads.box_predictor.cls_score."):
         return torch.cat([value[1:], value[:1]])
     if name.startswith("roi_heads.box_predictor.bbox_pred."):

@@ -1,4 +1,4 @@
-"""What a ResNet of another framework was trained to compute on, and the settings with which a model does the same."""
+"""Check that the model has the settings that another framework's ResNet was trained with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 BACKBONE = "backbone.bottom_up."
 _RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision.transforms.Normalize, pixels 0-1
-# Whose NORM a layer has, by the start of its name; the first that fits.
+# The setting of a layer's norm, by the start of its name; the first match counts.
 _NORM_SETTINGS = {
     BACKBONE: "MODEL.RESNETS.NORM",
     "backbone.": "MODEL.FPN.NORM",
@@ -21,17 +21,17 @@ _NORM_SETTINGS = {
 
 @dataclass(frozen=True)
 class Origin:
-    """A family of ResNets: its pixels, BGR 0-255, and the place of the stride in its bottlenecks."""
+    """A family of ResNets: its pixel statistics, BGR 0-255, and the place of the stride in its bottlenecks."""
 
     name: str
     stride_in_1x1: bool
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...] | None
-    """None where files of the family differ."""
+    """None if the files of the family differ."""
     mean_tolerance: float
     """In grey levels."""
     is_rgb: bool = False
-    """Whether the channels of the stem are in the order RGB in the file."""
+    """Whether the stem's channels in the file are in RGB order."""
 
 
 TORCHVISION = Origin(
@@ -43,10 +43,10 @@ TORCHVISION = Origin(
     is_rgb=True,
 )
 _CAFFE2_MEAN, _NO_DEVIATION = (103.53, 116.28, 123.675), (1.0, 1.0, 1.0)
-# Detectron's mean and detectron2's, both in use with these files, are 0.3 to 0.9 grey levels apart.
+# These files are used with Detectron's mean and detectron2's, which differ by 0.3 to 0.9 grey levels.
 MSRA = Origin("MSRA's ResNet", True, _CAFFE2_MEAN, _NO_DEVIATION, mean_tolerance=1.0)
 GROUP_NORM = Origin("Detectron's ResNet with GroupNorm", False, _CAFFE2_MEAN, _NO_DEVIATION, mean_tolerance=1.0)
-# Detectron's files have the deviation in the stem, detectron2's of the same names do not.
+# Detectron's files have the deviation folded into the stem; detectron2's files of the same names do not.
 RESNEXT = Origin("Detectron's ResNeXt", False, _CAFFE2_MEAN, None, mean_tolerance=1.0)
 
 
@@ -57,17 +57,17 @@ def lacking_settings(
     folded: Collection[str],
     origin: Origin | None,
 ) -> dict[str, str]:
-    """The settings that the model would need to compute what the weights were trained for, where it has others.
+    """Return the settings that the weights were trained with, where the model has others.
 
     Args:
         model: its convolutions, and its buffers `pixel_mean` and `pixel_std` if it has them, show its settings.
         own: the model's keys, by name on disk.
-        weights: of the file, by name on disk.
+        weights: the file's weights, by name on disk.
         folded: the norms of the file, `....norm.`, whose statistics are folded into scale and shift.
-        origin: of the file, if it is that of another framework.
+        origin: the family of the file's ResNet, if another framework trained it.
 
     Returns:
-        Values as on the command line, by setting.
+        Values by setting, written as on the command line.
     """
     settings = _lacking_norms(own, weights, folded)
     if origin is None:
@@ -86,7 +86,7 @@ def lacking_settings(
 
 
 def _lacking_norms(own: Mapping[str, str], weights: Mapping[str, Tensor], folded: Collection[str]) -> dict[str, str]:
-    """Where one side has the statistics of batch normalisation, the other side must have them too."""
+    """Return NORM settings for layers where only the file or only the model has batch statistics."""
     settings = {}
     for name in weights:
         norm = name.removesuffix("weight")
@@ -100,7 +100,7 @@ def _lacking_norms(own: Mapping[str, str], weights: Mapping[str, Tensor], folded
 
 
 def _stride_in_1x1(model: nn.Module, own: Mapping[str, str]) -> bool | None:
-    """Whether bottlenecks have the stride in their first convolution; None if the model shows no bottleneck."""
+    """Return whether bottlenecks have their stride in the first convolution; None if the model has no bottlenecks."""
     block = f"{BACKBONE}res3.0."
     if f"{block}conv1.weight" not in own or f"{block}conv3.weight" not in own:
         return None

@@ -1,8 +1,8 @@
-"""Look through a pickle before it is read: what it asks for, and whether it repeats more than it holds.
+"""Check a pickle before it is read: the names it asks for, and that it does not expand to far more than its size.
 
-An unpickler that knows only harmless names can still be given a program that takes all memory or time: one megabyte
-encoded 20,000 times, a dictionary key whose hash takes 2^100 steps. Here the sizes of the values are added up without
-making any of them. `pickletools` parses the instructions and holds their lengths against the bytes that are there.
+Even with harmless names only, a pickle can use up all memory or time: one megabyte encoded 20,000 times, or a
+dictionary key whose hash takes 2^100 steps. The check adds up the sizes of the values without making any of them.
+`pickletools` parses the instructions and checks their lengths against the bytes that follow.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ _REFUSED = frozenset({
 
 
 class PickleError(ValueError):
-    """A pickle asks for more than tensors, arrays and plain containers, or for more than it holds."""
+    """A pickle asks for more than tensors, arrays and plain containers, or describes more data than it holds."""
 
     @classmethod
     def asks(cls, what: str) -> PickleError:
-        """The error of one that asks for something else."""
+        """Return the error for a pickle that asks for something else."""
         return cls(f"it asks for {what[:80]}; weights need tensors, arrays and plain containers only")
 
 
 @dataclass
 class _Value:
-    size: int  # of all its parts
-    text: str = ""  # that it is, or that a tuple ends with
+    size: int  # with all its parts
+    text: str = ""  # its own, or the last element's of a tuple
     is_name: bool = False
 
 
 def check_pickle(stream: io.BytesIO, names: re.Pattern[str] | None = None) -> None:
-    """Check the next pickle of a stream, which is left behind its end.
+    """Check the next pickle of a stream, and leave the stream at its end.
 
     Args:
-        stream: one or several pickles.
-        names: a pattern for the full names that it may ask for; None leaves them to its reader.
+        stream: one or more pickles.
+        names: a pattern for the full names that the pickle may use; None leaves this check to the reader.
 
     Raises:
-        PickleError: it should not be read.
-        ValueError, LookupError: it is damaged or truncated.
+        PickleError: the pickle should not be read.
+        ValueError, LookupError: the pickle is damaged or truncated.
     """
     length, repeated = stream.getbuffer().nbytes - stream.tell(), 0
     stack: list[_Value] = []
@@ -95,7 +95,7 @@ def check_pickle(stream: io.BytesIO, names: re.Pattern[str] | None = None) -> No
 
 
 def _compose(name: str, argument: Any, parts: list[_Value], names: re.Pattern[str] | None) -> _Value:
-    """What an instruction makes of its argument and of values from the stack."""
+    """Return the value that an instruction makes from its argument and from values on the stack."""
     size = 1 + sum(part.size for part in parts)
     text = argument if isinstance(argument, str) else ""
     if "TUPLE" in name and parts:
@@ -105,6 +105,6 @@ def _compose(name: str, argument: Any, parts: list[_Value], names: re.Pattern[st
         if names and not names.fullmatch(text):
             raise PickleError.asks(repr(text))
     if name == "REDUCE" and parts[0].text == "_codecs.encode" and parts[1].text not in ("latin1", "latin-1"):
-        raise PickleError.asks("bytes in an encoding other than latin1")  # Python would look for a module of its name
+        raise PickleError.asks("bytes in an encoding other than latin1")  # Python would import a module of that name
     size += len(argument) if isinstance(argument, (str, bytes, bytearray)) else 0
     return _Value(size, text, is_name=name.endswith("GLOBAL"))

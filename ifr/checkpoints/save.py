@@ -1,4 +1,4 @@
-"""Write checkpoints in the form and under the names that the published code reads."""
+"""Write checkpoints in the format and under the names that the published code reads."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _FOLDED_COPIES = ("repeat_block_copy.", "deq.func_copy.")
 
 
 def save_checkpoint(path: str | Path, model: nn.Module, **extras: Any) -> None:
-    """Write {"model": weights, **extras}, all tensors on the CPU, so that the file is either whole or not there.
+    """Write {"model": weights, **extras} with all tensors on the CPU; on an error `path` stays as it was.
 
     Args:
-        path: usually ends in `.pth`; its folder is made if need be.
-        model: its weights are stored under the names that `published_names()` gives.
+        path: the file, usually `.pth`; its folder is created if it does not exist.
+        model: the model; its weights are stored under the names that `published_names()` returns.
         extras: `optimizer`, `scheduler` (their `state_dict()` is stored), `iteration`, or other plain data.
 
     Raises:
         CheckpointWriteError: the file cannot be written.
-        TypeError: an extra holds something that reading without executing code would refuse.
+        TypeError: an extra holds something that `read_checkpoint` would refuse.
     """
     path = Path(path)
     content: dict[str, Any] = {"model": published_weights(model)}
@@ -43,7 +43,7 @@ def save_checkpoint(path: str | Path, model: nn.Module, **extras: Any) -> None:
 
 
 def published_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict under the names on disk, with the second registrations that the published code has.
+    """Return the model's state dict under the names on disk, with the published code's second registrations.
 
     It is a plain dict: torch's version metadata would make cvpods' FrozenBatchNorm2d subtract eps from the variances.
     """
@@ -54,10 +54,10 @@ def published_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _duplicates(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The refinement block as `deq.func`, and with its weight norm folded in as the two copies.
+    """Return the refinement block as `deq.func`, and as the two copies with its weight norm folded in.
 
-    Weights are folded as w = g v / |v|, the norm over (in, kh, kw) of each output channel. Blocks without weight norm
-    are those of the weight-sharing variant, which registers them once.
+    Weights are folded as w = g v / |v|, with the norm over (in, kh, kw) of each output channel. The weight-sharing
+    variant has blocks without weight norm and registers them once.
     """
     duplicates: dict[str, Tensor] = {}
     for key, value in weights.items():
@@ -81,10 +81,10 @@ def _fold(scale: Tensor, direction: Tensor) -> Tensor:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Return `value` with its tensors on the CPU: torch.load cannot read a GPU's tensors on a machine without GPU.
+    """Return `value` with its tensors on the CPU; torch.load cannot read GPU tensors on a machine without a GPU.
 
     Raises:
-        TypeError: it is, or holds, something that reading without executing code would refuse.
+        TypeError: `value` is or holds something that `read_checkpoint` would refuse.
     """
     if isinstance(value, Tensor):
         return value.cpu()

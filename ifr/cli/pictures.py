@@ -1,4 +1,4 @@
-"""The pictures of `ifr predict`: which they are, their ids and names in the results, and their output files."""
+"""The pictures of `ifr predict`: find them, give them names and ids, and choose their output files."""
 
 import glob
 import logging
@@ -32,8 +32,8 @@ class Picture:
 def find_pictures(what: str) -> list[Path]:
     """List the pictures of a path, folder or glob, sorted by name.
 
-    A folder's files are pictures if their suffix is that of a picture, whether or not IFR reads its format. Others, and
-    hidden files, are left out.
+    In a folder, files with a picture's suffix are taken, whether or not IFR reads that format. Hidden files and others
+    are left out.
 
     Raises:
         UserError: no picture is found.
@@ -54,16 +54,16 @@ def find_pictures(what: str) -> list[Path]:
 
 
 def is_named_picture(file: Path) -> bool:
-    """Return whether a file's name is that of a picture, of a readable format or another."""
+    """Return whether a file is named like a picture, in a readable format or not."""
     known = file.suffix.lower() in picture_suffixes()
     named = known or (mimetypes.guess_type(file.name)[0] or "").startswith("image/")
     return named and not file.name.startswith(".")
 
 
 def number_pictures(paths: Sequence[Path]) -> list[Picture]:
-    """Name pictures by their paths below the folder that they share.
+    """Name pictures by their paths below the folder that they share, and number them.
 
-    Their ids are their file names if these are distinct numbers, like COCO's, otherwise 1, 2, 3 ...
+    Their ids are their file names if those are distinct numbers, as in COCO, otherwise 1, 2, 3 ...
     """
     # Links are not resolved: two links to one file are two pictures.
     absolute = [Path(os.path.abspath(path)) for path in paths]
@@ -78,7 +78,7 @@ def number_pictures(paths: Sequence[Path]) -> list[Picture]:
 
 
 def pictures_of(dataset: CocoDataset, paths: Sequence[Path] | None = None) -> list[Picture]:
-    """Return a data set's pictures with its ids and file names; those at `paths` if they are given.
+    """Return a data set's pictures, or only those at `paths`, with its ids and file names.
 
     Raises:
         UserError: a path is not in the data set.
@@ -102,12 +102,12 @@ def pictures_of(dataset: CocoDataset, paths: Sequence[Path] | None = None) -> li
 
 
 def output_files(pictures: Sequence[Picture], folder: Path, suffix: str) -> list[Path]:
-    """Return the output file of each picture: its name with another suffix, or with both if that is not unique.
+    """Return the output file of each picture: its name with `suffix` replacing its own, or added if that is not unique.
 
     Args:
         pictures: the pictures; their names are distinct.
-        folder: for the output.
-        suffix: of the output files, such as ".jpg".
+        folder: the output folder.
+        suffix: the suffix of the output files, such as ".jpg".
 
     Raises:
         UserError: an output file would overwrite an input, or `folder` is a file.

@@ -18,16 +18,16 @@ class Classes:
     """Their ids in the data set's files; None for a class that the data set lacks."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the form in which checkpoints hold classes."""
+        """Return the classes in the form that checkpoints hold."""
         return {"names": list(self.names), "category_ids": list(self.category_ids)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Classes":
-        """Return the classes that `as_dict` described."""
+        """Build the classes from the result of `as_dict`."""
         return cls(tuple(content["names"]), tuple(content["category_ids"]))
 
     def labels_in(self, others: "Classes") -> list[int | None]:
-        """Find every class among others: its label there, None if there is none with its name.
+        """Return the label of every class among others; None if no class there has its name.
 
         Classes that share a name are matched by name and category id.
         """
@@ -47,7 +47,7 @@ class Classes:
             source: the name of the data set, for errors.
 
         Raises:
-            DatasetError: the model has no class with the name of one of the data set's.
+            DatasetError: the model lacks a class of the data set.
         """
         found = self.labels_in(model)
         unknown = [name for name, other in zip(self.distinct_names(), found, strict=True) if other is None]
@@ -64,7 +64,7 @@ class Classes:
         return Classes(model.names, tuple(ids))
 
     def distinct_names(self) -> list[str]:
-        """Return a different name for every class: equal names are followed by their category ids, `fish (id 2)`."""
+        """Return a unique name for every class; equal names get their category ids, such as `fish (id 2)`."""
         distinct = list(self.names)
         while repeated := _repeated(tuple(distinct)):
             distinct = [

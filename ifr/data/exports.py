@@ -1,4 +1,4 @@
-"""Reads what annotation tools write in other forms than COCO's, where only one meaning is possible."""
+"""Convert annotation tools' deviations from COCO's form where only one meaning is possible."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ _INTEGERS = {
     "categories": ("id",),
     "annotations": ("id", "image_id", "category_id"),
 }
-# Every place of a kind of id. Text is read as a number only if it is text in all of them.
+# The places of each kind of id. Ids in text are read as numbers only if all of their kind are text.
 _IDS = (
     (("images", "id"), ("annotations", "image_id")),
     (("categories", "id"), ("annotations", "category_id")),
@@ -36,18 +36,17 @@ _KEYS = {
 
 
 def tidy(content: Any, folder: Path) -> FileNames:
-    """Bring the untrusted content of an annotation file into COCO's form, in place, where its meaning is evident.
+    """Convert the untrusted content of an annotation file to COCO's form, in place, where its meaning is clear.
 
-    Whole numbers may be written as 60.0, `iscrowd` as true or false, and the ids of a kind as digits in text; a box
-    may be missing where there is a mask. File names are treated by `tidy_file_names`. Anything else stays for
-    `find_defects`.
+    Whole numbers may be written as 60.0, `iscrowd` as true or false, and ids as text; a box may be missing if there is
+    a mask. `tidy_file_names` handles file names. Anything else is left to `find_defects`.
 
     Args:
         content: the content; changed in place.
         folder: the image folder.
 
     Returns:
-        Its `note` is one line that counts all that was converted and names the keys that are not used.
+        Its `note` is one line that counts the conversions and lists the keys that are not used.
     """
     if not isinstance(content, dict):
         return FileNames()
@@ -85,7 +84,7 @@ def tidy(content: Any, folder: Path) -> FileNames:
 
 
 def _tidy_annotation(item: dict[str, Any], images: Mapping[int, Mapping[str, Any]]) -> Iterable[str]:
-    """Yield what was converted in an annotation."""
+    """Convert an annotation in place; yield a description of each conversion."""
     if isinstance(item.get("iscrowd"), bool):
         item["iscrowd"] = int(item["iscrowd"])
         yield "iscrowd true or false read as 1 or 0"
@@ -106,7 +105,7 @@ def _tidy_annotation(item: dict[str, Any], images: Mapping[int, Mapping[str, Any
 
 
 def _box_of(segmentation: Any, image: Mapping[str, Any]) -> list[float] | None:
-    """Return the box x, y, width, height around a mask; None if there is none, or if it is not sound."""
+    """Return the box x, y, width, height around a mask; None if the mask is missing, empty or invalid."""
     if isinstance(segmentation, dict):
         height, width = image.get("height"), image.get("width")
         if type(height) is not int or type(width) is not int or not 0 < height * width <= MOST_PIXELS:
@@ -132,7 +131,7 @@ def _objects(items: Any) -> list[dict[str, Any]]:
 
 
 def _are_floats(values: Any) -> bool:
-    """Return whether these are whole numbers, at least one of them written as a float."""
+    """Return whether this is a list of whole numbers, at least one of them written as a float."""
     return isinstance(values, list) and float in set(map(type, values)) <= {int, float} and all(map(_is_whole, values))
 
 

@@ -1,4 +1,4 @@
-"""Finds the pictures that annotation files name in forms of other machines: backslashes, URLs, whole paths."""
+"""Find pictures that annotation files name in other machines' forms: backslashes, URLs, absolute paths."""
 
 import os
 import re
@@ -9,29 +9,28 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import unquote
 
-_ORIGIN = re.compile(
-    r"[A-Za-z][A-Za-z0-9+.-]+://[^/\\]*[/\\]|[A-Za-z]:[/\\]|[/\\]"
-)  # of a URL, a drive or a whole path
+# The start of a URL, a drive or an absolute path.
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^/\\]*[/\\]|[A-Za-z]:[/\\]|[/\\]")
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
 _WHOLE, _SLASHES, _CODES = "whole paths", "backslashes", "URL codes such as %20"
 
 
 @dataclass(frozen=True)
 class FileNames:
-    """What became of the file names that are not relative paths with slashes."""
+    """What was done with file names that are not relative paths with forward slashes."""
 
     note: str | None = None
-    """One line about those that were read as another name."""
+    """One line about names that were read as another name."""
     problem: str | None = None
-    """One line about those that name no picture in any reading."""
+    """One line about names that no reading turns into an existing picture."""
     unread: frozenset[str] = frozenset()
     """The names that `problem` is about."""
 
 
 def stays_inside(name: str) -> bool:
-    """Return whether a name is relative to the image folder and does not climb out of it, on any system.
+    """Return whether a name is relative and stays inside the image folder, on any system.
 
-    Symbolic links that the user put into the folder may lead anywhere.
+    Symbolic links in the folder may lead anywhere.
     """
     return not (
         os.path.isabs(name) or os.path.splitdrive(name)[0] or (".." in name and ".." in PureWindowsPath(name).parts)
@@ -39,15 +38,15 @@ def stays_inside(name: str) -> bool:
 
 
 def tidy_file_names(images: Iterable[dict[str, Any]], folder: Path) -> FileNames:
-    """Replace file names, in place, whose evident reading is a picture below the image folder.
+    """Replace file names, in place, by the pictures below the image folder that they clearly mean.
 
-    A name that is a picture as it stands stays. A whole path is read as its longest end that exists. Names that differ
-    but would be read as the same picture stay, and so do names with `..`; whole paths that stay are left to
-    `find_defects`.
+    Names of existing pictures are kept. An absolute path is read as its longest end that exists. Names with `..` are
+    kept, and so are different names that would be read as the same picture; `find_defects` reports absolute paths that
+    are kept.
 
     Args:
-        images: entries of `images`, unchecked.
-        folder: the image folder; nothing outside it is looked at.
+        images: the entries of `images`, unchecked.
+        folder: the image folder; nothing outside it is read.
     """
     images = list(images)
     odd = [
@@ -81,7 +80,7 @@ def tidy_file_names(images: Iterable[dict[str, Any]], folder: Path) -> FileNames
 
 
 def _kind(name: str) -> str | None:
-    """Return what is unusual about a name."""
+    """Return what is unusual about a name, or None."""
     if _ORIGIN.match(name):
         return _WHOLE
     if "\\" in name:
@@ -94,12 +93,12 @@ def _kinds(names: Iterable[str]) -> str:
 
 
 def _found(name: str, folder: Path) -> str | None:
-    """Return the reading of a name that is a picture below the folder."""
+    """Return the first reading of a name that is a picture below the folder, or None."""
     return next((reading for reading in _readings(name) if _is_picture(folder, reading)), None)
 
 
 def _readings(name: str) -> Iterator[str]:
-    """Yield what a name may mean, the likeliest first; all stay inside the image folder."""
+    """Yield the possible readings of a name that stay inside the image folder, likeliest first."""
     for text in dict.fromkeys((name, unquote(name))):
         origin = _ORIGIN.match(text)
         parts = [part for part in re.split(r"[/\\]", text[origin.end() :] if origin else text) if part not in ("", ".")]
@@ -112,5 +111,5 @@ def _readings(name: str) -> Iterator[str]:
 def _is_picture(folder: Path, name: str) -> bool:
     try:
         return (folder / name).is_file()
-    except (OSError, ValueError):  # a name too long, or one that cannot be encoded
+    except (OSError, ValueError):  # the name is too long or cannot be encoded
         return False

@@ -1,4 +1,4 @@
-"""Scaling of pictures with more than 8 bits per channel, such as those of microscopes, to 8 bits."""
+"""Scale pictures with more than 8 bits per channel, such as those from microscopes, to 8 bits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ SETTING = "INPUT.INTENSITY.BOUNDS or INPUT.INTENSITY.PERCENTILES"
 
 @dataclass(frozen=True)
 class Intensity:
-    """Maps two intensities to 0 and 255, linearly between them; what lies outside is clipped.
+    """Maps intensities linearly so that two bounds become 0 and 255; values outside are clipped.
 
     Args:
         low: the lower bound, or its percentile.
         high: the upper bound, or its percentile.
-        percentiles: take the bounds from each picture, as percentiles of its finite values.
+        percentiles: compute the bounds of each picture as percentiles of its finite values.
     """
 
     low: float
@@ -25,7 +25,7 @@ class Intensity:
     percentiles: bool = False
 
     def scale(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Return numbers of any shape as uint8 0-255; NaN becomes 0, and so does a picture with equal percentiles.
+        """Scale numbers of any shape to uint8 0-255; NaN and pictures with equal percentiles become 0.
 
         Raises:
             ValueError: no value is finite.
@@ -45,7 +45,7 @@ def build_intensity(bounds: Sequence[float], percentiles: Sequence[float]) -> In
     """Build the scaling from INPUT.INTENSITY.BOUNDS and INPUT.INTENSITY.PERCENTILES; None if both are empty.
 
     Raises:
-        ValueError: both are given, or one is not two ascending numbers, percentiles from 0 to 100.
+        ValueError: both are given, the bounds are not two ascending numbers, or percentiles are not from 0 to 100.
     """
     if bounds and percentiles:
         raise ValueError("give either INPUT.INTENSITY.BOUNDS or INPUT.INTENSITY.PERCENTILES, not both")

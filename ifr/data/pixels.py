@@ -1,4 +1,4 @@
-"""Arrays as pixels (H, W, 3) uint8, BGR 0-255: what is taken, and what is wrong with anything else."""
+"""Convert images to arrays (H, W, 3) uint8, BGR 0-255, and explain what is wrong with those that do not fit."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ _EXPECTED = "an image is a numpy array (H, W, 3) uint8 BGR 0-255, or (H, W) or (
 
 
 def as_bgr(image: Any, intensity: Intensity | None = None) -> NDArray[np.uint8]:
-    """Return an image as (H, W, 3) uint8, BGR 0-255; a grey one has three equal channels.
+    """Convert an image to (H, W, 3) uint8, BGR 0-255; grey images get three equal channels.
 
     Args:
         image: (H, W, 3) BGR, or (H, W) or (H, W, 1) grey, uint8 0-255.
-        intensity: scales other numbers to 8 bits; without it they are refused.
+        intensity: scales other numeric types to 8 bits; by default they are refused.
 
     Raises:
-        ValueError: it is anything else; the message has type, dtype, shape and range, and the fix.
+        ValueError: the image is anything else; the message has its type, dtype, shape and range, and the fix.
     """
     if not isinstance(image, np.ndarray):
         raise ValueError(f"{_EXPECTED}; got {_described(image)}: {_conversion(image)}")

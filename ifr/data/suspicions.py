@@ -1,4 +1,4 @@
-"""Finds valid annotations that were probably meant otherwise: notes for `ifr data check`."""
+"""Find valid annotations that are probably wrong: notes for `ifr data check`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ifr.data.masks import runs_to_box
 Corners = tuple[float, float, float, float]  # XYXY pixels
 
 _LISTED = 20  # ids in one note
-_PIXELS, _PART = 2, 0.1  # edges differ if they are farther apart than this, and than this part of the longer side
+_PIXELS, _PART = 2, 0.1  # edges differ if they are farther apart than both, in pixels and as part of the longer side
 _AS_CORNERS = "boxes that do not fit their masks, but would as x0, y0, x1, y1; COCO's are x, y, width, height"
 _AS_CENTRES = "boxes that do not fit their masks, but would as centre x, y, width, height; COCO's begin with a corner"
 _BOX_PARTS = "boxes that do not fit their masks, but would as fractions of the image's size; COCO's are pixels"
@@ -22,11 +22,11 @@ _OTHER = "boxes and masks that do not fit each other"
 
 
 def suspicions(annotations: Sequence[Mapping[str, Any]], sizes: Mapping[int, Size]) -> Iterator[str]:
-    """Yield one line for every way in which annotations without defects look as if they were meant otherwise.
+    """Yield one line for every way in which annotations without defects are probably wrong.
 
     Args:
         annotations: the entries of `annotations`; crowds are skipped.
-        sizes: the height and width in pixels by image id.
+        sizes: the height and width in pixels, by image id.
     """
     objects = [(item, sizes[item["image_id"]]) for item in annotations if not item.get("iscrowd")]
     names: dict[str, list[str]] = {}
@@ -56,7 +56,7 @@ def suspicions(annotations: Sequence[Mapping[str, Any]], sizes: Mapping[int, Siz
 
 
 def _misfit(item: Mapping[str, Any], size: Size) -> str | None:
-    """Return how an object's box and mask would fit each other, if they do not; None if they do."""
+    """Return how an object's box or mask was probably meant if they do not fit each other, else None."""
     left, top, across, down = map(float, item["bbox"])
     box, mask = (left, top, left + across, top + down), _extent(item, size)
     if mask is None or _fit(box, mask, size):
@@ -102,7 +102,7 @@ def _polygons(item: Mapping[str, Any]) -> list[Sequence[float]]:
 
 
 def _fit(one: Corners, other: Corners, size: Size) -> bool:
-    """Return whether two boxes are about the same inside the image."""
+    """Return whether two boxes are about equal inside the image."""
     height, width = size
     limits = (width, height, width, height)
     if one[2] <= one[0] or one[3] <= one[1]:

@@ -1,1 +1,1 @@
-"""What a run is, whatever the host: its settings, folder, weights, log and start."""
+"""The parts of a run that all hosts share: its settings, folder, weights, log and start."""

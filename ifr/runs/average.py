@@ -39,7 +39,7 @@ class MovingAverage:
 
     @contextlib.contextmanager
     def in_model(self) -> Iterator[dict[str, Tensor]]:
-        """Put the average into the model while the context is open; yields the model's own parameters."""
+        """Put the average into the model while the context is open; yield the model's own parameters."""
         own = {name: parameter.detach().clone() for name, parameter in self._followed()}
         self._set(self._average)
         try:
@@ -48,7 +48,7 @@ class MovingAverage:
             self._set(own)
 
     def resume(self, updates: int, own: Mapping[str, Tensor]) -> None:
-        """Continue from a checkpoint: the model holds the average, and gets its own parameters back.
+        """Continue from a checkpoint: take the average from the model, and give it back its own parameters.
 
         Raises:
             ValueError: the parameters do not belong to the model.

@@ -1,4 +1,4 @@
-"""OUTPUT_DIR of a run: its checkpoints, of which old ones may go, and its results."""
+"""The OUTPUT_DIR of a run: its checkpoints, of which old ones may be deleted, and its results."""
 
 import itertools
 import json
@@ -28,20 +28,20 @@ Content = TypeVar("Content")
 
 
 def periodic(iteration: int) -> str:
-    """The name of the checkpoint written after this many iterations."""
+    """Return the name of the checkpoint written after this many iterations."""
     return f"model_iter_{iteration:07d}.pth"
 
 
 def note(folder: Path, name: str, iteration: int, keep: int) -> None:
-    """Make a file that was just written the last checkpoint, and delete the oldest periodic ones of this run.
+    """Record a new file as the last checkpoint, and delete the oldest periodic ones of this run.
 
     Args:
         folder: OUTPUT_DIR.
-        name: of the file.
-        iteration: iterations done.
-        keep: how many periodic checkpoints stay; 0 means all.
+        name: the file's name.
+        iteration: the iterations done.
+        keep: the number of periodic checkpoints to keep; 0 keeps all.
     """
-    # Checkpoints of later iterations are from before the run was resumed from an earlier, undamaged one.
+    # Later checkpoints exist if the run was resumed from an earlier one because they were damaged.
     history = {**{old: done for old, done in _history(folder).items() if done <= iteration}, name: iteration}
     numbered = sorted((history[name], name) for name in history if _PERIODIC.match(name))
     surplus = {name for _, name in numbered[:-keep]} if keep else set()
@@ -54,34 +54,34 @@ def note(folder: Path, name: str, iteration: int, keep: int) -> None:
 
 
 def is_last(folder: Path, name: str) -> bool:
-    """Whether a checkpoint is the one written last."""
+    """Return whether a checkpoint is the one written last."""
     return (folder / LAST).exists() and (folder / LAST).read_text().strip() == name
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint written last, if there is one.
+    """Return the checkpoint written last, or None.
 
     Raises:
-        CheckpointError: it is named but not there.
+        CheckpointError: its file is missing.
     """
     pointer = folder / LAST
     if not pointer.exists():
         return None
     path = folder / pointer.read_text().strip()
     if not path.is_file():
-        raise CheckpointError(path, f"{pointer} names it, but it is not there")
+        raise CheckpointError(path, f"{pointer} names it, but it is missing")
     return path
 
 
 def newest_sound(folder: Path, read: Callable[[Path], Content]) -> Content | None:
-    """The content of the checkpoint written last, or if that is damaged of the newest sound one of the same run.
+    """Read the checkpoint written last, or if it is damaged, the newest undamaged one of the same run.
 
     Args:
         folder: OUTPUT_DIR.
-        read: raises a `CheckpointError` at a damaged file.
+        read: reads a file; raises a `CheckpointError` if it is damaged.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is sound.
+        CheckpointError: there are checkpoints, but all are damaged.
     """
     if not (folder / LAST).exists():
         return None
@@ -94,7 +94,7 @@ def newest_sound(folder: Path, read: Callable[[Path], Content]) -> Content | Non
     for name, older in itertools.zip_longest(candidates, candidates[1:]):
         try:
             if not (folder / name).is_file():
-                raise CheckpointError(folder / name, f"{folder / LAST} names it, but it is not there")
+                raise CheckpointError(folder / name, f"{folder / LAST} names it, but it is missing")
             return read(folder / name)
         except CheckpointError as error:
             failures.append(error)
@@ -106,7 +106,7 @@ def newest_sound(folder: Path, read: Callable[[Path], Content]) -> Content | Non
 
 
 def forget(folder: Path) -> None:
-    """Keep a later --resume from continuing an earlier run of the same folder, whose checkpoints stay."""
+    """Keep a later --resume from continuing an earlier run in this folder; its checkpoints stay."""
     if (folder / LAST).exists():
         logger.warning("%s has checkpoints of an earlier run, which this new run may overwrite", folder)
     for name in (LAST, _HISTORY):
@@ -114,7 +114,7 @@ def forget(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the unfinished files that a killed run left in OUTPUT_DIR, in inference and with steps to repeat."""
+    """Delete unfinished files of killed runs in OUTPUT_DIR, its inference and its nonfinite_iter_* folders."""
     for pattern in (".*.tmp", "inference/.*.tmp", "inference/*/.*.tmp", "nonfinite_iter_*/.*.tmp"):
         for path in folder.glob(pattern):
             match = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
@@ -124,7 +124,7 @@ def sweep(folder: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
-    """Whether another process of this id runs on this machine; it may be writing the file."""
+    """Return whether another process with this id runs on this machine; it may be writing the file."""
     if process == os.getpid():
         return False
     try:
@@ -135,7 +135,7 @@ def _is_running(process: int) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to test: the one written last, otherwise the model_*.pth with the latest time."""
+    """Return the checkpoint to test: the one written last, else the most recently changed model_*.pth."""
     last = last_checkpoint(folder)
     if last is not None:
         return last
@@ -144,10 +144,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoints_to_test(run: Run) -> list[str]:
-    """The checkpoints that a test is for, as paths or addresses.
+    """Return the paths or addresses of the checkpoints to test.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no checkpoint is found.
     """
     options, output = run.options, run.output
     if options.start_iter is not None or options.end_iter is not None:
@@ -165,7 +165,7 @@ def checkpoints_to_test(run: Run) -> list[str]:
 
 
 def periodic_checkpoints(folder: Path, first: int, last: float) -> list[Path]:
-    """Every model_iter_*.pth from `first` to `last`, in order; an unbounded range includes the final one."""
+    """Return every model_iter_*.pth from `first` to `last`, in order; an unbounded range includes the final one."""
     numbered = [
         (int(match[1]), path) for path in folder.glob("model_iter_*.pth") if (match := _PERIODIC.match(path.name))
     ]
@@ -174,7 +174,7 @@ def periodic_checkpoints(folder: Path, first: int, last: float) -> list[Path]:
 
 
 def write_results(output: Path, results: dict[str, Results]) -> None:
-    """Write the metrics of every checkpoint to inference/results.json; null stands for a class without objects."""
+    """Write the metrics of every checkpoint to inference/results.json; classes without objects have null."""
     plain: Any = {
         checkpoint: {
             entry: {
@@ -189,12 +189,12 @@ def write_results(output: Path, results: dict[str, Results]) -> None:
 
 
 def json_number(value: float) -> float | None:
-    """The number, or None in place of NaN and infinity, which JSON does not have."""
+    """Return the number, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def _history(folder: Path) -> dict[str, int]:
-    """Iterations done, by the names of this run's checkpoints; empty if the file is damaged."""
+    """Return the iterations of this run's checkpoints by name; empty if the file is missing or damaged."""
     try:
         content = json.loads((folder / _HISTORY).read_text())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""log.txt: everything that IFR says during a run."""
+"""log.txt: everything that IFR logs during a run."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Append to this file everything that IFR logs while the context is open, and how it ends."""
+    """Append to a file everything that IFR logs while the context is open, and the error that ends it."""
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT))
     root = logging.getLogger("ifr")
@@ -24,7 +24,7 @@ def log_file(path: Path) -> Iterator[None]:
     root.addHandler(handler)
     try:
         yield
-    except Exception as error:  # only to the file: whoever catches the error tells the user
+    except Exception as error:  # only into the file: the caller shows the error to the user
         if isinstance(error, Stopped):
             record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, "stopped %s", (error,), None)
         else:
@@ -39,12 +39,12 @@ def log_file(path: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that reports a full disk once, on the terminal, and goes on."""
+    """A log file that reports a full disk once, on the terminal, and continues."""
 
-    _said = False
+    _reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Called when a line cannot be written."""
-        if not self._said:
-            self._said = True
+        """Report that a line cannot be written, once."""
+        if not self._reported:
+            self._reported = True
             sys.stderr.write(f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]}); training goes on\n")

@@ -1,10 +1,9 @@
-"""From the settings of config.py to those of a run: overrides, device, folder, seed, and the schedule for its batch.
+"""Turn the settings of config.py into those of a run: overrides, device, folder, seed, and the schedule for its batch.
 
 The schedule of config.py is written for the SOLVER.IMS_PER_BATCH of config.py. A run with W workers trains on W *
 SOLVER.IMS_PER_DEVICE images an iteration, or on the IMS_PER_BATCH given on the command line. If the two differ, the
 learning rate is multiplied by the ratio of the batches, and everything counted in iterations is divided by it (P. Goyal
-et al., Accurate, Large Minibatch SGD, 2017). The network then sees each image as often, and changes phase at the same
-image.
+et al., Accurate, Large Minibatch SGD, 2017). The number of images seen, in all and in each phase, then stays the same.
 
 Settings given on the command line are never converted. SOLVER.RESCALE = False converts nothing; the workers then share
 the IMS_PER_BATCH of config.py.
@@ -40,12 +39,12 @@ _NO_GPU = "add MODEL.DEVICE cpu to use the CPU, or look at the driver with nvidi
 
 
 def requested_device(config: Any, overrides: Sequence[Any], num_gpus: int | None = None) -> str:
-    """Return MODEL.DEVICE for the run: the CPU if only config.py asks for a GPU and there is none.
+    """Return MODEL.DEVICE for the run: the CPU if only config.py asks for a GPU and torch finds none.
 
     Args:
         config: the experiment's settings; they are not changed.
         overrides: settings on the command line.
-        num_gpus: --num-gpus.
+        num_gpus: the value of --num-gpus.
 
     Raises:
         RunError: the command line asks for a GPU that does not exist.
@@ -74,7 +73,7 @@ def settle(config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, 
         folder: the experiment's folder.
         overrides: settings on the command line.
         worker: this process.
-        device: from `requested_device`.
+        device: the result of `requested_device`.
         training: whether to convert the schedule to the batch of the run.
 
     Raises:
@@ -97,7 +96,7 @@ def settle(config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, 
 def merge_and_rescale(config: Any, overrides: Sequence[Any], world_size: int) -> None:
     """Apply the settings of the command line, and convert the schedule to the batch of the run.
 
-    Afterwards SOLVER.IMS_PER_BATCH is the number of images of an iteration, and IMS_PER_DEVICE that of each worker.
+    Afterwards SOLVER.IMS_PER_BATCH is the number of images in an iteration, and IMS_PER_DEVICE that of each worker.
 
     Raises:
         ValueError: a setting does not exist, its value does not fit, or the workers cannot share the batch evenly.

@@ -1,4 +1,4 @@
-"""Starts a run: what training and testing have in common in every host."""
+"""Start a training or test run in any host."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -16,18 +16,18 @@ from ifr.runs.settings import requested_device, settle
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train."""
+    """The options of a training run."""
 
     layout: Layout = field(default_factory=Layout)
     resume: bool = False
     """Continue from the last checkpoint of OUTPUT_DIR if there is one."""
     overrides: Sequence[Any] = ()
-    """Settings in place of those of config.py, as `["KEY.SUBKEY", value, ...]`."""
+    """Settings that replace those of config.py, as `["KEY.SUBKEY", value, ...]`."""
 
 
 @dataclass(frozen=True)
 class TestOptions:
-    """How to test."""
+    """The options of a test."""
 
     __test__ = False  # not one of pytest's tests
 
@@ -48,7 +48,7 @@ class Run:
     """`TrainOptions` or `TestOptions`."""
     worker: Worker
     device: str
-    """MODEL.DEVICE as asked for: "cuda" stands for a GPU for each worker."""
+    """The requested MODEL.DEVICE; "cuda" means one GPU for each worker."""
     output: Path
     """OUTPUT_DIR, absolute; the first worker writes there."""
 
@@ -59,9 +59,9 @@ class Run:
 
 
 Work = Callable[[Run], Any]
-"""What each worker does: a module-level function."""
+"""A module-level function that each worker runs."""
 Check = Callable[[Any], None]
-"""Raises a ValueError at settings that a host does not carry out: a module-level function."""
+"""A module-level function that raises a ValueError for settings that a host does not support."""
 
 
 def start(work: Work, check: Check, experiment: Experiment, options: TrainOptions | TestOptions) -> Any:
@@ -69,12 +69,12 @@ def start(work: Work, check: Check, experiment: Experiment, options: TrainOption
 
     Args:
         work: the host's training or test.
-        check: the host's, for the settings of the run.
+        check: the host's check of the settings.
         experiment: its config is changed to the settings of the run if a single worker runs in this process.
-        options: of the command line.
+        options: the options from the command line.
 
     Returns:
-        What the worker in this process returns; None if the workers are other processes.
+        The result of the worker in this process; None if the workers are other processes.
 
     Raises:
         UserError: the run cannot start or continue.
@@ -85,7 +85,7 @@ def start(work: Work, check: Check, experiment: Experiment, options: TrainOption
 
 
 def _work(worker: Worker, work: Work, check: Check, experiment: Experiment, options: Any, device: str) -> Any:
-    """In each worker: settle the settings, make OUTPUT_DIR, open the log, and go to work."""
+    """Run in each worker: settle the settings, create OUTPUT_DIR, open the log, and call `work`."""
     training = isinstance(options, TrainOptions)
     config = experiment.config
     output = settle(config, experiment.folder, options.overrides, worker, device, training=training)

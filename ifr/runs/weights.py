@@ -19,11 +19,9 @@ from ifr.processes.workers import Worker
 logger = logging.getLogger(__name__)
 
 _NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
-# Their shapes follow from the number of classes, and of anchors at a cell.
+# Their shapes depend on the number of classes, or of anchors in a cell.
 _MISMATCHED = ("*predictor*", "*rpn_head.objectness_logits.*", "*rpn_head.anchor_deltas.*")
-
-
-# Rows of the predictors, by their names on disk: classes come first, a row of the background may follow.
+# Names on disk of the predictors, whose rows are the classes, and possibly the background as the last row.
 _PREDICTORS = re.compile(r"\.(cls_score|bbox_pred|mask_head\.predictor)\.(weight|bias)$")
 
 
@@ -52,10 +50,10 @@ def match_classes(config: Any, classes: Classes, entry: str, overrides: Sequence
 
 
 def read_once(path: str | Path, worker: Worker) -> CheckpointFile:
-    """Read a checkpoint; one worker of each machine fetches it if `path` is an address, so that the others find it.
+    """Read a checkpoint; if `path` is an address, one worker of each machine fetches it first.
 
     Raises:
-        CheckpointError: it cannot be fetched or read.
+        CheckpointError: the checkpoint cannot be fetched or read.
     """
     fetched = resolve(path) if worker.local_rank == 0 else None
     worker.wait()
@@ -63,7 +61,7 @@ def read_once(path: str | Path, worker: Worker) -> CheckpointFile:
 
 
 def trained_classes(file: CheckpointFile, config: Any) -> Classes | None:
-    """Return the classes that a detector was trained on; None if data sets are to be matched with it by order."""
+    """Return the classes that a detector was trained on; None if classes are matched by order."""
     if config.DATASETS.MATCH_CLASSES == "order":
         return None
     if "classes" in file.extras:
@@ -74,10 +72,10 @@ def trained_classes(file: CheckpointFile, config: Any) -> Classes | None:
 
 
 def start_from(model: nn.Module, config: Any, classes: Classes | None, worker: Worker) -> None:
-    """Load MODEL.WEIGHTS into a model that is to be trained.
+    """Load MODEL.WEIGHTS into a model to train.
 
-    The rows of the predictors are those of the classes with the same names; other classes keep their initial rows. If
-    the file does not name its classes, predictors with another number of classes keep their initial values, like an RPN
+    The predictors' rows are loaded for classes with the same names; other classes keep their initial rows. If the file
+    does not name its classes, predictors with another number of classes keep their initial values, like an RPN
     predictor with another number of anchors.
 
     Args:
@@ -97,11 +95,11 @@ def start_from(model: nn.Module, config: Any, classes: Classes | None, worker: W
 
 
 def move_predictors(file: CheckpointFile, model: nn.Module, trained: Classes, classes: Classes) -> CheckpointFile:
-    """Return a checkpoint whose predictors' rows are in the order of other classes, matched by name.
+    """Return a checkpoint whose predictors have the rows of the model's classes, matched by name.
 
     Args:
         file: the checkpoint.
-        model: the model that it is for; its rows stand for classes that the checkpoint does not have.
+        model: the model to load it into; its rows are kept for classes that the checkpoint lacks.
         trained: the checkpoint's classes.
         classes: the model's classes.
     """
@@ -121,10 +119,10 @@ def move_predictors(file: CheckpointFile, model: nn.Module, trained: Classes, cl
 
 
 def _moved(old: Tensor, new: Tensor, found: Sequence[int | None], count: int) -> Tensor:
-    """Fill the rows of `new` with those of `old`, one or more for each of its `count` classes."""
+    """Return `new` with rows taken from `old`, which has one or more for each of its `count` classes."""
     rows = len(old) // count
     if rows * count not in (len(old), len(old) - 1) or rows * len(found) not in (len(new), len(new) - 1):
-        return old  # it does not depend on the class
+        return old  # its rows are not classes
     moved = new.clone()
     for label, other in enumerate(found):
         if other is not None:
@@ -138,13 +136,13 @@ def load_trained(model: nn.Module, file: CheckpointFile, config: Any) -> None:
     """Load the weights of a whole detector.
 
     Raises:
-        RunError: they have another number of classes than the model.
-        CheckpointError: they cannot be read, or do not fit for another reason.
+        RunError: the weights have another number of classes than the model.
+        CheckpointError: the weights do not fit for another reason.
     """
     try:
         load_weights(model, file, allow_backbone_only=False)
     except CheckpointError as error:
-        # The box predictor has one row for each class, and one for the background.
+        # The box predictor has one row for each class and one for the background.
         rows = [len(value) - 1 for name, value in file.weights.items() if name.endswith("cls_score.weight")]
         count = int(config.MODEL.ROI_HEADS.NUM_CLASSES)
         if not rows or rows[0] == count:

@@ -62,7 +62,7 @@ def detector() -> nn.Module:
 
 @pytest.fixture
 def random_state(detector: nn.Module) -> dict[str, torch.Tensor]:
-    """Random values for every key of `detector`, but the anchors that it computed from its settings."""
+    """Random values for every key of `detector` except its anchors, which it computes from its settings."""
     generator = torch.Generator().manual_seed(0)
     state = {key: torch.rand(value.shape, generator=generator) for key, value in detector.state_dict().items()}
     return {key: detector.state_dict()[key].clone() if "cell_anchors" in key else state[key] for key in state}

@@ -1,4 +1,4 @@
-"""Every damage to a checkpoint is noticed, or it is in bytes that mean nothing."""
+"""Damage to a checkpoint is detected unless it is in bytes without meaning."""
 
 import random
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def same(path: Path, original: Path) -> bool:
 
 
 def damaged_copies(checkpoint: Path) -> Iterator[bytes]:
-    """With one bit flipped, or cut short, at random places."""
+    """Yield copies with one bit flipped or the end cut off, at random places."""
     content, chance = checkpoint.read_bytes(), random.Random(0)
     for _ in range(600):
         place = chance.randrange(len(content))
@@ -53,7 +53,7 @@ def test_one_flipped_bit_or_a_cut_is_noticed_or_changes_nothing(checkpoint: Path
 
 
 def test_torch_itself_reads_a_flipped_bit_as_if_nothing_were_wrong(checkpoint: Path) -> None:
-    """Which is why the sums are verified here."""
+    """torch does not verify CRCs, so IFR does."""
     before = torch.load(checkpoint, weights_only=True)["model"]["layer2.weight"]
     content = checkpoint.read_bytes()
     place = content.index(before.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Addresses become files in the cache, once, over https alone; no test leaves the loopback."""
+"""Addresses become files in the cache, once and only over https; no test leaves the loopback."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def web(monkeypatch):
-    """A web of one dictionary, address to (body, announced length); keeps the addresses asked for."""
+    """A fake web: maps addresses to (body, announced length) and records the requested addresses."""
 
     class Web(dict):
         asked: list[str] = []  # noqa: RUF012
@@ -161,7 +161,7 @@ def test_an_address_can_demand_a_hash(cache, web):
         resolve(f"{URL}#sha256={'0' * 64}")
     assert not [path for path in cache.rglob("*") if path.is_file()]
     assert resolve(f"{URL}#sha256={digest.upper()}").read_bytes() == b"weights"
-    with pytest.raises(CheckpointError, match="should begin with 0000"):  # what lies there already counts as little
+    with pytest.raises(CheckpointError, match="should begin with 0000"):  # a file already in the cache is checked too
         resolve(f"{URL}#sha256={'0' * 64}")
     for wrong in ("sha256=12", "md5=" + digest, "sha256"):
         with pytest.raises(CheckpointError, match="#sha256="):
@@ -218,7 +218,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """An https server on the loopback with a certificate of its own, which the client trusts; yields its address."""
+    """An https server on the loopback with a self-signed certificate that the client trusts; yields its address."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate of the test server, and is not installed")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"

@@ -146,10 +146,10 @@ def test_a_tensor_comes_without_the_attributes_and_hooks_of_the_file(tmp_path):
     ],
     ids=["number", "list", "no ids", "more ids", "no text", "too many", "too long"],
 )
-def test_classes_of_another_form_do_not_count(tmp_path, caplog, classes):
+def test_classes_of_another_form_are_ignored(tmp_path, caplog, classes):
     torch.save({"model": _WEIGHTS, "classes": classes}, tmp_path / "f.pth")
     assert read_checkpoint(tmp_path / "f.pth").extras == {}
-    assert "classes are in no known form" in caplog.text
+    assert "classes are in an unknown form" in caplog.text
     known = {"names": ["a", "b"], "category_ids": [3, 0]}
     torch.save({"model": _WEIGHTS, "classes": known}, tmp_path / "f.pth")
     assert read_checkpoint(tmp_path / "f.pth").extras == {"classes": known}
@@ -188,9 +188,9 @@ def _script(path):
         (lambda path: torch.save({}, path), "no weights"),
         (lambda path: torch.save({"model": {}}, path), "no weights"),
         (lambda path: torch.save({"model": {"a": 3}}, path), "'a' is a int"),
-        (lambda path: torch.save({"model": {1: torch.ones(1)}}, path), "called 1"),
-        (lambda path: torch.save({"a\x1b[2J": torch.ones(1)}, path), r"called 'a\\x1b\[2J', which is no name"),
-        (lambda path: torch.save({"a" * 501: torch.ones(1)}, path), "which is no name"),
+        (lambda path: torch.save({"model": {1: torch.ones(1)}}, path), "named 1"),
+        (lambda path: torch.save({"a\x1b[2J": torch.ones(1)}, path), r"named 'a\\x1b\[2J', which is not a valid name"),
+        (lambda path: torch.save({"a" * 501: torch.ones(1)}, path), "which is not a valid name"),
         (lambda path: torch.save({"model": {"a": torch.eye(2).to_sparse()}}, path), "_rebuild_sparse_tensor"),
         (lambda path: path.write_bytes(pickle.dumps({"model": {"a": np.array(["text"])}}, 4)), "array of"),
     ],
@@ -205,10 +205,10 @@ def test_foreign_files_are_named(tmp_path, write, cause):
 
 
 @pytest.mark.parametrize("text", ["a", "[" * 100_000, '{"names": ["a"], "category_ids": []}'])
-def test_classes_of_a_safetensors_file_in_another_form_do_not_count(tmp_path, caplog, text):
+def test_classes_of_a_safetensors_file_in_another_form_are_ignored(tmp_path, caplog, text):
     save_file({"a": torch.ones(2)}, tmp_path / "f.safetensors", {"classes": text})
     assert read_checkpoint(tmp_path / "f.safetensors").extras == {}
-    assert "in no known form" in caplog.text
+    assert "in an unknown form" in caplog.text
 
 
 def test_safetensors_headers_that_lie_are_refused(tmp_path):
@@ -239,7 +239,7 @@ def test_a_damaged_file_loads_or_is_one_error(tmp_path, kind, edits):
 
 
 def _rewrite(path, replace):
-    """Change the index of an archive of torch.save, checksums kept right."""
+    """Change the index of an archive of torch.save, and keep the checksums right."""
     with zipfile.ZipFile(path) as archive:
         contents = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,4 +1,4 @@
-"""What a file holds ends up in the model under the right names, or the load says why not and changes nothing."""
+"""The weights of a file get into the model under the right names, or the load fails and changes nothing."""
 
 import logging
 import pickle
@@ -80,7 +80,7 @@ def test_caffe2_backbone(tmp_path, detector, resnet, python2_pickle, caplog):
     assert set(report.loaded) == set(resnet["cvpods"])
     assert report.unexpected == ("linear.bias", "linear.weight")
     assert all(not key.startswith(BACKBONE) for key in report.missing)
-    assert "backbone alone" in caplog.text
+    assert "only a backbone" in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -98,7 +98,7 @@ def test_caffe2_statistics_in_a_trained_norm_are_warned_about(tmp_path, module_o
     shapes = {f"{BACKBONE}stem.conv1.weight": (4, 3, 7, 7), f"{BACKBONE}stem.conv1.norm.weight": (4,)}
     (tmp_path / "R-50.pkl").write_bytes(python2_pickle(resnet["caffe2"]))
     load_weights(module_of(shapes, frozen_norms=False), tmp_path / "R-50.pkl")
-    assert "suits frozen norms" in caplog.text
+    assert "suits only frozen norms" in caplog.text
 
 
 def test_torchvision_backbone(tmp_path, detector, resnet):
@@ -188,9 +188,9 @@ def test_a_backbone_that_lacks_a_layer_is_an_error(tmp_path, detector, resnet, p
         load_weights(detector, tmp_path / "R-50.pkl")
 
 
-def test_a_backbone_alone_can_be_refused(tmp_path, detector, resnet, python2_pickle):
+def test_a_file_with_only_a_backbone_can_be_refused(tmp_path, detector, resnet, python2_pickle):
     (tmp_path / "R-50.pkl").write_bytes(python2_pickle(resnet["caffe2"]))
-    with pytest.raises(CheckpointError, match="backbone alone"):
+    with pytest.raises(CheckpointError, match="only a backbone"):
         load_weights(detector, tmp_path / "R-50.pkl", allow_backbone_only=False)
 
 

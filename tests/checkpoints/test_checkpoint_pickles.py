@@ -1,4 +1,4 @@
-"""A pickle is data here: arrays come out, and nothing that the file names is called."""
+"""Pickles are only data: they yield arrays, and nothing that they name is called."""
 
 import io
 import os

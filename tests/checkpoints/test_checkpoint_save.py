@@ -1,4 +1,4 @@
-"""A saved file has the keys that the published code reads, loads back bit-equal, and is whole or absent."""
+"""A saved file has the keys that the published code reads, loads back bit-equal, and is never partial."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_extras_have_the_published_form(tmp_path, detector):
 
 
 def test_every_tensor_is_stored_on_the_cpu(tmp_path, monkeypatch, detector):
-    """torch.load cannot read the momentum of a GPU, stored as cuda:1, on a machine without GPU."""
+    """torch.load cannot read the momentum of a GPU, stored as cuda:1, on a machine without a GPU."""
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.1, momentum=0.9)
     with FakeTensorMode():  # its tensors report a GPU on any machine
         for parameter in detector.parameters():
@@ -110,7 +110,7 @@ def test_head_has_the_keys_of_the_published_file(tmp_path, module_of, experiment
     assert set(read_checkpoint(tmp_path / "m.pth").weights) == {*shapes, *spec["aliased"]}
 
 
-def test_a_head_alone_has_duplicates_too(tmp_path, module_of):
+def test_a_separate_head_has_duplicates_too(tmp_path, module_of):
     head = module_of({"repeat_block.conv1.weight_g": (2, 1, 1, 1), "repeat_block.conv1.weight_v": (2, 2, 3, 3)})
     save_checkpoint(tmp_path / "m.pth", head)
     assert {"deq.func.conv1.weight_g", "repeat_block_copy.conv1.weight"} <= set(

@@ -1,4 +1,4 @@
-"""A name means the new file once it is whole, and the old one until then."""
+"""A path holds the old file until the new one is complete."""
 
 import os
 import re

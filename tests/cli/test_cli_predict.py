@@ -147,7 +147,7 @@ def test_weights_of_only_a_backbone_are_rejected(run, pictures, experiment, tmp_
     torch.save({f"backbone.bottom_up.{key}": value for key, value in backbone.state_dict().items()}, tmp_path / "b.pth")
     code, errors = run(pictures, weights=("MODEL.WEIGHTS", str(tmp_path / "b.pth")))
     assert code == 1
-    _assert_cause_and_remedy(errors, "backbone alone", "give MODEL.WEIGHTS")
+    _assert_cause_and_remedy(errors, "only a backbone", "give MODEL.WEIGHTS")
 
 
 def test_the_weights_do_not_override_a_number_of_classes_given_in_a_section(run, pictures, experiment, tmp_path):

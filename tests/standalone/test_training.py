@@ -153,7 +153,7 @@ def test_a_new_data_set_with_other_classes_starts_from_trained_weights(
 
 def test_checkpoints_that_cannot_be_resumed(tiny: Path, uninterrupted: Path, tmp_path: Path) -> None:
     (tmp_path / "last_checkpoint").write_text("model_iter_0000003.pth")
-    with pytest.raises(CheckpointError, match="not there"):
+    with pytest.raises(CheckpointError, match="it is missing"):
         run(tiny, tmp_path, resume=True)
     shutil.copy(uninterrupted / "model_iter_0000003.pth", tmp_path)
     with pytest.raises(CheckpointError, match="4 images per iteration; this run has 2"):
