@@ -59,6 +59,7 @@ def fixed_point(
         observe("forward", solution)
     if not torch.is_grad_enabled():
         return _image(f, solution.z) if return_image else solution.z
+    torch.clear_autocast_cache()  # torch 2.10 keeps the weights that the solve cast, which have no graph
     z = solution.z.detach().requires_grad_()
     image = linear = _image(f, z)
     if not _depends_on_more_than(z, image):

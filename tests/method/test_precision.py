@@ -49,7 +49,7 @@ def test_autocast_does_not_change_a_solver(solver: Solver) -> None:
 
 
 def test_weights_get_gradients_after_a_solve_under_autocast() -> None:
-    """Autocast casts a weight once per context; torch < 2.10 kept the cast of the solve, which has no graph."""
+    """Autocast casts a weight once per context; torch 2.10 keeps the cast of the solve, which has no graph."""
     layer = torch.nn.Conv2d(4, 4, 3, padding=1)
     with torch.no_grad():
         layer.weight *= 0.3

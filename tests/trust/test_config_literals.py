@@ -66,13 +66,19 @@ def test_interpolation_is_rejected(text):
         config._register_configuration({"OUTPUT_DIR": "${oc.env:HOME}"})
 
 
-@pytest.mark.parametrize(
-    "text", ["(" * 5000, "-" * 100_000 + "1", "1" * 5000, "{'a':" * 300 + "1" + "}" * 300, "[" * 99_999]
-)
+@pytest.mark.parametrize("text", ["(" * 5000, "-" * 100_000 + "1", "1" * 5000, "[" * 99_999])
 def test_text_that_the_parser_cannot_handle_stays_text(text):
     assert value_of("OUTPUT_DIR", text) == text
     with pytest.raises(ConfigError, match="SEED must be of type int"):
         value_of("SEED", text)
+
+
+def test_braces_are_never_text():
+    """Whoever writes a mapping means one, even if the parser cannot handle it."""
+    text = "{'a':" * 300 + "1" + "}" * 300
+    for key, kind in (("OUTPUT_DIR", "str"), ("SEED", "int")):
+        with pytest.raises(ConfigError, match=f"{key} must be of type {kind}"):
+            value_of(key, text)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

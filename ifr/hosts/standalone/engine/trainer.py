@@ -248,7 +248,7 @@ class Trainer:
 
 
 def _hash(*values: int) -> int:
-    return int(np.random.SeedSequence(values).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(values).generate_state(1, np.uint64)[0]) >> 1
 
 
 def build_trainer(config: Any, model: nn.Module, worker: Worker) -> Trainer:
