@@ -14,7 +14,7 @@ import torch
 from torch import multiprocessing
 from torch.multiprocessing.spawn import start_processes
 
-from ifr.errors import Stopped, WorkerError
+from ifr.errors import RunError, Stopped, WorkerError
 from ifr.processes.layout import Layout
 from ifr.processes.remote_errors import RemoteError
 from ifr.processes.signals import StopSignals, die_with_parent
@@ -39,7 +39,7 @@ def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
         arguments: picklable arguments of the job.
 
     Raises:
-        RunError: the layout does not fit this machine, or the workers cannot connect.
+        RunError: the layout does not fit this machine, the workers cannot connect, or the program came from stdin.
         Stopped: a signal stopped the workers.
         WorkerError: a worker was killed or ended without reporting an error.
         UserError: a worker reported an error.
@@ -51,6 +51,7 @@ def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
     count = layout.workers_here(device)
     if count * layout.num_machines == 1:
         return job(Worker(), *arguments)
+    _check_main()
     first, world_size = layout.machine_rank * count, count * layout.num_machines
     workers = [Worker(first + index, world_size, index) for index in range(count)]
     _run(job, workers, layout.meeting_point(), device, arguments)
@@ -90,7 +91,18 @@ def _run(job: Job, workers: Sequence[Worker], url: str, device: str, arguments: 
     if others:
         raise others[0]
     if failed:
-        raise WorkerError(f"{workers[failed[0]]} ended with code {processes[failed[0]].exitcode}")
+        code = processes[failed[0]].exitcode
+        cause = f"{workers[failed[0]]} ended with code {code}"
+        if code == 1:  # `_work` would have reported an error
+            cause += ' before it began; a script must start workers below `if __name__ == "__main__":`'
+        raise WorkerError(cause)
+
+
+def _check_main() -> None:
+    """Refuse a main module that was read from stdin: Python imports it first in every worker."""
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    if path is not None and not os.path.exists(path):
+        raise RunError(f"the workers cannot import the program from {path}; write it to a file, and run that")
 
 
 def _work(

@@ -1,5 +1,6 @@
 """An error with an image in a loading process reaches the user as one line that names the image."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,26 @@ def test_the_command_prints_one_line_of_cause_and_one_of_remedy(entry, tmp_path)
     assert "cut.png: the picture is damaged" in cause
     assert cause.endswith("(image 5)")
     assert remedy.startswith("remedy: replace the picture")
+
+
+SCRIPT = """
+from ifr.processes.launch import launch
+from ifr.processes.layout import Layout
+launch(print, Layout(2), "cpu", "worked")
+"""
+
+
+@pytest.mark.parametrize(
+    ("stdin", "said"), [(False, '__name__ == "__main__":`'), (True, "from <stdin>; write it to a file")]
+)
+def test_a_script_that_workers_cannot_import(tmp_path, stdin, said):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-" if stdin else tmp_path / "script.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    given = {"input": SCRIPT} if stdin else {}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False, **given
+    )
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1]
+    assert done.stdout == ""

@@ -30,8 +30,6 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
         ValueError: SOLVER.OPTIMIZER.NAME is not supported, or the model has no trainable parameters.
     """
     settings = config.SOLVER.OPTIMIZER
-    if next(model.parameters()).device.type == "mps":
-        raise ValueError("training on MODEL.DEVICE mps is not supported, because torch has no fused SGD for it")
     if settings.NAME not in ("D2SGD", "SGD"):
         raise ValueError(f"SOLVER.OPTIMIZER.NAME must be 'D2SGD', got {settings.NAME!r}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
