@@ -45,7 +45,7 @@ _PICTURES = st.sampled_from(["sound"] * 6 + ["cut", "absent", "empty", "16 bits"
 def _content() -> dict[str, Any]:
     runs = {"size": [HEIGHT, WIDTH], "counts": [405, 20, 1975]}
     common = {"category_id": 1, "bbox": [10, 5, 20, 20], "area": 400, "iscrowd": 0}
-    return {
+    content = {
         "images": [
             {"id": 3, "file_name": "a.png", "height": HEIGHT, "width": WIDTH},
             {"id": 0, "file_name": "b.png", "height": HEIGHT, "width": WIDTH},
@@ -58,6 +58,7 @@ def _content() -> dict[str, Any]:
         ],
         "categories": [{"id": 1, "name": "square"}],
     }
+    return copy.deepcopy(content)  # edits must not reach SQUARE, nor the next example
 
 
 def _edit(content: Any, steps: list[int], way: str, value: Any) -> None:
