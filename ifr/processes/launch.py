@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +13,11 @@ import torch
 from torch import multiprocessing
 from torch.multiprocessing.spawn import start_processes
 
-from ifr.errors import RunError, Stopped, WorkerError
+from ifr.errors import Stopped, WorkerError
 from ifr.processes.layout import Layout
 from ifr.processes.remote_errors import RemoteError
 from ifr.processes.signals import StopSignals, die_with_parent
-from ifr.processes.workers import Worker, from_torchrun, joined
+from ifr.processes.workers import Worker, check_main_module, from_torchrun, joined
 
 Job = Callable[..., Any]
 
@@ -51,7 +50,7 @@ def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
     count = layout.workers_here(device)
     if count * layout.num_machines == 1:
         return job(Worker(), *arguments)
-    _check_main()
+    check_main_module()
     first, world_size = layout.machine_rank * count, count * layout.num_machines
     workers = [Worker(first + index, world_size, index) for index in range(count)]
     _run(job, workers, layout.meeting_point(), device, arguments)
@@ -85,24 +84,11 @@ def _run(job: Job, workers: Sequence[Worker], url: str, device: str, arguments: 
     for index in failed:
         code = processes[index].exitcode
         if code < 0 and reports[index] is None:
-            # Most real-time signals have no name.
-            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-            raise WorkerError(f"{workers[index]} was killed by {name}; the others were ended")
+            raise WorkerError(workers[index].ending(code))
     if others:
         raise others[0]
     if failed:
-        code = processes[failed[0]].exitcode
-        cause = f"{workers[failed[0]]} ended with code {code}"
-        if code == 1:  # `_work` would have reported an error
-            cause += ' before it began; a script must start workers below `if __name__ == "__main__":`'
-        raise WorkerError(cause)
-
-
-def _check_main() -> None:
-    """Refuse a main module that was read from stdin: Python imports it first in every worker."""
-    path = getattr(sys.modules["__main__"], "__file__", None)
-    if path is not None and not os.path.exists(path):
-        raise RunError(f"the workers cannot import the program from {path}; write it to a file, and run that")
+        raise WorkerError(workers[failed[0]].ending(processes[failed[0]].exitcode))
 
 
 def _work(

@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import os
+import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,6 +68,28 @@ class Worker:
         """Wait until all workers have made this call."""
         if self.world_size > 1:
             distributed.barrier()
+
+    def ending(self, code: int) -> str:
+        """Say how the process of this worker ended, which reported no error and has the exit code `code`."""
+        if code < 0:
+            # Most real-time signals have no name.
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            return f"{self} was killed by {name}; the others were ended"
+        said = f"{self} ended with code {code}"
+        if code == 1:  # a worker that had begun would have reported an error
+            said += ' before it began; a script must start workers below `if __name__ == "__main__":`'
+        return said
+
+
+def check_main_module() -> None:
+    """Refuse a program that was read from stdin: Python imports the main module first in every worker.
+
+    Raises:
+        RunError: the main module has no file.
+    """
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    if path is not None and not os.path.exists(path):
+        raise RunError(f"the workers cannot import the program from {path}; write it to a file, and run that")
 
 
 def from_torchrun(device: str) -> Worker | None:
