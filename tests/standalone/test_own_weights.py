@@ -10,7 +10,7 @@ import torch
 from official_outputs import EXPERIMENTS, ROOT
 from torch import Tensor, nn
 
-from ifr.checkpoints import CheckpointError, load_weights, save_checkpoint
+from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, save_checkpoint
 from ifr.checkpoints.save import published_weights
 from ifr.experiment import load_experiment
 from ifr.processes.workers import Worker
@@ -45,6 +45,15 @@ def build(seed: int, settings: dict[str, Any] | None = None, experiment: str = E
 
 def values(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def load_to_train(model: nn.Module, config: Any, path: Path) -> None:
+    config.merge_from_list(["MODEL.WEIGHTS", str(path)])
+    start_from(model, config, None, Worker())
+
+
+def load_to_test(model: nn.Module, config: Any, path: Path) -> None:
+    load_trained(model, read_checkpoint(path), config)
 
 
 def assert_same(model: nn.Module, want: dict[str, Tensor]) -> None:
@@ -159,10 +168,10 @@ def cell_anchors(sizes: list[float], ratios: list[float]) -> list[Tensor]:
 
 def test_anchors_are_those_of_the_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     want = saved(tmp_path / "w.pth")
-    for load in (start_from, load_trained):
+    for load in (load_to_train, load_to_test):
         caplog.clear()
-        model, config = build(1, {**SIZES, "MODEL.WEIGHTS": str(tmp_path / "w.pth")})
-        load(model, *([tmp_path / "w.pth"] if load is load_trained else []), config, Worker())
+        model, config = build(1, SIZES)
+        load(model, config, tmp_path / "w.pth")
         for level, anchors in enumerate(cell_anchors([16, 32, 64, 128, 256], [0.5, 1.0, 2.0])):
             key = f"proposal_generator.anchor_generator.cell_anchors.{level}"
             torch.testing.assert_close(model.state_dict()[key], anchors)
@@ -175,9 +184,9 @@ def test_training_with_another_number_of_anchors_starts_with_a_new_rpn_predictor
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     want = saved(tmp_path / "w.pth")
-    model, config = build(1, {**RATIOS, "MODEL.WEIGHTS": str(tmp_path / "w.pth")})
+    model, config = build(1, RATIOS)
     before = values(model)
-    start_from(model, config, Worker())
+    load_to_train(model, config, tmp_path / "w.pth")
     own = [key for key in want if "objectness" in key or "anchor_deltas" in key or "cell_anchors" in key]
     assert len(own) == 4 + 5
     assert_same(model, {**want, **{key: before[key] for key in own}})
@@ -193,7 +202,7 @@ def test_testing_with_another_number_of_anchors_is_an_error(tmp_path: Path) -> N
     model, config = build(1, RATIOS)
     before = values(model)
     with pytest.raises(CheckpointError, match=r"objectness_logits\.bias is \(3,\) .*, the model has \(5,\)") as caught:
-        load_trained(model, tmp_path / "w.pth", config, Worker())
+        load_to_test(model, config, tmp_path / "w.pth")
     assert "set MODEL.ANCHOR_GENERATOR as in its training" in caught.value.remedy
     assert_same(model, before)
 
@@ -202,10 +211,10 @@ def test_pixel_statistics_are_those_of_the_settings(tmp_path: Path, caplog: pyte
     same, other = torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1), torch.full((3, 1, 1), 58.0)
     saved(tmp_path / "w.pth", pixel_mean=same, pixel_std=other)
     model, config = build(1)
-    load_trained(model, tmp_path / "w.pth", config, Worker())
+    load_to_test(model, config, tmp_path / "w.pth")
     assert model.pixel_std.flatten().tolist() == [1, 1, 1]
     assert "1 values that follow from MODEL.PIXEL_STD are not loaded" in caplog.text
     caplog.clear()
     saved(tmp_path / "w.pth", pixel_mean=same, pixel_std=torch.ones(3, 1, 1))
-    load_trained(model, tmp_path / "w.pth", config, Worker())
+    load_to_test(model, config, tmp_path / "w.pth")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
