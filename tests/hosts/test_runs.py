@@ -78,7 +78,7 @@ def test_trained_in_one_host_tested_in_both(
 def test_training_resumes_and_records_the_solver(checkout: Path, script: Script, digits: Path, tmp_path: Path) -> None:
     data = {"IFR_DATASETS": str(digits)}
     output = tmp_path / "run"
-    average = ["SOLVER.EMA.ENABLED", "True"]
+    average = ["SOLVER.EMA.ENABLED", "True", "TRAINER.WINDOW_SIZE", "1"]
     train = [f"{FOLDER}/pods_train.sh", "OUTPUT_DIR", str(output), *COMMON]
     succeeded(script("cvpods", *train, *schedule(2, 1), *average, **data))
     resumed = script("cvpods", *train, "--resume", *schedule(4, 1), *average, **data)
