@@ -8,6 +8,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ifr.data.masks import encode_runs
 from ifr.hosts.standalone.evaluation.coco_metrics import METRICS, coco_arrays, coco_metrics, default_backend
 
 BACKENDS = ["pycocotools", "hotcoco"]
@@ -168,6 +169,16 @@ def test_missing_annotation_fields_are_filled_in(scene, backend):
         annotation.pop("segmentation")
     sparse = coco_metrics(truth, results, "bbox", backend)
     assert sparse["AP"] == full["AP"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mask_of_another_size_is_no_match(scene, backend):
+    """pycocotools does not end if it is told that run lengths of another size have the image's."""
+    truth, _ = scene
+    annotation = next(item for item in truth["annotations"] if not item["iscrowd"])
+    other = {"size": [SIZE[0] - 1, SIZE[1]], "counts": encode_runs(np.ones((SIZE[0] - 1, SIZE[1]), bool))["counts"]}
+    results = [{**annotation, "segmentation": other, "score": 1.0}]
+    assert coco_metrics(truth, results, "segm", backend)["AP50"] == 0
 
 
 def test_arguments_are_not_modified(scene):

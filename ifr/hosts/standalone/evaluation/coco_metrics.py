@@ -126,7 +126,8 @@ def _renumbered(
             return {"bbox": [float(value) for value in item["bbox"]]}
         segmentation = item["segmentation"]
         if isinstance(segmentation, Mapping):
-            segmentation = {"size": sizes[item["image_id"]], "counts": segmentation["counts"]}
+            # The size as written: pycocotools would never end on run lengths of another image's size.
+            segmentation = {"size": list(map(int, segmentation["size"])), "counts": segmentation["counts"]}
         return {"segmentation": segmentation}
 
     def common(item: Mapping[str, Any]) -> dict[str, Any]:
