@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -16,6 +16,9 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from ifr.errors import RunError, Stopped
+from ifr.processes.remote_errors import RemoteError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,26 @@ class Worker:
         box = [value]
         distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def from_first(self, call: Callable[[], Result]) -> Result:
+        """Call `call` in the first worker and return its result on all workers.
+
+        Raises:
+            UserError: the call failed; all workers raise it, so that none waits for the others.
+        """
+        if self.world_size == 1:
+            return call()
+        outcome: Result | RemoteError | None = None
+        if self.is_first:
+            try:
+                outcome = call()
+            except Exception as error:
+                outcome = RemoteError.of(error, str(self))
+        shared: Any = self.broadcast(outcome)
+        if isinstance(shared, RemoteError):
+            raise shared.restored()
+        result: Result = shared
+        return result
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all workers, by rank, on all workers."""

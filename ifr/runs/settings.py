@@ -88,7 +88,7 @@ def settle(config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, 
     output = (base / Path(str(config.OUTPUT_DIR)).expanduser()).resolve()
     config.merge_from_list([_OUTPUT, str(output)])
     if int(config.SEED) < 0:
-        config.merge_from_list(["SEED", worker.broadcast(torch.seed() % 2**31)])
+        config.merge_from_list(["SEED", worker.from_first(lambda: torch.seed() % 2**31)])
     torch.backends.cudnn.benchmark = bool(config.CUDNN_BENCHMARK)
     return output
 

@@ -28,7 +28,7 @@ def train(run: Run) -> None:
     classes = prepare(run)
     weights = str(config.MODEL.WEIGHTS)
     runner = make_runner(config, run.experiment.build_model, classes)
-    last = worker.broadcast(last_checkpoint(output) if run.options.resume and worker.is_first else None)
+    last = worker.from_first(lambda: last_checkpoint(output)) if run.options.resume else None
     average = keep_average(runner, float(config.SOLVER.EMA.DECAY)) if config.SOLVER.EMA.ENABLED else None
     extras = _extras(last, averaged=average is not None) if last is not None else {}
     if last is not None:

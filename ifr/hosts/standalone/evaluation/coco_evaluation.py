@@ -118,21 +118,14 @@ def evaluate(
         model.train(training)
     if worker.world_size > 1:
         results = _gather(results, failure, worker)
-    outcome: Metrics | RemoteError = {}
-    if worker.is_first:
-        try:
-            with whole_file(folder / RESULTS_FILE, "w") as file:
-                file.write(json.dumps(results))
-            most = int(config.TEST.DETECTIONS_PER_IMAGE)
-            outcome = score(dataset, results, masks=bool(config.MODEL.MASK_ON), most=most)
-        except Exception as error:
-            if worker.world_size == 1:
-                raise
-            outcome = RemoteError.of(error, str(worker))  # the other workers wait for the outcome
-    shared: Metrics | RemoteError = worker.broadcast(outcome)
-    if isinstance(shared, RemoteError):
-        raise shared.restored()
-    return shared
+
+    def scored() -> Metrics:
+        with whole_file(folder / RESULTS_FILE, "w") as file:
+            file.write(json.dumps(results))
+        most = int(config.TEST.DETECTIONS_PER_IMAGE)
+        return score(dataset, results, masks=bool(config.MODEL.MASK_ON), most=most)
+
+    return worker.from_first(scored)
 
 
 @torch.inference_mode()
