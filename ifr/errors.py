@@ -169,11 +169,11 @@ def shortened(text: str) -> str:
 
 @contextlib.contextmanager
 def advise(remedy: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors of these classes into a `UserError` with this remedy."""
+    """Turn errors of these classes into a `UserError` with this remedy, unless one brings a remedy of its own."""
     try:
         yield
     except kinds as error:
-        raise UserError(str(error), remedy) from error
+        raise UserError(str(error), vars(error).get("remedy", remedy)) from error
 
 
 def explained(error: Exception) -> UserError:

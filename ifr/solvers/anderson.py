@@ -38,7 +38,7 @@ class Anderson:
     def __post_init__(self) -> None:
         """Check the settings."""
         check_settings(self.max_steps, self.tol)
-        check_memory(self.memory)
+        check_memory(self.memory, unlimited=False)
 
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:

@@ -35,14 +35,14 @@ def check_settings(max_steps: int, tol: float) -> None:
         raise ValueError(f"tol must be at least 0; got {tol}")
 
 
-def check_memory(memory: int | None) -> None:
-    """Check the number of stored vectors; None means no limit.
+def check_memory(memory: int | None, *, unlimited: bool = True) -> None:
+    """Check the number of stored vectors; None means no limit, where a solver can do without one.
 
     Raises:
         TypeError: memory is not an integer.
         ValueError: memory is below 1.
     """
-    if memory is not None and not isinstance(memory, int):
+    if not isinstance(memory, int) and not (memory is None and unlimited):
         raise TypeError(f"memory must be an integer; got {memory!r}")
     if memory is not None and memory < 1:
         raise ValueError(f"memory must be at least 1; got {memory}")

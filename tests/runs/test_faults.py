@@ -15,7 +15,7 @@ from faults import write_experiment
 
 import ifr
 from ifr.cli import main
-from ifr.errors import explained
+from ifr.errors import CheckpointError, UserError, advise, explained
 from ifr.hosts import RCNNFPNConfig
 from ifr.runs.folder import sweep
 
@@ -86,6 +86,15 @@ def test_unfinished_files_are_deleted_unless_their_process_runs(tmp_path: Path) 
 )
 def test_system_errors_have_the_remedy_of_their_cause(error: Exception, remedy: str) -> None:
     assert remedy in explained(error).remedy
+
+
+def test_an_error_keeps_the_remedy_of_its_own() -> None:
+    remedies = []
+    for error in (CheckpointError("a.pth", "a cause"), CheckpointError("a.pth", "a cause", "its own")):
+        with pytest.raises(UserError, match=r"^a\.pth: a cause$") as caught, advise("general", CheckpointError):
+            raise error
+        remedies.append(caught.value.remedy)
+    assert remedies == ["general", "its own"]
 
 
 def train_with_limit(limit: str, tiny: Path, output: Path) -> subprocess.CompletedProcess[str]:
