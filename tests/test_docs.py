@@ -35,6 +35,7 @@ ADDED = {
     "SOLVER.CHECKPOINT_FAILURE",
     "TRAINER.CONVERGENCE.SHARE",
     "TRAINER.CONVERGENCE.WINDOW",
+    "TRAINER.TF32",
 }
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
