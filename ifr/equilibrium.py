@@ -68,7 +68,7 @@ def fixed_point(
         z = image.detach().requires_grad_()
         linear = _image(f, z)
     value = image if return_image else solution.z
-    roundoff = f.roundoff if isinstance(f, RoundedMap) else 0.0
+    roundoff = f.roundoff if isinstance(f, RoundedMap) else None
     return _ImplicitGradient.apply(value.detach(), image, linear, z, adjoint, observe, roundoff)
 
 
@@ -94,7 +94,7 @@ class _ImplicitGradient(torch.autograd.Function):
         z: Tensor,
         adjoint: Solver,
         observe: Observer | None,
-        roundoff: float,
+        roundoff: float | None,
     ) -> Tensor:
         ctx.save_for_backward(linear, z)
         ctx.adjoint, ctx.observe, ctx.roundoff = adjoint, observe, roundoff
@@ -111,13 +111,16 @@ class _ImplicitGradient(torch.autograd.Function):
 
 
 def _solve_adjoint(
-    linear: Tensor, z: Tensor, gradient: Tensor, adjoint: Solver, observe: Observer | None, roundoff: float
+    linear: Tensor, z: Tensor, gradient: Tensor, adjoint: Solver, observe: Observer | None, roundoff: float | None
 ) -> Tensor:
     """Solve u = J^T u + gradient for u (N, ...) in at least float32; return u in the dtype of the gradient."""
     right = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     divisor = _magnitude(right, adjoint.per_sample)
     right = right / divisor
-    solution = adjoint.solve(RoundedMap(_AdjointMap(linear, z, right), roundoff), torch.zeros_like(right))
+    adjoint_map: Map = _AdjointMap(linear, z, right)
+    if roundoff is not None:
+        adjoint_map = RoundedMap(adjoint_map, roundoff)
+    solution = adjoint.solve(adjoint_map, torch.zeros_like(right))
     if observe is not None:
         observe("backward", solution)
     left_the_start = as_rows(solution.z).any(1) | (solution.status == int(Status.CONVERGED))

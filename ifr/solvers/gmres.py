@@ -25,12 +25,12 @@ class GMRES:
     stops when I - A is numerically singular: when the rounding error of the solution is no longer small compared with
     the residual. The last direction is then dropped.
 
-    The last product measures the residual of the solution, because the recurrence takes all products as exact: in TF32
-    it reports down to a thirtieth of the true residual.
+    The recurrence takes all products as exact: in TF32 it reports down to a thirtieth of the true residual. The last
+    product therefore measures the residual of the solution, unless f is a `RoundedMap` of the state's precision.
 
     Attributes:
         max_steps: maximum number of products with A per sample, besides the evaluation at the start. With 1, none is
-            left to measure the residual, which is then that of the recurrence.
+            left to measure the residual.
         tol: a sample has converged when the root mean square of f(z) - z is at most `tol`.
 
     Raises:
@@ -50,7 +50,8 @@ class GMRES:
         """See `Solver.solve`."""
         flat = FlatMap(f, z0)
         offset = flat(flat.start)
-        directions = max(self.max_steps - 1, 1)
+        measures = self.max_steps > 1 and not flat.is_exact
+        directions = self.max_steps - measures
         krylov = _Krylov(offset - flat.start, directions, self.tol)
         for _ in range(directions):
             if krylov.finished():
@@ -58,7 +59,7 @@ class GMRES:
             direction = krylov.direction()
             krylov.extend(direction - (flat(flat.start + direction) - offset))
         z = flat.start + krylov.correction()
-        if krylov.count and self.max_steps > 1:
+        if krylov.count and measures:
             improved = krylov.measure(z, flat(z) - z, flat.roundoff)
             z = select(improved, z, flat.start)
         return Solution(flat.restore(z), krylov.residual, krylov.steps, krylov.status)

@@ -77,7 +77,8 @@ class FlatMap:
 
     Attributes:
         start: z0 as rows.
-        roundoff: the unit roundoff of f; zero if f is as precise as the rows.
+        roundoff: the unit roundoff of f; zero if f is as precise as the rows, or does not say.
+        is_exact: whether f says that it is as precise as the rows.
     """
 
     def __init__(self, f: Map, z0: Tensor) -> None:
@@ -93,6 +94,7 @@ class FlatMap:
         self.start = self._rows(z0.detach()).clone()
         roundoff = f.roundoff if isinstance(f, RoundedMap) else 0.0
         self.roundoff = roundoff if roundoff > ROUNDOFF[self._state_dtype] else 0.0
+        self.is_exact = isinstance(f, RoundedMap) and self.roundoff == 0
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Apply f to the (N, D) state; return an (N, D) state."""

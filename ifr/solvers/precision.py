@@ -70,10 +70,10 @@ def full_precision(
                     fz = f(z)
             return fz.to(z.dtype) if isinstance(fz, Tensor) and fz.is_floating_point() else fz
 
-        roundoff = f.roundoff if isinstance(f, RoundedMap) else 0.0
+        inner = RoundedMap(evaluate, f.roundoff) if isinstance(f, RoundedMap) else evaluate
         outside = contextlib.nullcontext() if autocast is None else torch.autocast(device_type, enabled=False)
         with torch.no_grad(), outside, _float32_products(backend, products if products in _FULL else "ieee"):
-            return solve(self, RoundedMap(evaluate, roundoff), z0)
+            return solve(self, inner, z0)
 
     return wrapped
 

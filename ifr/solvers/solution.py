@@ -14,12 +14,12 @@ Map = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RoundedMap:
-    """A map f that is evaluated in a lower precision than that of the solver's state.
+    """A map f that says in which precision it is evaluated, possibly a lower one than that of the solver's state.
 
     Attributes:
         f: the map.
         roundoff: unit roundoff of an evaluation; see `ifr.solvers.precision.ROUNDOFF`. The solvers take a sample's
-            residual to be zero up to `roundoff` times the root mean square of z.
+            residual to be zero up to `roundoff` times the root mean square of z, if that is above the state's own.
     """
 
     f: Map
