@@ -22,7 +22,6 @@ from ifr.processes.layout import use_device
 
 logger = logging.getLogger(__name__)
 
-_CONNECTION = timedelta(minutes=5)
 _PATIENCE = timedelta(hours=6)  # for a worker that downloads, writes or scores while the others wait for it
 
 _objects: Any = None  # this process's gloo group while it is `joined`
@@ -206,8 +205,6 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
         distributed.init_process_group(
             backend, store=store, rank=worker.rank, world_size=worker.world_size, device_id=gpu
         )
-        # Machines that do not reach each other by gloo would otherwise be noticed only after hours.
-        distributed.destroy_process_group(distributed.new_group(backend="gloo", timeout=_CONNECTION))
         _objects = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     except distributed.DistNetworkError as error:
         if "EADDRINUSE" in str(error) or "in use" in str(error):
