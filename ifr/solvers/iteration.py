@@ -198,8 +198,9 @@ class StopFlag:
         """Whether all samples have stopped."""
         if active.device.type != "cuda":
             return not bool(active.any())
-        if torch.cuda.is_current_stream_capturing():
-            return False
+        with torch.cuda.device(active.device):
+            if torch.cuda.is_current_stream_capturing():
+                return False
         previous, self._pending = self._pending, HostCopy(active.any())
         return previous is not None and not bool(previous.read())
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from ifr.data.coco import KEEP_CROWDS, CocoDataset, share
@@ -250,9 +249,7 @@ def _gather(results: list[dict[str, Any]], failure: Exception | None, worker: Wo
     errors = [error.restored() for error in worker.gather(own) if error is not None]
     if errors:
         raise next((error for error in errors if isinstance(error, Stopped)), errors[0])
-    gathered: list[list[dict[str, Any]]] | None = [[] for _ in range(worker.world_size)] if worker.is_first else None
-    dist.gather_object(results, gathered, dst=0)
-    return [result for part in gathered or () for result in part]
+    return [result for part in worker.collect(results) for result in part]
 
 
 def _folder(sets: Mapping[str, CocoDataset], entry: str) -> str:
