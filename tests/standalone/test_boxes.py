@@ -9,7 +9,7 @@ import torch
 from ifr.data.annotations import Annotations
 from ifr.hosts.standalone.detector.anchors import AnchorGenerator
 from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty, pairwise_iou
-from ifr.hosts.standalone.detector.mask_targets import mask_targets, rasterize_in_box
+from ifr.hosts.standalone.detector.mask_targets import MaskTargets, rasterize_in_box
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.sampling import random_sample
 from ifr.hosts.standalone.detector.structures import LabelledProposals
@@ -100,10 +100,10 @@ def test_polygons_and_bitmasks_have_the_same_targets() -> None:
     expected[0:8, 4:12] = True
     for masks in ([[square]], bitmask):
         truth = Annotations(torch.tensor([[4.0, 4.0, 12.0, 12.0]]), torch.tensor([0]), masks)
-        assert torch.equal(mask_targets(LabelledProposals(box, zero, zero, truth), 16)[0], expected)
+        assert torch.equal(MaskTargets([LabelledProposals(box, zero, zero, truth)]).read(16)[0], expected)
     unmasked = Annotations(torch.tensor([[4.0, 4.0, 12.0, 12.0]]), torch.tensor([0]))
     with pytest.raises(ValueError, match="annotations with masks"):
-        mask_targets(LabelledProposals(box, zero, zero, unmasked), 16)
+        MaskTargets([LabelledProposals(box, zero, zero, unmasked)]).read(16)
 
 
 def test_a_degenerate_box_has_a_finite_target() -> None:

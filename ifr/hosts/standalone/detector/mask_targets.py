@@ -9,28 +9,43 @@ from torchvision.ops import roi_align
 
 from ifr.data.masks import polygons_to_mask
 from ifr.hosts.standalone.detector.structures import LabelledProposals
+from ifr.solvers.host_copy import HostCopy, device_copy
 
 _SMALLEST_SIDE = 0.1  # pixels; keeps the scale of a degenerate box finite
 
 
-def mask_targets(proposals: LabelledProposals, side: int) -> Tensor:
-    """Crop each proposal's matched object to the proposal box: (n, side, side) bool.
+class MaskTargets:
+    """The matched object of every proposal, cropped to the proposal's box.
 
-    Raises:
-        ValueError: the annotations have no masks.
+    Polygons are rasterised on the CPU. Their boxes are copied to the host from now on, and `read` copies the targets
+    back behind the work queued so far: if the mask head is queued in between, a GPU does not wait for the CPU.
+
+    Args:
+        proposals: matched proposals of every image.
     """
-    masks = proposals.annotations.masks
-    if masks is None:
-        raise ValueError("training a mask head needs annotations with masks, got none")
-    if len(proposals.boxes) == 0:
-        return torch.zeros((0, side, side), dtype=torch.bool, device=proposals.boxes.device)
-    if isinstance(masks, Tensor):
-        return _crop_bitmasks(masks, proposals.targets, proposals.boxes, side)
-    rasters = [
-        rasterize_in_box(masks[target], box, side)
-        for target, box in zip(proposals.targets.tolist(), proposals.boxes.cpu().numpy(), strict=True)
-    ]
-    return torch.from_numpy(np.stack(rasters)).to(proposals.boxes.device)
+
+    def __init__(self, proposals: Sequence[LabelledProposals]) -> None:
+        self._proposals = proposals
+        self._matches = [HostCopy(torch.cat((p.boxes, p.targets[:, None].to(p.boxes.dtype)), dim=1)) for p in proposals]
+
+    def read(self, side: int) -> Tensor:
+        """Return the targets (n, side, side) bool of all images, on the device of the proposals.
+
+        Raises:
+            ValueError: annotations have no masks.
+        """
+        return torch.cat([self._of_image(p, m, side) for p, m in zip(self._proposals, self._matches, strict=True)])
+
+    def _of_image(self, proposals: LabelledProposals, matches: HostCopy, side: int) -> Tensor:
+        masks = proposals.annotations.masks
+        if masks is None:
+            raise ValueError("training a mask head needs annotations with masks, got none")
+        if isinstance(masks, Tensor):
+            return _crop_bitmasks(masks, proposals.targets, proposals.boxes, side)
+        rasters = np.empty((len(proposals.boxes), side, side), dtype=bool)
+        for raster, match in zip(rasters, matches.read().numpy(), strict=True):
+            raster[:] = rasterize_in_box(masks[int(match[4])], match[:4], side)
+        return device_copy(torch.from_numpy(rasters), proposals.boxes.device)
 
 
 def rasterize_in_box(polygons: Sequence[np.ndarray], box: np.ndarray, side: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Crops the features of boxes from a feature pyramid."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -48,8 +49,11 @@ class PyramidPooler:
         chosen = self._level_of(rois[:, 1:])
         size = self.output_size
         crops = features[0].new_zeros((len(rois), features[0].shape[1], size, size))
-        for feature, level in zip(features, self.levels, strict=True):
-            here = torch.nonzero(chosen == level).squeeze(1)
+        order = torch.argsort(chosen, stable=True)
+        counts = torch.stack([(chosen == level).sum() for level in self.levels]).tolist()
+        starts = itertools.accumulate(counts, initial=0)
+        for feature, level, start, count in zip(features, self.levels, starts, counts):
+            here = order[start : start + count]
             # roi_align takes features and boxes of one dtype; half precision would move the boxes by pixels.
             exact = at_least_float32(feature)
             pooled = roi_align(
