@@ -1,6 +1,6 @@
 """Tensors that hold their data on the CPU and report cuda:0: CUDA's rules, with real values and without a GPU.
 
-Inside `with Emulation() as gpu`, `model.to("cuda")`, `torch.zeros(..., device="cuda")` and the like return such tensors.
+Inside `with Emulation() as gpu`, `tensor.to("cuda")`, `torch.zeros(..., device="cuda")` and so on make them.
 What drains a GPU's queue is counted in `gpu.waits`; an operation on tensors of two devices raises, as it does on a GPU.
 Operators compute on the CPU, so the results are the CPU's. Autocast for CUDA is not emulated.
 """
@@ -64,8 +64,9 @@ class Emulation:
         for name, value in {
             "torch.cuda.Event": lambda: _Event(self),
             "torch.cuda.current_stream": lambda device=None: None,
+            "torch.cuda.get_rng_state": lambda device: torch.zeros(16, dtype=torch.uint8),
             "torch.cuda.is_current_stream_capturing": lambda: False,
-            "torch.__future__._overwrite_module_params_on_conversion": True,  # the old parameters hold memory of the CPU
+            "torch.__future__._overwrite_module_params_on_conversion": True,  # the old ones hold memory of the CPU
             "torch.autograd._engine_run_backward": backward,
             "torch.optim.optimizer._group_tensors_by_device_and_dtype": _grouped,
             "torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype": _grouped,
@@ -278,7 +279,7 @@ def _place() -> str:
     frame: Any = sys._getframe()
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith(PACKAGE):
+        if path.startswith(PACKAGE) and not path.endswith("host_copy.py"):  # its caller says more
             return f"ifr{path[len(PACKAGE) :]}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
     return "outside the package"

@@ -9,7 +9,7 @@ import torch
 from ifr.data.annotations import Annotations
 from ifr.hosts.standalone.detector.anchors import AnchorGenerator
 from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty, pairwise_iou
-from ifr.hosts.standalone.detector.mask_targets import MaskTargets, rasterize_in_box
+from ifr.hosts.standalone.detector.mask_targets import MaskTargets, rasterize_in_boxes
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.sampling import random_sample
 from ifr.hosts.standalone.detector.structures import LabelledProposals
@@ -108,7 +108,7 @@ def test_polygons_and_bitmasks_have_the_same_targets() -> None:
 
 def test_a_degenerate_box_has_a_finite_target() -> None:
     square = [np.array([0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])]
-    assert rasterize_in_box(square, np.array([0.5, 0.5, 0.5, 0.5], dtype=np.float32), 8).shape == (8, 8)
+    assert rasterize_in_boxes([square], np.full((1, 4), 0.5, dtype=np.float32), 8).shape == (1, 8, 8)
 
 
 def test_inconsistent_annotations_are_an_error() -> None:

@@ -3,6 +3,7 @@
 After each wait a GPU idles until the host has queued more work.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from cuda_like import CPU, CUDA, CudaLike, Emulation
 
 from ifr.data.annotations import Annotations
+from ifr.data.classes import Classes
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone.builders import build_cascade_rcnn
 from ifr.hosts.standalone.detector import mask_targets
+from ifr.hosts.standalone.engine import failures
 from ifr.hosts.standalone.engine.metrics import Losses
-from ifr.hosts.standalone.engine.trainer import Trainer, build_trainer
+from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer, build_trainer
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.processes.workers import Worker
 from ifr.runs.solver_figures import SolverFigures
@@ -25,6 +28,7 @@ TRAINING = 25  # waits in a step of two images
 STAGE = 4  # waits in each further stage of a cascade
 EVALUATION = 12  # waits for an image
 CLIP = {"ENABLED": True, "CLIP_TYPE": "norm", "CLIP_VALUE": 5.0}
+SETTINGS = ["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", 1, "SOLVER.CLIP_GRADIENTS", CLIP]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Batch = list[dict[str, Any]]
@@ -39,8 +43,7 @@ def gpu() -> Iterator[Emulation]:
 def build(folder: Path, device: torch.device, *, cascade: bool = False) -> Trainer:
     """Build a trainer whose iteration 0 is explicit and whose others are implicit."""
     experiment = load_experiment(str(folder))
-    settings = ["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", 1, "SOLVER.CLIP_GRADIENTS", CLIP]
-    experiment.config.merge_from_list([*settings, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", cascade])
+    experiment.config.merge_from_list([*SETTINGS, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", cascade])
     torch.manual_seed(0)
     model = (build_cascade_rcnn if cascade else experiment.build_model)(experiment.config)
     return build_trainer(experiment.config, model.to(device), Worker())
@@ -93,18 +96,35 @@ def test_a_step_has_the_losses_of_the_cpu(gpu: Emulation, tiny: Path, polygon_ba
     assert losses[CPU] == losses[CUDA]
 
 
+def test_a_step_that_failed_on_a_gpu_is_repeated_on_the_cpu(
+    gpu: Emulation, tiny: Path, polygon_batch: Batch, tmp_path: Path
+) -> None:
+    trainer, experiment = build(tiny, CUDA), load_experiment(str(tiny))
+    experiment.config.merge_from_list(SETTINGS)
+    trainer.step(0, polygon_batch)
+    trainer.model.register_forward_hook(lambda *arguments: {**arguments[-1], "loss_cls": arguments[-1]["loss_cls"] / 0})
+    trainer.step(1, polygon_batch)
+    with pytest.raises(NotFinite) as raised:
+        trainer.settle()
+    error = failures.save(tmp_path, trainer, raised.value, experiment.config, Classes(("a", "b"), (1, 2)))
+    repeated = failures.repeat(load_experiment(str(tiny)), error.saved)
+    finite = {name: loss.item() for name, loss in raised.value.step.losses.items() if name != "loss_cls"}
+    assert math.isfinite(repeated.losses.pop("loss_cls"))
+    assert repeated.losses == finite
+
+
 @pytest.mark.parametrize("iteration", [0, 1])
 def test_polygons_are_rasterised_while_the_device_computes_the_mask_head(
     gpu: Emulation, tiny: Path, polygon_batch: Batch, monkeypatch: pytest.MonkeyPatch, iteration: int
 ) -> None:
     trainer, events = build(tiny, CUDA), []
-    rasterize = mask_targets.rasterize_in_box
+    rasterize = mask_targets.rasterize_in_boxes
 
     def recorded(*arguments: Any) -> Any:
         events.append(("raster", sum(gpu.waits.values())))
         return rasterize(*arguments)
 
-    monkeypatch.setattr(mask_targets, "rasterize_in_box", recorded)
+    monkeypatch.setattr(mask_targets, "rasterize_in_boxes", recorded)
     head = trainer.model.roi_heads.mask_head
     head.register_forward_hook(lambda *_: events.append(("head", sum(gpu.waits.values()))))
     trainer.step(iteration, polygon_batch)

@@ -21,9 +21,7 @@ from ifr.runs.solver_figures import SolverFigures
 logger = logging.getLogger(__name__)
 
 
-def make_runner(
-    config: Any, build_model: Callable[[Any], nn.Module], classes: Classes | None, worker: Worker
-) -> Any:
+def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: Classes | None, worker: Worker) -> Any:
     """Build a runner of the class TRAINER.NAME, ready to train.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from ifr.data.masks import polygons_to_mask
+from ifr.data.masks import polygons_to_masks
 from ifr.hosts.standalone.detector.structures import LabelledProposals
 from ifr.solvers.host_copy import HostCopy, device_copy
 
@@ -42,17 +42,22 @@ class MaskTargets:
             raise ValueError("training a mask head needs annotations with masks, got none")
         if isinstance(masks, Tensor):
             return _crop_bitmasks(masks, proposals.targets, proposals.boxes, side)
-        rasters = np.empty((len(proposals.boxes), side, side), dtype=bool)
-        for raster, match in zip(rasters, matches.read().numpy(), strict=True):
-            raster[:] = rasterize_in_box(masks[int(match[4])], match[:4], side)
+        rows = matches.read().numpy()
+        rasters = rasterize_in_boxes([masks[int(target)] for target in rows[:, 4]], rows[:, :4], side)
         return device_copy(torch.from_numpy(rasters), proposals.boxes.device)
 
 
-def rasterize_in_box(polygons: Sequence[np.ndarray], box: np.ndarray, side: int) -> np.ndarray:
-    """Rasterize polygons, each x0, y0, x1, y1, ... in pixels, to (side, side) bool over `box` (4,) XYXY.
+def rasterize_in_boxes(objects: Sequence[Sequence[np.ndarray]], boxes: np.ndarray, side: int) -> np.ndarray:
+    """Rasterize each object's polygons, x0, y0, x1, y1, ... in pixels, over its box (n, 4) XYXY: (n, side, side) bool.
 
     pycocotools decides which cells are inside.
     """
+    scaled = [_scaled(polygons, box, side) for polygons, box in zip(objects, boxes, strict=True)]
+    return np.ascontiguousarray(polygons_to_masks(scaled, side, side))
+
+
+def _scaled(polygons: Sequence[np.ndarray], box: np.ndarray, side: int) -> list[np.ndarray]:
+    """Map polygons so that `box` (4,) becomes a square of `side` cells at the origin."""
     width, height = max(box[2] - box[0], _SMALLEST_SIDE), max(box[3] - box[1], _SMALLEST_SIDE)
     scaled = []
     for polygon in polygons:
@@ -60,7 +65,7 @@ def rasterize_in_box(polygons: Sequence[np.ndarray], box: np.ndarray, side: int)
         points[0::2] = (points[0::2] - box[0]) * (side / width)
         points[1::2] = (points[1::2] - box[1]) * (side / height)
         scaled.append(points)
-    return polygons_to_mask(scaled, side, side)
+    return scaled
 
 
 def _crop_bitmasks(masks: Tensor, targets: Tensor, boxes: Tensor, side: int) -> Tensor:
