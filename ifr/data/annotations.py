@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifr.solvers.host_copy import device_copy
+
 ImageSize = tuple[int, int]  # height, width in pixels
 
 
@@ -40,5 +42,6 @@ class Annotations:
 
     def to(self, device: torch.device) -> "Annotations":
         """Return a copy on `device`; polygons stay on the CPU."""
-        masks = self.masks.to(device) if isinstance(self.masks, Tensor) else self.masks
-        return Annotations(self.boxes.to(device, torch.float32), self.classes.to(device, torch.int64), masks)
+        masks = device_copy(self.masks, device) if isinstance(self.masks, Tensor) else self.masks
+        boxes, classes = self.boxes.to(torch.float32), self.classes.to(torch.int64)
+        return Annotations(device_copy(boxes, device), device_copy(classes, device), masks)

@@ -93,14 +93,22 @@ def _decompress(text: str) -> NDArray[np.int64]:
     return values
 
 
-def polygons_to_mask(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Fill polygons, each x0, y0, x1, y1, ... in pixels, into one mask (height, width) bool.
+def polygons_to_mask(polygons: Sequence[np.ndarray], height: int, width: int) -> NDArray[np.bool_]:
+    """Fill polygons, each x0, y0, x1, y1, ... in pixels, into one mask (height, width) bool."""
+    return polygons_to_masks([polygons], height, width)[0]
+
+
+def polygons_to_masks(objects: Sequence[Sequence[np.ndarray]], height: int, width: int) -> NDArray[np.bool_]:
+    """Fill the polygons of every object into a mask of its own, (n, height, width) bool; see `polygons_to_mask`.
 
     pycocotools takes about 100 bytes per pixel of an outline. An outline longer than `LONGEST_OUTLINE`, which reaches
     far outside the raster, is clipped to the raster's surroundings first.
     """
-    near = [_clipped_near(polygon, height, width) for polygon in polygons]
-    return _decode(coco_mask.merge(coco_mask.frPyObjects(near, height, width)))
+    if not objects:
+        return np.zeros((0, height, width), dtype=bool)
+    near = [[_clipped_near(polygon, height, width) for polygon in polygons] for polygons in objects]
+    runs = [coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) for polygons in near]
+    return _decode(runs).transpose(2, 0, 1)
 
 
 def outline_is_longer(polygon: Sequence[float] | np.ndarray, limit: float, *, spread: float) -> bool:
@@ -128,7 +136,7 @@ def _points(polygon: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.array(polygon[: len(polygon) // 2 * 2], dtype=np.float64).reshape(-1, 2)
 
 
-def _decode(compressed: Mapping[str, Any]) -> NDArray[np.bool_]:
+def _decode(compressed: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
     with warnings.catch_warnings():
         # pycocotools 2.0 passes numpy 2 an array interface of numpy 1.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)

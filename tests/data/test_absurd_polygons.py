@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ifr.data.masks import decode_runs, polygons_to_mask
-from ifr.hosts.standalone.detector.mask_targets import rasterize_in_box
+from ifr.hosts.standalone.detector.mask_targets import rasterize_in_boxes
 
 
 def peak_megabytes():
@@ -29,8 +29,8 @@ def test_a_square_far_larger_than_the_raster_fills_it(distance):
 def test_a_tiny_proposal_in_a_large_polygon():
     before = peak_megabytes()
     zigzag = np.array([0, 0, 5000, 5000] * 500, dtype=np.float64)
-    target = rasterize_in_box([zigzag], np.array([2500, 2500, 2500.05, 2500.05]), 28)
-    assert target.shape == (28, 28)
+    target = rasterize_in_boxes([[zigzag]], np.array([[2500, 2500, 2500.05, 2500.05]]), 28)
+    assert target.shape == (1, 28, 28)
     assert peak_megabytes() - before < 300
 
 

@@ -1,5 +1,7 @@
 """The smallest experiment in every host: its inputs, outputs, phases and metrics, without a checkpoint."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from official_outputs import ROOT
@@ -7,9 +9,12 @@ from sides import SIDES
 from torch import nn
 
 from ifr.experiment import load_experiment
+from ifr.processes.workers import Worker
 from ifr.refine import Implicit
+from ifr.runs.solver_figures import SolverFigures
 
 PRETRAINED_STEPS = 120
+FIGURES = ("residual", "steps", "converged")
 
 
 @pytest.fixture
@@ -55,18 +60,24 @@ def test_solver_metrics_go_to_cvpods_event_storage(checkout: object) -> None:
     from cvpods.utils import EventStorage
 
     from ifr.hosts.cvpods.builders import follow_training
+    from ifr.hosts.cvpods.engine.runner import RecordSolver
     from ifr.mask_head import MaskHead
 
     head = MaskHead(8, 2, Implicit.published(max_steps=3))
     follow_training(head, explicit_iterations=5)
+    hook = RecordSolver(SolverFigures(head), Worker(), interval=7)
     x = torch.randn(4, 8, 6, 6)
-    for iteration, wanted in ((4, set()), (5, {"forward", "backward"})):
-        with EventStorage(iteration) as storage:
+    nothing, names = set[str](), {f"solver_{way}_{what}" for way in ("forward", "backward") for what in FIGURES}
+    with EventStorage(0) as storage:
+        for iteration, wanted in ((0, nothing), (5, nothing), (6, names)):  # written at 0, 6, 13, ... and 14
+            hook.trainer = SimpleNamespace(iter=iteration, max_iter=15, storage=storage)
+            storage._iter = iteration
             head.train()(x).sum().backward()
-        names = {f"solver_{name}_{figure}" for name in wanted for figure in ("residual", "steps", "converged")}
-        assert set(storage.latest()) == names
-    assert storage.history("solver_forward_steps").latest() == 3
-    with EventStorage(6) as storage:
+            hook.after_step()
+            assert set(storage.latest()) == wanted
+        assert storage.history("solver_forward_steps").latest() == 3
+        storage._iter = hook.trainer.iter = 14
         head.eval()(x)
         head.train()(x[:0])
-    assert not storage.latest()
+        hook.after_step()
+        assert storage.history("solver_forward_steps").values() == [(3.0, 6)]

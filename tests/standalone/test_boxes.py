@@ -9,7 +9,7 @@ import torch
 from ifr.data.annotations import Annotations
 from ifr.hosts.standalone.detector.anchors import AnchorGenerator
 from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty, pairwise_iou
-from ifr.hosts.standalone.detector.mask_targets import mask_targets, rasterize_in_box
+from ifr.hosts.standalone.detector.mask_targets import MaskTargets, rasterize_in_boxes
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.sampling import random_sample
 from ifr.hosts.standalone.detector.structures import LabelledProposals
@@ -100,15 +100,15 @@ def test_polygons_and_bitmasks_have_the_same_targets() -> None:
     expected[0:8, 4:12] = True
     for masks in ([[square]], bitmask):
         truth = Annotations(torch.tensor([[4.0, 4.0, 12.0, 12.0]]), torch.tensor([0]), masks)
-        assert torch.equal(mask_targets(LabelledProposals(box, zero, zero, truth), 16)[0], expected)
+        assert torch.equal(MaskTargets([LabelledProposals(box, zero, zero, truth)]).read(16)[0], expected)
     unmasked = Annotations(torch.tensor([[4.0, 4.0, 12.0, 12.0]]), torch.tensor([0]))
     with pytest.raises(ValueError, match="annotations with masks"):
-        mask_targets(LabelledProposals(box, zero, zero, unmasked), 16)
+        MaskTargets([LabelledProposals(box, zero, zero, unmasked)]).read(16)
 
 
 def test_a_degenerate_box_has_a_finite_target() -> None:
     square = [np.array([0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])]
-    assert rasterize_in_box(square, np.array([0.5, 0.5, 0.5, 0.5], dtype=np.float32), 8).shape == (8, 8)
+    assert rasterize_in_boxes([square], np.full((1, 4), 0.5, dtype=np.float32), 8).shape == (1, 8, 8)
 
 
 def test_inconsistent_annotations_are_an_error() -> None:

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from ifr.hosts.standalone.config import RCNNFPNConfig
-from ifr.hosts.standalone.engine.metrics import Losses, SolverFigures
+from ifr.hosts.standalone.engine.metrics import Losses
 from ifr.hosts.standalone.engine.optimizer import build_clip, build_optimizer, load_state, set_learning_rate
 from ifr.mask_head import MaskHead
 from ifr.processes.workers import Worker
 from ifr.refine import Implicit
 from ifr.runs.average import MovingAverage
+from ifr.runs.solver_figures import SolverFigures
 from ifr.solvers import Picard, Solution, Status
 
 pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")

@@ -17,8 +17,7 @@ from ifr.hosts.cvpods.framework import (
     build_resnet_fpn_backbone,
     get_event_storage,
 )
-from ifr.refine import Implicit, set_phase
-from ifr.solvers import Solution, Status
+from ifr.refine import set_phase
 
 
 def build_mask_rcnn(config: Any) -> nn.Module:
@@ -67,33 +66,15 @@ def _build(config: Any, roi_heads: Any) -> nn.Module:
 
 
 def follow_training(head: nn.Module, explicit_iterations: int) -> None:
-    """Make a mask head select its phase from the training iteration and record its solves.
+    """Make a mask head select its phase from the training iteration.
 
     Args:
         head: a mask head with an `Implicit` refinement.
         explicit_iterations: number of iterations on the explicit path at the start of training.
     """
     head.register_forward_pre_hook(functools.partial(_choose_phase, explicit_iterations))
-    for part in head.modules():
-        if isinstance(part, Implicit):
-            part.observe = functools.partial(_record, part)
 
 
 def _choose_phase(explicit_iterations: int, head: nn.Module, _inputs: Any) -> None:
     if head.training:
         set_phase(head, "explicit" if get_event_storage().iter < explicit_iterations else "implicit")
-
-
-def _record(part: Implicit, name: str, solution: Solution) -> None:
-    """Record means over the regions of a solve; this synchronizes as often as cvpods does to read its losses."""
-    if not part.training or not len(solution.residual):
-        return
-    try:
-        storage = get_event_storage()
-    except AssertionError:  # backward after the storage was closed; cvpods' runner never does this
-        return
-    residual = solution.residual.detach()
-    storage.put_scalar(f"solver_{name}_residual", residual[residual.isfinite()].mean().nan_to_num().item())
-    storage.put_scalar(f"solver_{name}_steps", solution.steps.float().mean().item())
-    converged = solution.status == int(Status.CONVERGED)
-    storage.put_scalar(f"solver_{name}_converged", converged.float().mean().item())

@@ -15,6 +15,7 @@ from ifr.hosts.cvpods.engine.evaluate import evaluate_all
 from ifr.hosts.cvpods.framework import RUNNERS, HookBase, comm, runner_module
 from ifr.processes.workers import Worker
 from ifr.runs.average import MovingAverage
+from ifr.runs.solver_figures import SolverFigures
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: C
     runner.register_hooks([_Wait(worker, int(config.SOLVER.CHECKPOINT_PERIOD))])
     if classes is not None:
         runner.checkpointer.checkpointables["classes"] = _State(classes.as_dict())
+    interval = getattr(config.GLOBAL, "LOG_INTERVAL", 20)  # old commits of cvpods have no setting
+    _insert(runner, RecordSolver(SolverFigures(runner.model), worker, int(interval)))
     return runner
 
 
@@ -75,9 +78,34 @@ def keep_average(runner: Any, decay: float) -> MovingAverage:
             return test(*arguments, **settings)
 
     runner.checkpointer.save, runner.test = save_average, test_average
-    runner.register_hooks([_Update(average)])
-    runner._hooks.insert(1, runner._hooks.pop())  # after the optimizer's hook, before those that save and test
+    _insert(runner, _Update(average))
     return average
+
+
+def _insert(runner: Any, hook: Any) -> None:
+    """Add a hook after the optimizer's, before those that save, test and write metrics."""
+    runner.register_hooks([hook])
+    runner._hooks.insert(1, runner._hooks.pop())
+
+
+class RecordSolver(HookBase):  # type: ignore[misc]  # cvpods is untyped
+    """Puts the figures of the solves into cvpods' event storage in the iterations whose metrics are written.
+
+    Args:
+        figures: the figures of all solves since the last read.
+        worker: this process; every process has this hook.
+        interval: number of iterations between lines of metrics.json; the first and the last iteration have one, too.
+    """
+
+    def __init__(self, figures: SolverFigures, worker: Worker, interval: int) -> None:
+        self._figures, self._worker, self._interval = figures, worker, interval
+
+    def after_step(self) -> None:
+        """Read the figures if this iteration is written; called by the runner."""
+        runner = self.trainer
+        if (runner.iter + 1) % self._interval == 0 or runner.iter in (0, runner.max_iter - 1):
+            for name, value in self._figures.read(self._worker).items():
+                runner.storage.put_scalar(name, value, smoothing_hint=False)
 
 
 class _Update(HookBase):  # type: ignore[misc]  # cvpods is untyped

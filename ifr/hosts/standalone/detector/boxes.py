@@ -1,7 +1,7 @@
 """Box arithmetic: clipping, overlap, matching, and the encoding of a box relative to another."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,11 @@ def nonempty(boxes: Tensor, min_size: float = 0.0) -> Tensor:
     return (sides > min_size).all(dim=1)
 
 
+def by_column(operation: Callable[[Tensor, float], Tensor], values: Tensor, numbers: Sequence[float]) -> Tensor:
+    """Apply `operation` to each column of values (..., n) and its number; no number is copied to the device first."""
+    return torch.stack([operation(v, n) for v, n in zip(values.unbind(-1), numbers, strict=True)], dim=-1)
+
+
 def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
     """Return the (n, m) intersection over union of boxes (n, 4) and (m, 4); 0, not NaN, for two empty boxes."""
     area_first = (first[:, 2] - first[:, 0]) * (first[:, 3] - first[:, 1])
@@ -48,16 +53,15 @@ class BoxCoder:
         """Return the deltas (n, 4) that map `boxes` (n, 4) to `targets` (n, 4)."""
         size, target_size = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
         centre, target_centre = boxes[:, :2] + 0.5 * size, targets[:, :2] + 0.5 * target_size
-        weights = boxes.new_tensor(self.weights)
-        shift = weights[:2] * (target_centre - centre) / size
-        return torch.cat((shift, weights[2:] * torch.log(target_size / size)), dim=1)
+        shift = by_column(torch.mul, target_centre - centre, self.weights[:2]) / size
+        return torch.cat((shift, by_column(torch.mul, torch.log(target_size / size), self.weights[2:])), dim=1)
 
     def decode(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """Apply deltas (..., 4) to `boxes` (..., 4) XYXY, at least in float32; leading axes broadcast."""
         deltas = at_least_float32(deltas)
         size = boxes[..., 2:] - boxes[..., :2]
         centre = boxes[..., :2] + 0.5 * size
-        scaled = deltas / deltas.new_tensor(self.weights)
+        scaled = by_column(torch.div, deltas, self.weights)
         new_centre = scaled[..., :2] * size + centre
         new_size = torch.exp(scaled[..., 2:].clamp(max=LARGEST_LOG_SCALE)) * size
         return torch.cat((new_centre - 0.5 * new_size, new_centre + 0.5 * new_size), dim=-1)
@@ -98,8 +102,9 @@ class Matcher:
             matches = torch.zeros(boxes, dtype=torch.int64, device=overlap.device)
             return matches, torch.full_like(matches, self.labels[0])
         best, matches = overlap.max(dim=0)
-        bins = torch.bucketize(best, best.new_tensor(self.thresholds), right=True)
-        labels = torch.tensor(self.labels, device=overlap.device)[bins]
+        labels = torch.full_like(matches, self.labels[0])
+        for threshold, label in zip(self.thresholds, self.labels[1:], strict=True):
+            labels = torch.where(best >= threshold, label, labels)
         if self.keep_best:
             is_best = overlap == overlap.max(dim=1, keepdim=True).values
             labels = torch.where(is_best.any(dim=0), torch.ones_like(labels), labels)

@@ -7,37 +7,57 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from ifr.data.masks import polygons_to_mask
+from ifr.data.masks import polygons_to_masks
 from ifr.hosts.standalone.detector.structures import LabelledProposals
+from ifr.solvers.host_copy import HostCopy, device_copy
 
 _SMALLEST_SIDE = 0.1  # pixels; keeps the scale of a degenerate box finite
 
 
-def mask_targets(proposals: LabelledProposals, side: int) -> Tensor:
-    """Crop each proposal's matched object to the proposal box: (n, side, side) bool.
+class MaskTargets:
+    """The matched object of every proposal, cropped to the proposal's box.
 
-    Raises:
-        ValueError: the annotations have no masks.
+    Polygons are rasterised on the CPU. Their boxes are copied to the host from now on, and `read` copies the targets
+    back behind the work queued so far: if the mask head is queued in between, a GPU does not wait for the CPU.
+
+    Args:
+        proposals: matched proposals of every image.
     """
-    masks = proposals.annotations.masks
-    if masks is None:
-        raise ValueError("training a mask head needs annotations with masks, got none")
-    if len(proposals.boxes) == 0:
-        return torch.zeros((0, side, side), dtype=torch.bool, device=proposals.boxes.device)
-    if isinstance(masks, Tensor):
-        return _crop_bitmasks(masks, proposals.targets, proposals.boxes, side)
-    rasters = [
-        rasterize_in_box(masks[target], box, side)
-        for target, box in zip(proposals.targets.tolist(), proposals.boxes.cpu().numpy(), strict=True)
-    ]
-    return torch.from_numpy(np.stack(rasters)).to(proposals.boxes.device)
+
+    def __init__(self, proposals: Sequence[LabelledProposals]) -> None:
+        self._proposals = proposals
+        self._matches = [HostCopy(torch.cat((p.boxes, p.targets[:, None].to(p.boxes.dtype)), dim=1)) for p in proposals]
+
+    def read(self, side: int) -> Tensor:
+        """Return the targets (n, side, side) bool of all images, on the device of the proposals.
+
+        Raises:
+            ValueError: annotations have no masks.
+        """
+        return torch.cat([self._of_image(p, m, side) for p, m in zip(self._proposals, self._matches, strict=True)])
+
+    def _of_image(self, proposals: LabelledProposals, matches: HostCopy, side: int) -> Tensor:
+        masks = proposals.annotations.masks
+        if masks is None:
+            raise ValueError("training a mask head needs annotations with masks, got none")
+        if isinstance(masks, Tensor):
+            return _crop_bitmasks(masks, proposals.targets, proposals.boxes, side)
+        rows = matches.read().numpy()
+        rasters = rasterize_in_boxes([masks[int(target)] for target in rows[:, 4]], rows[:, :4], side)
+        return device_copy(torch.from_numpy(rasters), proposals.boxes.device)
 
 
-def rasterize_in_box(polygons: Sequence[np.ndarray], box: np.ndarray, side: int) -> np.ndarray:
-    """Rasterize polygons, each x0, y0, x1, y1, ... in pixels, to (side, side) bool over `box` (4,) XYXY.
+def rasterize_in_boxes(objects: Sequence[Sequence[np.ndarray]], boxes: np.ndarray, side: int) -> np.ndarray:
+    """Rasterize each object's polygons, x0, y0, x1, y1, ... in pixels, over its box (n, 4) XYXY: (n, side, side) bool.
 
     pycocotools decides which cells are inside.
     """
+    scaled = [_scaled(polygons, box, side) for polygons, box in zip(objects, boxes, strict=True)]
+    return np.ascontiguousarray(polygons_to_masks(scaled, side, side))
+
+
+def _scaled(polygons: Sequence[np.ndarray], box: np.ndarray, side: int) -> list[np.ndarray]:
+    """Map polygons so that `box` (4,) becomes a square of `side` cells at the origin."""
     width, height = max(box[2] - box[0], _SMALLEST_SIDE), max(box[3] - box[1], _SMALLEST_SIDE)
     scaled = []
     for polygon in polygons:
@@ -45,7 +65,7 @@ def rasterize_in_box(polygons: Sequence[np.ndarray], box: np.ndarray, side: int)
         points[0::2] = (points[0::2] - box[0]) * (side / width)
         points[1::2] = (points[1::2] - box[1]) * (side / height)
         scaled.append(points)
-    return polygons_to_mask(scaled, side, side)
+    return scaled
 
 
 def _crop_bitmasks(masks: Tensor, targets: Tensor, boxes: Tensor, side: int) -> Tensor:

@@ -48,8 +48,10 @@ class PyramidPooler:
         chosen = self._level_of(rois[:, 1:])
         size = self.output_size
         crops = features[0].new_zeros((len(rois), features[0].shape[1], size, size))
-        for feature, level in zip(features, self.levels, strict=True):
-            here = torch.nonzero(chosen == level).squeeze(1)
+        levels = torch.arange(self.levels[0], self.levels[-1] + 1, dtype=chosen.dtype, device=chosen.device)
+        counts = (chosen[:, None] == levels).sum(dim=0).tolist()
+        by_level = torch.argsort(chosen, stable=True)[: sum(counts)]  # a box that is not finite has no level
+        for feature, level, here in zip(features, self.levels, torch.split(by_level, counts), strict=True):
             # roi_align takes features and boxes of one dtype; half precision would move the boxes by pixels.
             exact = at_least_float32(feature)
             pooled = roi_align(

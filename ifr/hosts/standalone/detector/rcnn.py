@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from ifr.checkpoints.names import unwrapped
 from ifr.data.annotations import Annotations, ImageSize
 from ifr.hosts.standalone.detector.backbone import PyramidBackbone
-from ifr.hosts.standalone.detector.boxes import clip, nonempty
+from ifr.hosts.standalone.detector.boxes import by_column, clip, nonempty
 from ifr.hosts.standalone.detector.paste import paste_masks
 from ifr.hosts.standalone.detector.roi_heads import ROIHeads
 from ifr.hosts.standalone.detector.rpn import RegionProposalNetwork
 from ifr.hosts.standalone.detector.structures import Detections, ImageBatch
 from ifr.refine import set_phase
+from ifr.solvers.host_copy import device_copy
 
 
 class RCNN(nn.Module):
@@ -97,7 +98,8 @@ class RCNN(nn.Module):
         for item in batch:
             if item["image"].dim() != 3 or item["image"].shape[0] != len(self.pixel_mean) or 0 in item["image"].shape:
                 raise ValueError(f"image must be (3, H, W), got {tuple(item['image'].shape)}")
-        images = [(item["image"].to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std for item in batch]
+        device = self.pixel_mean.device
+        images = [(device_copy(item["image"], device) - self.pixel_mean) / self.pixel_std for item in batch]
         sizes: list[ImageSize] = [(image.shape[1], image.shape[2]) for image in images]
         step = self.backbone.size_divisibility
         height, width = (-(-max(side) // step) * step for side in zip(*sizes, strict=True))
@@ -111,9 +113,9 @@ class RCNN(nn.Module):
         detections: Detections, masks: Tensor | None, size: ImageSize, output_size: ImageSize
     ) -> dict[str, Tensor]:
         """Scale the detections of one image from `size` to `output_size` and drop boxes that become empty."""
-        scale = detections.boxes.new_tensor((output_size[1] / size[1], output_size[0] / size[0])).repeat(2)
-        boxes = clip(detections.boxes * scale, output_size)
-        keep = nonempty(boxes)
+        scale = (output_size[1] / size[1], output_size[0] / size[0])
+        boxes = clip(by_column(torch.mul, detections.boxes, scale * 2), output_size)
+        keep = torch.nonzero(nonempty(boxes)).squeeze(1)
         result = {"boxes": boxes[keep], "scores": detections.scores[keep], "classes": detections.classes[keep]}
         if masks is not None:
             result["masks"] = paste_masks(masks[keep], result["boxes"], output_size)

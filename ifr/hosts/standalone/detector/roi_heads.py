@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ifr.data.annotations import Annotations, ImageSize
 from ifr.hosts.standalone.detector.box_stage import BoxStage, DetectionFilter, StageOutput
 from ifr.hosts.standalone.detector.boxes import nonempty, pairwise_iou
-from ifr.hosts.standalone.detector.mask_targets import mask_targets
+from ifr.hosts.standalone.detector.mask_targets import MaskTargets
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.precision import at_least_float32
 from ifr.hosts.standalone.detector.sampling import Sampler, share_of_samples
@@ -81,8 +81,10 @@ class ROIHeads(nn.Module):
         """Return the training losses of all stages and of the masks, by name."""
         levels = [features[name] for name in self.in_features]
         sampled = [self._sample(p, a) for p, a in zip(proposals, annotations, strict=True)]
+        foreground = [_select(p, slice(positives)) for p, positives in sampled]
+        targets = MaskTargets(foreground) if self.mask_head is not None else None
         losses: dict[str, Tensor] = {}
-        labelled = sampled
+        labelled = [p for p, _ in sampled]
         stages = self._stages()
         for k, stage in enumerate(stages):
             output = self._run(stage, levels, [p.boxes for p in labelled])
@@ -91,8 +93,8 @@ class ROIHeads(nn.Module):
             if k + 1 < len(stages):
                 boxes = [b[nonempty(b)] for b in stage.refine(output, sizes)]
                 labelled = [self._label(b, a, stages[k + 1]) for b, a in zip(boxes, annotations, strict=True)]
-        if self.mask_head is not None:
-            losses["loss_mask"] = self._mask_loss(levels, sampled, self.mask_head)
+        if self.mask_head is not None and targets is not None:
+            losses["loss_mask"] = self._mask_loss(levels, foreground, targets, self.mask_head)
         return losses
 
     def detect(
@@ -139,29 +141,32 @@ class ROIHeads(nn.Module):
         classes = torch.where(labels == -1, torch.full_like(classes, -1), classes)
         return LabelledProposals(boxes, classes, targets, truth)
 
-    def _sample(self, proposals: Proposals, truth: Annotations) -> LabelledProposals:
+    def _sample(self, proposals: Proposals, truth: Annotations) -> tuple[LabelledProposals, int]:
+        """Return the sampled proposals in one image, those with an object first, and the number of these."""
         boxes = torch.cat((proposals.boxes, truth.boxes)) if self.sampling.append_truth else proposals.boxes
         labelled = self._label(boxes, truth, self._stages()[0])
-        chosen = torch.cat(
-            self.sampler(labelled.classes, self.sampling.per_image, self.sampling.positive_fraction, self.num_classes)
+        positive, negative = self.sampler(
+            labelled.classes, self.sampling.per_image, self.sampling.positive_fraction, self.num_classes
         )
-        return _select(labelled, chosen)
+        return _select(labelled, torch.cat((positive, negative))), len(positive)
 
-    def _mask_loss(self, levels: list[Tensor], sampled: Sequence[LabelledProposals], mask_head: nn.Module) -> Tensor:
+    def _mask_loss(
+        self,
+        levels: list[Tensor],
+        foreground: Sequence[LabelledProposals],
+        targets: MaskTargets,
+        mask_head: nn.Module,
+    ) -> Tensor:
         """Return the true class's mean binary cross-entropy over the foreground of all workers; 0 without any."""
-        foreground = [
-            _select(p, torch.nonzero((p.classes >= 0) & (p.classes < self.num_classes)).squeeze(1)) for p in sampled
-        ]
         logits = mask_head(self.mask_pooler(levels, [p.boxes for p in foreground]))
         share = share_of_samples(len(logits), logits.device)
         if len(logits) == 0:
             return at_least_float32(logits.sum()) * 0
-        targets = torch.cat([mask_targets(p, logits.shape[-1]) for p in foreground])
         chosen = _select_class(logits, torch.cat([p.classes for p in foreground]))
-        return F.binary_cross_entropy_with_logits(chosen, targets.to(chosen.dtype)) * share
+        return F.binary_cross_entropy_with_logits(chosen, targets.read(logits.shape[-1]).to(chosen.dtype)) * share
 
 
-def _select(proposals: LabelledProposals, index: Tensor) -> LabelledProposals:
+def _select(proposals: LabelledProposals, index: Tensor | slice) -> LabelledProposals:
     return LabelledProposals(
         proposals.boxes[index], proposals.classes[index], proposals.targets[index], proposals.annotations
     )

@@ -109,25 +109,28 @@ class RegionProposalNetwork(nn.Module):
         self, anchors: list[Tensor], logits: list[Tensor], deltas: list[Tensor], sizes: Sequence[ImageSize]
     ) -> list[Proposals]:
         limits = self.settings.train_limits if self.training else self.settings.test_limits
-        boxes, scores, levels = [], [], []
+        chosen_deltas, chosen_anchors, best_logits, of_level = [], [], [], []
         for level, (anchor, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
             best, index = logit.topk(min(limits.before_nms, logit.shape[1]), dim=1)
-            chosen = torch.gather(delta, 1, index[..., None].expand(-1, -1, 4))
-            boxes.append(self.settings.coder.decode(chosen, anchor[index]))
-            scores.append(best)
-            levels.append(torch.full_like(best[0], level, dtype=torch.int64))
-        all_boxes, all_scores, all_levels = torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(levels)
+            chosen_deltas.append(torch.gather(delta, 1, index[..., None].expand(-1, -1, 4)))
+            chosen_anchors.append(anchor[index])
+            best_logits.append(best)
+            of_level.append(torch.full_like(best[0], level, dtype=torch.int64))
+        boxes = self.settings.coder.decode(torch.cat(chosen_deltas, dim=1), torch.cat(chosen_anchors, dim=1))
+        scores, levels = torch.cat(best_logits, dim=1), torch.cat(of_level)
+        finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
+        if self.training and not bool(finite.all()):
+            raise FloatingPointError(f"{int((~finite).sum())} of {finite.numel()} proposals are not finite")
         return [
-            self._filter(image_boxes, image_scores, all_levels, size, limits.after_nms)
-            for image_boxes, image_scores, size in zip(all_boxes, all_scores, sizes, strict=True)
+            self._filter(image_boxes, image_scores, levels, usable, size, limits.after_nms)
+            for image_boxes, image_scores, usable, size in zip(boxes, scores, finite, sizes, strict=True)
         ]
 
-    def _filter(self, boxes: Tensor, scores: Tensor, levels: Tensor, size: ImageSize, count: int) -> Proposals:
-        finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores)
-        if self.training and not bool(finite.all()):
-            raise FloatingPointError(f"{int((~finite).sum())} of {len(finite)} proposals are not finite")
+    def _filter(
+        self, boxes: Tensor, scores: Tensor, levels: Tensor, usable: Tensor, size: ImageSize, count: int
+    ) -> Proposals:
         boxes = clip(boxes, size)
-        keep = finite & nonempty(boxes, self.settings.min_size)
+        keep = torch.nonzero(usable & nonempty(boxes, self.settings.min_size)).squeeze(1)
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
         kept = batched_nms(boxes, scores, levels, self.settings.nms_threshold)[:count]
         return Proposals(boxes[kept], scores[kept])

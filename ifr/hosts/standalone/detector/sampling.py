@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed, nn
 
+from ifr.solvers.host_copy import device_copy
+
 
 class Sampler(Protocol):
     """Chooses positive and negative samples; an argument of the detector, so that tests can make it deterministic."""
@@ -37,17 +39,28 @@ def random_sample(
     background: int,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sample uniformly without replacement, see `Sampler`; `generator` defaults to torch's global one."""
+    """Sample uniformly without replacement, see `Sampler`.
+
+    Args:
+        labels: see `Sampler`, as `count`, `positive_fraction` and `background`.
+        count: largest total number of samples.
+        positive_fraction: largest fraction of `count` that is positive.
+        background: label of the negatives.
+        generator: draws on the CPU, so that the choice does not depend on the device; default torch's global one.
+    """
     positive, negative = split_labels(labels, background)
     positives = min(len(positive), int(count * positive_fraction))
     negatives = min(len(negative), count - positives)
-    chosen_positive = torch.randperm(len(positive), device=labels.device, generator=generator)[:positives]
-    chosen_negative = torch.randperm(len(negative), device=labels.device, generator=generator)[:negatives]
-    return positive[chosen_positive], negative[chosen_negative]
+    return _draw(positive, positives, generator), _draw(negative, negatives, generator)
+
+
+def _draw(candidates: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    chosen = torch.randperm(len(candidates), generator=generator)[:count]
+    return candidates[device_copy(chosen, candidates.device)]
 
 
 class SeededSampler:
-    """A `Sampler` whose choice for an image depends only on that image's seed, not on the rest of the batch.
+    """A `Sampler` whose choice for an image depends only on that image's seed: not on the other images or the device.
 
     Each stage of a detector calls its sampler once per image, in batch order, so the images' generators are cycled.
     """
@@ -55,12 +68,9 @@ class SeededSampler:
     def __init__(self) -> None:
         self._generators: Iterator[torch.Generator] = iter(())
 
-    def begin(self, seeds: Sequence[int], device: torch.device) -> None:
+    def begin(self, seeds: Sequence[int]) -> None:
         """Start a batch, given the seed of every image."""
-        generators = [torch.Generator(device) for _ in seeds]
-        for generator, seed in zip(generators, seeds, strict=True):
-            generator.manual_seed(seed)
-        self._generators = itertools.cycle(generators)
+        self._generators = itertools.cycle([torch.Generator().manual_seed(seed) for seed in seeds])
 
     def __call__(self, labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
         """See `Sampler`; before the first `begin`, same as `random_sample`."""
@@ -82,6 +92,6 @@ def share_of_samples(count: int, device: torch.device) -> torch.Tensor | float:
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return 1.0
-    total = torch.tensor(float(count), dtype=torch.float32, device=device)
+    total = torch.full((), float(count), device=device)
     distributed.all_reduce(total)
     return count * distributed.get_world_size() / total.clamp(min=1)

@@ -13,13 +13,14 @@ from ifr.data.coco import CocoDataset
 from ifr.data.loader import build_train_loader
 from ifr.errors import CheckpointWriteError, Stopped
 from ifr.hosts.standalone.engine import failures, snapshots
-from ifr.hosts.standalone.engine.metrics import ConvergenceWatch, Losses, SolverFigures
+from ifr.hosts.standalone.engine.metrics import ConvergenceWatch, Losses
 from ifr.hosts.standalone.engine.records import Records, memory_in_use
 from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer
 from ifr.hosts.standalone.evaluation import evaluate_all
 from ifr.processes.remote_errors import RemoteError
 from ifr.processes.signals import StopSignals, kept_from_children
 from ifr.runs import folder
+from ifr.runs.solver_figures import SolverFigures
 
 logger = logging.getLogger(__name__)
 

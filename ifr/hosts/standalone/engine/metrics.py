@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ifr.processes.workers import Worker
-from ifr.refine import Implicit
-from ifr.solvers import Solution, Status
 
 
 class Losses:
@@ -36,64 +34,6 @@ class Losses:
         means = worker.mean(torch.stack(self._rows)).double().cpu().mean(0).tolist()
         self._rows = []
         return {"total_loss": sum(means), **dict(zip(self._names, means, strict=True))}
-
-
-class SolverFigures:
-    """Mean residual, steps and convergence of the model's implicit mask heads since the last read.
-
-    It observes every `Implicit` in training mode, without waiting for the device.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._parts = [part for part in model.modules() if isinstance(part, Implicit)]
-        for part in self._parts:
-            part.observe = _Observer(self, part)
-
-    @property
-    def phase(self) -> str | None:
-        """The phase of the latest iteration, "explicit" or "implicit"; None without an implicit mask head."""
-        return self._parts[0].phase if self._parts else None
-
-    def add(self, name: str, solution: Solution) -> None:
-        """Add a solve: every sample's residual (if finite), steps, and whether it converged."""
-        residual = solution.residual.detach().double()
-        finite = residual.isfinite()
-        row = torch.stack(
-            [
-                torch.where(finite, residual, 0).sum(),
-                finite.sum().double(),
-                solution.steps.sum().double(),
-                (solution.status == int(Status.CONVERGED)).sum().double(),
-                torch.full_like(residual, 1.0).sum(),
-            ]
-        )
-        self._sums[name] = self._sums[name] + row if name in self._sums else row
-
-    def read(self, worker: Worker) -> dict[str, float]:
-        """Return the means over samples, `solver_{forward,backward}_{residual,steps,converged}`; then reset."""
-        figures = {}
-        for name in sorted({key for keys in worker.gather(list(self._sums)) for key in keys}):
-            total = torch.tensor(worker.gather(self._sums[name].tolist() if name in self._sums else [0.0] * 5)).sum(0)
-            residual, finite, steps, converged, samples = total.tolist()
-            if samples:
-                figures[f"solver_{name}_residual"] = residual / max(finite, 1)
-                figures[f"solver_{name}_steps"] = steps / samples
-                figures[f"solver_{name}_converged"] = converged / samples
-        self._sums = {}
-        return figures
-
-
-class _Observer:
-    """Passes the solves of one mask head on while it is in training mode."""
-
-    def __init__(self, figures: SolverFigures, part: Implicit) -> None:
-        self._figures = figures
-        self._part = part
-
-    def __call__(self, name: str, solution: Solution) -> None:
-        if self._part.training:
-            self._figures.add(name, solution)
 
 
 logger = logging.getLogger(__name__)

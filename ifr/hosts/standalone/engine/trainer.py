@@ -210,7 +210,7 @@ class Trainer:
         total: dict[str, Tensor] = {}
         size = len(batch) // self.parts
         for start in range(0, len(batch), size):
-            self._sampler.begin(self._seeds(iteration, len(batch), start, size), self.device)
+            self._sampler.begin(self._seeds(iteration, len(batch), start, size))
             with self._accumulating(last=start + size == len(batch)):
                 losses = self._losses(batch[start : start + size])
                 mean = torch.stack(list(losses.values())).sum() / self.parts

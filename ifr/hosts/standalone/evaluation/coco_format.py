@@ -24,13 +24,11 @@ def coco_results(
         Entries: `image_id`, `category_id`, `bbox` XYWH pixels, `score`, and with masks `segmentation`, a compressed
         run-length encoding.
     """
-    corners = detections["boxes"].double().cpu()
-    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
+    corners, others = detections["boxes"].double(), [detections[name].double() for name in ("scores", "classes")]
+    rows = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2], torch.stack(others, dim=1)], dim=1)
     results: list[dict[str, Any]] = [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(
-            boxes.tolist(), detections["scores"].tolist(), detections["classes"].tolist(), strict=True
-        )
+        {"image_id": image_id, "category_id": category_ids[int(label)], "bbox": box, "score": score}
+        for *box, score, label in rows.tolist()
     ]
     if "masks" in detections:
         for result, mask in zip(results, detections["masks"].cpu().numpy(), strict=True):
