@@ -131,7 +131,7 @@ class ROIHeads(nn.Module):
         return stage(crops, boxes)
 
     def _label(self, boxes: Tensor, truth: Annotations, stage: BoxStage) -> LabelledProposals:
-        targets, labels = stage.matcher(pairwise_iou(truth.boxes, boxes))
+        targets, labels = stage.matcher.match(truth.boxes, boxes)
         if len(truth) == 0:
             return LabelledProposals(boxes, torch.full_like(targets, self.num_classes), targets, truth)
         classes = truth.classes[targets]
