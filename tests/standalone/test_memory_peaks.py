@@ -4,9 +4,12 @@ import pytest
 import torch
 from live_bytes import LiveBytes
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ifr.hosts.standalone.detector import boxes as boxes_module
+from ifr.hosts.standalone.detector import paste as paste_module
 from ifr.hosts.standalone.detector.boxes import Matcher, pairwise_iou
+from ifr.hosts.standalone.detector.paste import _paste_by_grid, paste_masks
 
 RPN = Matcher([0.3, 0.7], [0, -1, 1], keep_best=True)
 ROI = Matcher([0.5], [0, 1])
@@ -56,4 +59,32 @@ def test_matching_many_objects_takes_bounded_memory() -> None:
     truth, anchors = random_boxes(300, 100), random_boxes(100_000, 100)
     with LiveBytes() as live:
         RPN.match(truth, anchors)
-    assert live.peak < 20e6 + boxes_module._CACHE
+    assert live.peak < 40e6
+
+
+@pytest.mark.parametrize("rows", [3, 40, 4000], ids=["rows", "masks", "at once"])
+def test_pasting_on_an_accelerator_in_parts_has_the_same_pixels(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rows of one mask, a few masks, or all of them at a time."""
+    low = torch.rand(9, 2) * 20
+    boxes = torch.cat((low, low + 1 + torch.rand(9, 2) * 30), dim=1)
+    probabilities = torch.rand(9, 28, 28)
+    expected = _paste_by_grid(probabilities, boxes, (31, 43), 0.5)
+    assert 0 < int(expected.sum()) < expected.numel()
+    monkeypatch.setattr(paste_module, "_MEMORY", 13 * 43 * rows)
+    assert torch.equal(_paste_by_grid(probabilities, boxes, (31, 43), 0.5), expected)
+
+
+@pytest.mark.parametrize(("count", "size"), [(100, (300, 500)), (1, (4000, 4000))], ids=["many masks", "one large mask"])
+def test_pasting_on_an_accelerator_takes_bounded_memory(count: int, size: tuple[int, int]) -> None:
+    """Each case used to take about 200 MB besides its masks; 100 masks at 800 x 1333 took 1.26 GB."""
+    boxes = torch.tensor([[0.0, 0.0, size[1], size[0]]]).repeat(count, 1)
+    with LiveBytes() as live:
+        masks = _paste_by_grid(torch.rand(count, 28, 28), boxes, size, 0.5)
+    assert live.peak < masks.numel() + 140e6
+
+
+def test_large_masks_leave_the_accelerator() -> None:
+    with FakeTensorMode():
+        boxes, probabilities = torch.zeros(12, 4, device="cuda"), torch.zeros(12, 28, 28, device="cuda")
+        assert paste_masks(probabilities, boxes, (6000, 7000)).device.type == "cuda"  # 504 MB
+        assert paste_masks(probabilities, boxes, (6000, 8000)).device.type == "cpu"  # 576 MB
