@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from ifr.data.masks import polygons_to_mask
+from ifr.hosts.standalone.detector.roi_align import roi_align
 from ifr.hosts.standalone.detector.structures import LabelledProposals
 
 _SMALLEST_SIDE = 0.1  # pixels; keeps the scale of a degenerate box finite
@@ -50,5 +50,5 @@ def rasterize_in_box(polygons: Sequence[np.ndarray], box: np.ndarray, side: int)
 
 def _crop_bitmasks(masks: Tensor, targets: Tensor, boxes: Tensor, side: int) -> Tensor:
     rois = torch.cat((targets.to(boxes.dtype)[:, None], boxes), dim=1)
-    crops = roi_align(masks[:, None].to(boxes.dtype), rois, side, 1.0, 0, aligned=True)
+    crops = roi_align(masks[:, None].to(boxes.dtype), rois, side, 1.0, aligned=True)
     return crops[:, 0] >= 0.5
