@@ -1,5 +1,11 @@
 """The largest memory that matching and pasting hold at a time is bounded, and their results stay the same."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from live_bytes import LiveBytes
@@ -74,7 +80,9 @@ def test_pasting_on_an_accelerator_in_parts_has_the_same_pixels(rows: int, monke
     assert torch.equal(_paste_by_grid(probabilities, boxes, (31, 43), 0.5), expected)
 
 
-@pytest.mark.parametrize(("count", "size"), [(100, (300, 500)), (1, (4000, 4000))], ids=["many masks", "one large mask"])
+@pytest.mark.parametrize(
+    ("count", "size"), [(100, (300, 500)), (1, (4000, 4000))], ids=["many masks", "one large mask"]
+)
 def test_pasting_on_an_accelerator_takes_bounded_memory(count: int, size: tuple[int, int]) -> None:
     """Each case used to take about 200 MB besides its masks; 100 masks at 800 x 1333 took 1.26 GB."""
     boxes = torch.tensor([[0.0, 0.0, size[1], size[0]]]).repeat(count, 1)
@@ -88,3 +96,18 @@ def test_large_masks_leave_the_accelerator() -> None:
         boxes, probabilities = torch.zeros(12, 4, device="cuda"), torch.zeros(12, 28, 28, device="cuda")
         assert paste_masks(probabilities, boxes, (6000, 7000)).device.type == "cuda"  # 504 MB
         assert paste_masks(probabilities, boxes, (6000, 8000)).device.type == "cpu"  # 576 MB
+
+
+def test_training_on_many_objects_takes_bounded_memory(tiny: Path) -> None:
+    """Resident memory of a process: 500 objects used to add 2,900 MB to the 500 MB of an image with one object."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, str(root / "tests/helpers/many_objects.py"), str(tiny), "500", "800"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    megabytes = json.loads(done.stdout)
+    assert megabytes["peak"] - megabytes["built"] < 1000

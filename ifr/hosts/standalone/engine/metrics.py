@@ -13,6 +13,9 @@ from ifr.refine import Implicit
 from ifr.solvers import Solution, Status
 
 
+_NO_FLOAT64 = ("mps",)  # types of device without it
+
+
 class Losses:
     """Mean losses since the last read."""
 
@@ -33,7 +36,7 @@ class Losses:
         """
         if not self._rows:
             return {}
-        means = worker.mean(torch.stack(self._rows)).double().cpu().mean(0).tolist()
+        means = worker.mean(torch.stack(self._rows)).cpu().double().mean(0).tolist()
         self._rows = []
         return {"total_loss": sum(means), **dict(zip(self._names, means, strict=True))}
 
@@ -57,14 +60,15 @@ class SolverFigures:
 
     def add(self, name: str, solution: Solution) -> None:
         """Add a solve: every sample's residual (if finite), steps, and whether it converged."""
-        residual = solution.residual.detach().double()
+        dtype = torch.float32 if solution.residual.device.type in _NO_FLOAT64 else torch.float64
+        residual = solution.residual.detach().to(dtype)
         finite = residual.isfinite()
         row = torch.stack(
             [
                 torch.where(finite, residual, 0).sum(),
-                finite.sum().double(),
-                solution.steps.sum().double(),
-                (solution.status == int(Status.CONVERGED)).sum().double(),
+                finite.sum().to(dtype),
+                solution.steps.sum().to(dtype),
+                (solution.status == int(Status.CONVERGED)).sum().to(dtype),
                 torch.full_like(residual, 1.0).sum(),
             ]
         )

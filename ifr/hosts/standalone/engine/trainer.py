@@ -234,9 +234,10 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             self.clip(parameter for group in self.optimizer.param_groups for parameter in group["params"])
         if not self.scaler.is_enabled():
-            if self.device.type == "mps" and found:  # its fused SGD may ignore `found_inf`
+            if self.optimizer.defaults["fused"]:
+                self.optimizer.found_inf = found  # type: ignore[attr-defined]
+            elif found:
                 return
-            self.optimizer.found_inf = found  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

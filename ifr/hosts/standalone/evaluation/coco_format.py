@@ -24,7 +24,7 @@ def coco_results(
         Entries: `image_id`, `category_id`, `bbox` XYWH pixels, `score`, and with masks `segmentation`, a compressed
         run-length encoding.
     """
-    corners = detections["boxes"].double().cpu()
+    corners = detections["boxes"].cpu().double()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
     results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
