@@ -1,7 +1,6 @@
 """Parameter groups, gradient clipping, the moving average, and training metrics."""
 
 import math
-
 from typing import Any
 
 import pytest

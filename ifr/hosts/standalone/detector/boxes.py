@@ -104,7 +104,7 @@ class Matcher:
         """
         limit = _CACHE if boxes.device.type == "cpu" else _MEMORY
         pairs = limit // (5 * boxes.element_size())  # `pairwise_iou` holds five matrices
-        chunks = boxes.split(max(1, pairs // max(1, len(objects))))
+        chunks = torch.split(boxes, max(1, pairs // max(1, len(objects))))
         largest = None
         if self.keep_best and len(chunks) > 1 and len(objects):
             largest = torch.stack([pairwise_iou(objects, chunk).amax(dim=1) for chunk in chunks]).amax(dim=0)

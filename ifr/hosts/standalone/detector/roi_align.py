@@ -22,24 +22,26 @@ def roi_align(
     """
     if torch.are_deterministic_algorithms_enabled() and features.device.type != "cpu":
         settings = (size, scale, sampling_ratio, aligned)
-        return OrderedROIAlign.apply(features, regions, *settings)  # type: ignore[no-untyped-call]
+        return OrderedROIAlign.apply(features, regions, *settings)
     return torchvision.ops.roi_align(features, regions, (size, size), scale, sampling_ratio, aligned)
 
 
 class OrderedROIAlign(torch.autograd.Function):
-    """ROIAlign by torchvision's kernel; the gradient of a cell is one sum over the bins that read it, in their order."""
+    """ROIAlign by torchvision's kernel, with a gradient that sums the bins that read a cell in their order."""
 
     @staticmethod
     def forward(
         ctx: Any, features: Tensor, regions: Tensor, size: int, scale: float, sampling_ratio: int, aligned: bool
     ) -> Tensor:
+        """See `roi_align`."""
         ctx.save_for_backward(regions)
         ctx.shape, ctx.settings = features.shape, (size, scale, sampling_ratio, aligned)
         return torch.ops.torchvision.roi_align(features, regions, scale, size, size, sampling_ratio, aligned)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Sort the weights of all samples by cell, and compute one weighted sum of the bins' gradients per cell."""
         (regions,) = ctx.saved_tensors
         samples, channels, height, width = ctx.shape
         if len(regions) == 0:

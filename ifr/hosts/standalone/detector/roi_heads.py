@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ifr.data.annotations import Annotations, ImageSize
 from ifr.hosts.standalone.detector.box_stage import BoxStage, DetectionFilter, StageOutput
-from ifr.hosts.standalone.detector.boxes import nonempty, pairwise_iou
+from ifr.hosts.standalone.detector.boxes import nonempty
 from ifr.hosts.standalone.detector.mask_targets import mask_targets
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.precision import at_least_float32

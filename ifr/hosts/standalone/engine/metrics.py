@@ -12,7 +12,6 @@ from ifr.processes.workers import Worker
 from ifr.refine import Implicit
 from ifr.solvers import Solution, Status
 
-
 _NO_FLOAT64 = ("mps",)  # types of device without it
 
 
