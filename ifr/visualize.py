@@ -147,7 +147,7 @@ def plot_residuals(curves: Mapping[str, Tensor]) -> Image.Image:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, curve in curves.items():
-        values = curve.detach().double().cpu().numpy()
+        values = curve.detach().cpu().double().numpy()
         evaluations = np.arange(1, len(values) + 1)
         low, middle, high = np.nanquantile(np.where(np.isfinite(values), values, np.nan), (0.1, 0.5, 0.9), axis=1)
         (line,) = axes.plot(evaluations, middle, label=name)

@@ -20,6 +20,7 @@ ADDED: dict[str, Any] = {
     },
     "TRAINER": {
         "TF32": False,  # round float32 convolutions and matrix products to TF32 on a GPU; see ifr/runs/settings.py
+        "DETERMINISTIC": False,  # only deterministic algorithms: bit-equal reruns on one GPU
     },
     "SOLVER": {
         "RESCALE": True,  # rescale the schedule of config.py to the batch size; see ifr/runs/settings.py

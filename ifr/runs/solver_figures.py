@@ -7,6 +7,8 @@ from ifr.processes.workers import Worker
 from ifr.refine import Implicit
 from ifr.solvers import Solution, Status
 
+_NO_FLOAT64 = ("mps",)  # types of device without it
+
 
 class SolverFigures:
     """Mean residual, steps and convergence of the model's implicit mask heads since the last read.
@@ -30,14 +32,15 @@ class SolverFigures:
 
     def add(self, name: str, solution: Solution) -> None:
         """Add a solve: every sample's residual (if finite), steps, and whether it converged."""
-        residual = solution.residual.detach().double()
+        dtype = torch.float32 if solution.residual.device.type in _NO_FLOAT64 else torch.float64
+        residual = solution.residual.detach().to(dtype)
         finite = residual.isfinite()
         row = torch.stack(
             [
                 torch.where(finite, residual, 0).sum(),
-                finite.sum().double(),
-                solution.steps.sum().double(),
-                (solution.status == int(Status.CONVERGED)).sum().double(),
+                finite.sum().to(dtype),
+                solution.steps.sum().to(dtype),
+                (solution.status == int(Status.CONVERGED)).sum().to(dtype),
                 torch.full_like(residual, 1.0).sum(),
             ]
         )

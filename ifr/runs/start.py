@@ -10,6 +10,7 @@ from ifr.experiment import Experiment
 from ifr.processes.launch import launch
 from ifr.processes.layout import Layout
 from ifr.processes.workers import Worker
+from ifr.runs.determinism import deterministic
 from ifr.runs.log import log_file
 from ifr.runs.settings import apply_tf32, requested_device, settle
 
@@ -91,6 +92,6 @@ def _work(worker: Worker, work: Work, check: Check, experiment: Experiment, opti
     output = settle(config, experiment.folder, options.overrides, worker, device, training=training)
     check(config)
     output.mkdir(parents=True, exist_ok=True)
-    with log_file(output / "log.txt") if worker.is_first else contextlib.nullcontext():
+    with log_file(output / "log.txt") if worker.is_first else contextlib.nullcontext(), deterministic(config):
         apply_tf32(config)
         return work(Run(experiment, options, worker, device, output))

@@ -1,17 +1,25 @@
 """Parameter groups, gradient clipping, the moving average, and training metrics."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from test_coordinates import IMPLICIT, wide_batch
+from test_variants import SMALL, build
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ifr.hosts.standalone.config import RCNNFPNConfig
+from ifr.hosts.standalone.engine import optimizer as optimizer_module
 from ifr.hosts.standalone.engine.metrics import Losses
 from ifr.hosts.standalone.engine.optimizer import build_clip, build_optimizer, load_state, set_learning_rate
+from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer, build_trainer
 from ifr.mask_head import MaskHead
 from ifr.processes.workers import Worker
 from ifr.refine import Implicit
+from ifr.runs import solver_figures
 from ifr.runs.average import MovingAverage
 from ifr.runs.solver_figures import SolverFigures
 from ifr.solvers import Picard, Solution, Status
@@ -134,3 +142,48 @@ def test_solver_figures_are_averaged_over_training_samples(head: MaskHead) -> No
         "solver_forward_steps": 5.0,
         "solver_forward_converged": 0.5,
     }
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Raises where an operation returns float64 numbers, which MPS does not have."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.dtype == torch.float64:
+                raise TypeError(f"{function} returns float64")
+        return result
+
+
+def two_steps() -> tuple[Trainer, dict[str, Tensor], SolverFigures]:
+    torch.manual_seed(0)
+    settings = {**IMPLICIT, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS": 0}
+    config = RCNNFPNConfig()
+    config.merge_from_list([part for pair in {**SMALL, **settings, "SEED": 1}.items() for part in pair])
+    trainer = build_trainer(config, build(settings), Worker())
+    figures = SolverFigures(trainer.model)
+    batch = wide_batch()
+    with WithoutFloat64():
+        losses = [trainer.step(iteration, batch) for iteration in range(2)][-1]
+    return trainer, losses, figures
+
+
+def test_training_on_mps_as_far_as_a_cpu_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No float64 on the device, and an optimizer that is not fused: it updates alike, and not if that is not finite."""
+    with pytest.raises(TypeError, match="float64"):
+        two_steps()
+    monkeypatch.setattr(solver_figures, "_NO_FLOAT64", ("cpu",))
+    fused, losses, _ = two_steps()
+    monkeypatch.setattr(optimizer_module, "_NOT_FUSED", ("cpu",))
+    trainer, own_losses, figures = two_steps()
+    assert (fused.optimizer.defaults["fused"], trainer.optimizer.defaults["fused"]) == (True, False)
+    assert own_losses == {name: pytest.approx(float(loss), rel=1e-5) for name, loss in losses.items()}
+    assert figures.read(Worker())["solver_forward_steps"] > 0
+
+    trainer.settle()
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.model.register_forward_hook(lambda _, __, found: {**found, "loss_cls": found["loss_cls"] * torch.inf})
+    trainer.step(2, wide_batch())
+    with pytest.raises(NotFinite):
+        trainer.settle()
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))

@@ -153,6 +153,7 @@ _TRAINER: Settings = {
     # Added by IFR to this host only.
     # Warn once if more than SHARE of the mask head's solves in WINDOW iterations do not converge.
     "CONVERGENCE": {"SHARE": 0.9, "WINDOW": 1000},
+    **ADDED["TRAINER"],
 }
 
 _SOLVER: Settings = {

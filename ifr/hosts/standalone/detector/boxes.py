@@ -10,6 +10,10 @@ from torch import Tensor
 from ifr.data.annotations import ImageSize
 from ifr.hosts.standalone.detector.precision import at_least_float32
 
+# Limits on the bytes of the overlaps that matching holds at a time, on a CPU and on an accelerator.
+_CACHE = 2**24
+_MEMORY = 2**28
+
 # A 16-pixel anchor grows to at most 1000 pixels.
 LARGEST_LOG_SCALE = math.log(1000.0 / 16)
 
@@ -36,11 +40,17 @@ def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
     """Return the (n, m) intersection over union of boxes (n, 4) and (m, 4); 0, not NaN, for two empty boxes."""
     area_first = (first[:, 2] - first[:, 0]) * (first[:, 3] - first[:, 1])
     area_second = (second[:, 2] - second[:, 0]) * (second[:, 3] - second[:, 1])
-    low = torch.maximum(first[:, None, :2], second[None, :, :2])
-    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
-    overlap = (high - low).clamp(min=0).prod(dim=2)
-    union = area_first[:, None] + area_second[None, :] - overlap
-    return torch.where(overlap > 0, overlap / union, torch.zeros_like(overlap))
+    # In place, because for many anchors and objects each of these matrices takes hundreds of megabytes.
+    overlap = _common_length(first, second, 0).mul_(_common_length(first, second, 1))
+    union = (area_first[:, None] + area_second[None, :]).sub_(overlap)
+    return torch.where(overlap > 0, overlap / union, 0)
+
+
+def _common_length(first: Tensor, second: Tensor, axis: int) -> Tensor:
+    """Return the (n, m) lengths that boxes (n, 4) and (m, 4) have in common along x (0) or y (1)."""
+    low = torch.maximum(first[:, None, axis], second[None, :, axis])
+    high = torch.minimum(first[:, None, axis + 2], second[None, :, axis + 2])
+    return high.sub_(low).clamp_(min=0)
 
 
 @dataclass(frozen=True)
@@ -90,8 +100,27 @@ class Matcher:
         if len(self.labels) != (bins := len(self.thresholds) + 1):
             raise ValueError(f"thresholds {list(self.thresholds)} need {bins} labels, got {list(self.labels)}")
 
-    def __call__(self, overlap: Tensor) -> tuple[Tensor, Tensor]:
+    def match(self, objects: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Match boxes (n, 4) to objects (m, 4), XYXY pixels, by their overlap, of which only a part is held at a time.
+
+        Returns:
+            See `__call__`.
+        """
+        limit = _CACHE if boxes.device.type == "cpu" else _MEMORY
+        pairs = limit // (5 * boxes.element_size())  # `pairwise_iou` holds five matrices
+        chunks = torch.split(boxes, max(1, pairs // max(1, len(objects))))
+        largest = None
+        if self.keep_best and len(chunks) > 1 and len(objects):
+            largest = torch.stack([pairwise_iou(objects, chunk).amax(dim=1) for chunk in chunks]).amax(dim=0)
+        matches, labels = zip(*(self(pairwise_iou(objects, chunk), largest) for chunk in chunks), strict=True)
+        return torch.cat(matches), torch.cat(labels)
+
+    def __call__(self, overlap: Tensor, largest: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Match each box to an object by their `overlap` (objects, boxes).
+
+        Args:
+            overlap: the overlap of every object with every box.
+            largest: (objects,) largest overlap of each object if there are more boxes than these.
 
         Returns:
             (boxes,) int64, the object with the largest overlap; and (boxes,) int64, the label: 1 positive, 0 negative,
@@ -106,6 +135,6 @@ class Matcher:
         for threshold, label in zip(self.thresholds, self.labels[1:], strict=True):
             labels = torch.where(best >= threshold, label, labels)
         if self.keep_best:
-            is_best = overlap == overlap.max(dim=1, keepdim=True).values
+            is_best = overlap == (overlap.amax(dim=1) if largest is None else largest)[:, None]
             labels = torch.where(is_best.any(dim=0), torch.ones_like(labels), labels)
         return matches, labels

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from ifr.data.masks import polygons_to_masks
+from ifr.hosts.standalone.detector.roi_align import roi_align
 from ifr.hosts.standalone.detector.structures import LabelledProposals
 from ifr.solvers.host_copy import HostCopy, device_copy
 
@@ -70,5 +70,5 @@ def _scaled(polygons: Sequence[np.ndarray], box: np.ndarray, side: int) -> list[
 
 def _crop_bitmasks(masks: Tensor, targets: Tensor, boxes: Tensor, side: int) -> Tensor:
     rois = torch.cat((targets.to(boxes.dtype)[:, None], boxes), dim=1)
-    crops = roi_align(masks[:, None].to(boxes.dtype), rois, side, 1.0, 0, aligned=True)
+    crops = roi_align(masks[:, None].to(boxes.dtype), rois, side, 1.0, aligned=True)
     return crops[:, 0] >= 0.5

@@ -1,5 +1,6 @@
 """Pastes small square masks into the image at their boxes, on a CPU or an accelerator."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,13 +12,15 @@ from ifr.data.annotations import ImageSize
 from ifr.hosts.standalone.detector.precision import outside_autocast
 
 _CACHE = 2**19  # limit on the float values of one batched product on a CPU
-_MEMORY = 2**30  # limit on the bytes of one chunk of full-size float masks on an accelerator
+_MEMORY = 2**27  # limit on the bytes of the coordinates and values that an accelerator holds at a time
+_KEPT = 2**29  # limit on the bytes of the masks of one image that stay on an accelerator
 
 
 def paste_masks(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float = 0.5) -> Tensor:
     """Paste mask probabilities into the image in float32 and binarise them: (n, height, width) bool.
 
     Pixel centres are at +0.5; masks are interpolated bilinearly between their cell centres and are zero outside.
+    Masks of an accelerator that together take more than 512 MB are returned on the CPU.
 
     Args:
         probabilities: (n, side, side) in [0, 1].
@@ -83,15 +86,23 @@ def _weights(low: Tensor, high: Tensor, first: Tensor, length: int, side: int) -
 
 def _paste_by_grid(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float) -> Tensor:
     height, width = size
-    out = torch.zeros((len(boxes), height, width), dtype=torch.bool, device=boxes.device)
-    chunk = max(1, _MEMORY // (12 * height * width))  # two coordinates and one value, 4 bytes each
+    kept = len(boxes) * height * width <= _KEPT
+    out = torch.empty((len(boxes), height, width), dtype=torch.bool, device=boxes.device if kept else "cpu")
+    pixels = _MEMORY // 13  # two coordinates and one value, 4 bytes each; the comparison
+    rows = min(height, max(1, pixels // width))
+    chunk = max(1, pixels // (rows * width))
     y = torch.arange(height, dtype=torch.float32, device=boxes.device) + 0.5
     x = torch.arange(width, dtype=torch.float32, device=boxes.device) + 0.5
-    for start in range(0, len(boxes), chunk):
-        part, mask = boxes[start : start + chunk], probabilities[start : start + chunk]
-        grid_x = (x - part[:, 0:1]) / (part[:, 2:3] - part[:, 0:1]) * 2 - 1
-        grid_y = (y - part[:, 1:2]) / (part[:, 3:4] - part[:, 1:2]) * 2 - 1
-        shape = (len(part), height, width)
-        grid = torch.stack((grid_x[:, None, :].expand(shape), grid_y[:, :, None].expand(shape)), dim=-1)
-        out[start : start + chunk] = F.grid_sample(mask[:, None], grid, align_corners=False)[:, 0] >= threshold
+    for start, top in itertools.product(range(0, len(boxes), chunk), range(0, height, rows)):
+        some, window = slice(start, start + chunk), slice(top, top + rows)
+        out[some, window] = _resample(probabilities[some], boxes[some], x, y[window]) >= threshold
     return out
+
+
+def _resample(probabilities: Tensor, boxes: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Interpolate masks (n, side, side) of `boxes` at pixel centres x (w,) and y (h,): (n, h, w)."""
+    grid_x = (x - boxes[:, 0:1]) / (boxes[:, 2:3] - boxes[:, 0:1]) * 2 - 1
+    grid_y = (y - boxes[:, 1:2]) / (boxes[:, 3:4] - boxes[:, 1:2]) * 2 - 1
+    shape = (len(boxes), len(y), len(x))
+    grid = torch.stack((grid_x[:, None, :].expand(shape), grid_y[:, :, None].expand(shape)), dim=-1)
+    return F.grid_sample(probabilities[:, None], grid, align_corners=False)[:, 0]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from ifr.hosts.standalone.detector.precision import at_least_float32
+from ifr.hosts.standalone.detector.roi_align import roi_align
 
 CANONICAL_SIZE = 224  # pixels; a square box of this size is cropped from CANONICAL_LEVEL (FPN, equation 1)
 CANONICAL_LEVEL = 4

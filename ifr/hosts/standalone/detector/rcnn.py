@@ -60,7 +60,8 @@ class RCNN(nn.Module):
 
         Returns:
             In training, scalar losses by name. In evaluation, for every image: `boxes` (n, 4) XYXY output pixels,
-            `scores` (n,) in [0, 1], `classes` (n,) 0-based, and with a mask head `masks` (n, height, width) bool.
+            `scores` (n,) in [0, 1], `classes` (n,) 0-based, and with a mask head `masks` (n, height, width) bool,
+            on the CPU if they take more than 512 MB.
 
         Raises:
             ValueError: the batch is empty, an image is not (3, H, W), or training lacks annotations.

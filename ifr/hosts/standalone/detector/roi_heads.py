@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ifr.data.annotations import Annotations, ImageSize
 from ifr.hosts.standalone.detector.box_stage import BoxStage, DetectionFilter, StageOutput
-from ifr.hosts.standalone.detector.boxes import nonempty, pairwise_iou
+from ifr.hosts.standalone.detector.boxes import nonempty
 from ifr.hosts.standalone.detector.mask_targets import MaskTargets
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.precision import at_least_float32
@@ -133,7 +133,7 @@ class ROIHeads(nn.Module):
         return stage(crops, boxes)
 
     def _label(self, boxes: Tensor, truth: Annotations, stage: BoxStage) -> LabelledProposals:
-        targets, labels = stage.matcher(pairwise_iou(truth.boxes, boxes))
+        targets, labels = stage.matcher.match(truth.boxes, boxes)
         if len(truth) == 0:
             return LabelledProposals(boxes, torch.full_like(targets, self.num_classes), targets, truth)
         classes = truth.classes[targets]

@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms
 
 from ifr.data.annotations import Annotations, ImageSize
 from ifr.hosts.standalone.detector.anchors import AnchorGenerator
-from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty, pairwise_iou
+from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty
 from ifr.hosts.standalone.detector.layers import init_normal
 from ifr.hosts.standalone.detector.precision import at_least_float32, outside_autocast
 from ifr.hosts.standalone.detector.sampling import Sampler
@@ -149,7 +149,7 @@ class RegionProposalNetwork(nn.Module):
         predicted_logits, predicted_deltas = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
         classification, localization = predicted_logits.sum() * 0, predicted_deltas.sum() * 0
         for i, (truth, size) in enumerate(zip(annotations, sizes, strict=True)):
-            targets, labels = settings.matcher(pairwise_iou(truth.boxes, every_anchor))
+            targets, labels = settings.matcher.match(truth.boxes, every_anchor)
             if settings.boundary >= 0:
                 labels = torch.where(
                     _inside(every_anchor, size, settings.boundary), labels, torch.full_like(labels, -1)

@@ -19,6 +19,7 @@ from ifr.errors import CheckpointError, NonFiniteError
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer, build_trainer
 from ifr.processes.workers import Worker
+from ifr.runs.determinism import deterministic
 from ifr.runs.folder import json_number
 from ifr.runs.settings import apply_tf32
 from ifr.whole_file import whole_file
@@ -129,7 +130,8 @@ def repeat(experiment: Any, saved: str | Path, *, rank: int = 0, device: str = "
     losses: Mapping[str, Tensor] = {}
     error = ""
     try:
-        losses = trainer.differentiate(int(report["iteration"]), batch)
+        with deterministic(config):
+            losses = trainer.differentiate(int(report["iteration"]), batch)
     except FloatingPointError as failure:
         error = str(failure)
     names = [

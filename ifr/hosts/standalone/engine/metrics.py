@@ -31,7 +31,7 @@ class Losses:
         """
         if not self._rows:
             return {}
-        means = worker.mean(torch.stack(self._rows)).double().cpu().mean(0).tolist()
+        means = worker.mean(torch.stack(self._rows)).cpu().double().mean(0).tolist()
         self._rows = []
         return {"total_loss": sum(means), **dict(zip(self._names, means, strict=True))}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 Clip = Callable[[Iterable[nn.Parameter]], None]
 
+_NOT_FUSED = ("mps",)  # types of device whose fused SGD ignores `found_inf`, see github.com/pytorch/pytorch/pull/186360
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
@@ -24,7 +25,7 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
     """Build SGD with momentum and weight decay; normalisation layers use WEIGHT_DECAY_NORM.
 
     Both magnitude and direction of a weight-normalised convolution decay: neither belongs to a normalisation layer.
-    The fused implementation can skip a non-finite update on the device itself.
+    The fused implementation can skip a non-finite update on the device itself, but not on MPS.
 
     Raises:
         ValueError: SOLVER.OPTIMIZER.NAME is not supported, or the model has no trainable parameters.
@@ -52,7 +53,7 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
         ],
         lr=float(settings.BASE_LR),
         momentum=momentum,
-        fused=True,
+        fused=next(model.parameters()).device.type not in _NOT_FUSED,
     )
     if momentum:  # torch 2.14 leaves it uninitialised if the first update is skipped
         for parameter in itertools.chain.from_iterable(groups.values()):

@@ -87,6 +87,9 @@ class _Pending:
 class Trainer:
     """Trains a detector; an iteration depends only on the state before it, its number, the seed and its images.
 
+    On a GPU this holds up to rounding, because some kernels add up in no fixed order, unless the run is deterministic
+    (`ifr.runs.determinism`).
+
     Every step checks its losses and gradients. If one is not finite, the device skips the update, and this process
     raises one step later or in `settle`, so that it need not wait for the device. With float16, the gradient scaler
     skips up to 40 consecutive updates with non-finite gradients.
@@ -233,9 +236,10 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             self.clip(parameter for group in self.optimizer.param_groups for parameter in group["params"])
         if not self.scaler.is_enabled():
-            if self.device.type == "mps" and found:  # its fused SGD may ignore `found_inf`
+            if self.optimizer.defaults["fused"]:
+                self.optimizer.found_inf = found  # type: ignore[attr-defined]
+            elif found:
                 return
-            self.optimizer.found_inf = found  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

@@ -24,8 +24,9 @@ def coco_results(
         Entries: `image_id`, `category_id`, `bbox` XYWH pixels, `score`, and with masks `segmentation`, a compressed
         run-length encoding.
     """
-    corners, others = detections["boxes"].double(), [detections[name].double() for name in ("scores", "classes")]
-    rows = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2], torch.stack(others, dim=1)], dim=1)
+    values = [detections["boxes"], *(detections[name][:, None] for name in ("scores", "classes"))]
+    rows = torch.cat([value.to(values[0].dtype) for value in values], dim=1).cpu().double()
+    rows[:, 2:4] -= rows[:, :2]
     results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": category_ids[int(label)], "bbox": box, "score": score}
         for *box, score, label in rows.tolist()
