@@ -63,7 +63,8 @@ class Emulation:
 
         for name, value in {
             "torch.cuda.Event": lambda: _Event(self),
-            "torch.cuda.current_stream": lambda device=None: None,
+            "torch.cuda.device": lambda device: contextlib.nullcontext(),
+            "torch.cuda.get_device_capability": lambda device: (7, 0),  # without TF32
             "torch.cuda.get_rng_state": lambda device: torch.zeros(16, dtype=torch.uint8),
             "torch.cuda.is_current_stream_capturing": lambda: False,
             "torch.__future__._overwrite_module_params_on_conversion": True,  # the old ones hold memory of the CPU
@@ -255,7 +256,7 @@ class _Event:
     def __init__(self, gpu: Emulation) -> None:
         self._gpu = gpu
 
-    def record(self, stream: Any = None) -> None:
+    def record(self) -> None:
         """Take the end of the queue."""
         self._queued = self._gpu.queued
 

@@ -174,10 +174,10 @@ def test_the_emulation_counts_what_drains_a_queue(gpu: Emulation) -> None:
 def test_the_emulation_knows_when_an_event_is_the_end_of_the_queue(gpu: Emulation) -> None:
     device = torch.zeros(6, device="cuda")
     event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device.device))
+    event.record()
     event.synchronize()
     assert sum(gpu.waits.values()) == 1
-    event.record(torch.cuda.current_stream(device.device))
+    event.record()
     device += 1
     event.synchronize()
     assert sum(gpu.waits.values()) == 1
