@@ -135,13 +135,18 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
         description="Make digits_train and digits_val: overlapping handwritten digits on photographs, with exact "
         "masks. Existing sets are kept if their seed and sizes are the same, otherwise replaced. The same seed and "
         "sizes always give the same files. Needs scikit-learn.",
-        usage="ifr data make [--root DIR] [--seed S] [--train N] [--val N]",
+        usage="ifr data make [--root DIR] [--seed S] [--train N] [--val N] [--study]",
         allow_abbrev=False,
     )
     make.add_argument("--root", metavar="DIR", help="folder for data sets (default: $IFR_DATASETS, else datasets)")
     make.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (default 0)")
     make.add_argument("--train", type=int, default=1500, metavar="N", help="number of training images (default 1500)")
     make.add_argument("--val", type=int, default=200, metavar="N", help="number of test images (default 200)")
+    make.add_argument(
+        "--study",
+        action="store_true",
+        help="also make digits_tune (500 images) and digits_report (2000), which benchmarks/study.py needs",
+    )
     inspect = actions.add_parser(
         "inspect",
         help="summarize and draw a data set",
