@@ -144,7 +144,7 @@ def test_pictures_show_the_digit_that_is_annotated():
 
 @pytest.mark.parametrize("settings", [{"seed": -1}, {"train": 0}, {"val": 0}])
 def test_numbers_out_of_range_raise(tmp_path, settings):
-    with pytest.raises(ValueError, match="at least one image per split; got {"):
+    with pytest.raises(ValueError, match=r"at least one image per split; got \{"):
         make_digits(tmp_path, **settings)
     assert list(tmp_path.iterdir()) == []
 
