@@ -34,7 +34,6 @@ import torch
 from study_grid import ROOT, Grid, pairs, runs_of
 
 import ifr
-from ifr.data.digits import make_digits, make_study_digits
 from ifr.runs.folder import FINAL
 
 PROTOCOL = "benchmarks/protocol.md"
@@ -216,6 +215,8 @@ def main() -> int:
     os.nice(10)
     pool = Pool(arguments)
     if grid.test.startswith("digits_"):
+        from ifr.data.digits import make_digits, make_study_digits
+
         Path(pool.datasets).mkdir(parents=True, exist_ok=True)
         with Path(pool.datasets, "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,0 +1,157 @@
+"""The study of mask heads: stopped and continued runs are those of one go, and nothing is done twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_experiment import values, write_tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def grid(tiny, tmp_path) -> Path:
+    config = (tiny / "config.py").read_text()
+    test = next(line for line in config.splitlines() if "DATASETS" in line).split("'TEST': [")[-1]
+    content = {
+        "experiment": str(tiny),
+        "test": test.split("'")[-2],
+        "first_seed": 1,
+        "baseline": "sharing_2",
+        "comparisons": [["implicit", "sharing_2"]],
+        "settings": {"SOLVER.LR_SCHEDULER.MAX_ITER": 40, "SOLVER.CHECKPOINT_PERIOD": 5},
+        "measures": {},
+        "heads": [
+            {
+                "name": "sharing_2",
+                "seeds": 2,
+                "settings": {"MODEL.ROI_MASK_HEAD.REFINEMENT": "explicit", "MODEL.ROI_MASK_HEAD.NUM_CONV": 2},
+            },
+            {"name": "implicit", "seeds": 1, "settings": {"SOLVER.LR_SCHEDULER.STEPS": [20, 30]}},
+        ],
+    }
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def start(action: str, grid: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "benchmarks/study.py"), action, str(grid), "--output", str(output), *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.02)
+
+
+def test_a_stopped_study_continues_to_the_same_weights(grid, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    said = finish(start("train", grid, whole, "--draft", "--processes", "2"))
+    assert [text.split(" ", 2)[2] for text in said.splitlines() if "started" in text] == [
+        "train sharing_2/seed_1: started",
+        "train implicit/seed_1: started",
+        "train sharing_2/seed_2: started",
+    ]
+    first = start("train", grid, parts, "--draft", "--only", "sharing_2/seed_1")
+    wait_for(parts / "sharing_2/seed_1/model_iter_0000005.pth")
+    first.send_signal(signal.SIGTERM)
+    assert "the same command continues" not in finish(first)
+    assert not (parts / "sharing_2/seed_1/model_final.pth").exists()
+    finish(start("train", grid, parts, "--draft", "--only", "sharing_2/seed_1"))
+    assert "resuming from" in (parts / "sharing_2/seed_1/log.txt").read_text()
+    one, other = (
+        torch.load(output / "sharing_2/seed_1/model_final.pth", weights_only=True)["model"] for output in (whole, parts)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert values(whole / "sharing_2/seed_1", "total_loss") == values(parts / "sharing_2/seed_1", "total_loss")
+    record = json.loads((whole / "implicit/seed_1/run.json").read_text())
+    assert (record["head"], record["seed"], record["draft"]) == ("implicit", 1, True)
+    assert record["settings"][record["settings"].index("SOLVER.LR_SCHEDULER.STEPS") + 1] == "[20, 30]"
+    assert len(record["commit"]) == len(record["protocol"]["commit"]) == 40
+    assert "0 to do" in finish(start("train", grid, whole, "--draft"))
+
+
+def test_a_killed_study_leaves_a_run_that_no_other_process_touches(grid, tmp_path):
+    run = tmp_path / "out/implicit/seed_1"
+    first = start("train", grid, tmp_path / "out", "--draft", "--only", "implicit")
+    wait_for(run / "model_iter_0000005.pth")
+    first.kill()
+    first.communicate()
+    assert "implicit/seed_1: another process works on it" in finish(
+        start("train", grid, tmp_path / "out", "--draft", "--only", "implicit")
+    )
+    wait_for(run / "model_final.pth")
+
+
+def test_a_run_is_not_continued_with_other_settings(grid, tmp_path):
+    options = ("--draft", "--only", "sharing_2/seed_1", "--hours")
+    assert "1 left" in finish(start("train", grid, tmp_path / "out", *options, "0"))
+    run = start("train", grid, tmp_path / "out", *options, "1")
+    wait_for(tmp_path / "out/sharing_2/seed_1/model_iter_0000005.pth")
+    run.send_signal(signal.SIGTERM)
+    finish(run)
+    again = start("train", grid, tmp_path / "out", *options, "1", "--set", "SOLVER.OPTIMIZER.BASE_LR", "0.5")
+    said, _ = again.communicate(timeout=60)
+    assert again.returncode == 1
+    assert "was begun differently" in said
+    assert "0.5" in said
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(grid, tmp_path):
+    content = json.loads(grid.read_text())
+    content["heads"][0]["settings"]["MODEL.ROI_MASK_HEAD.REFINEMENT"] = "unknown"
+    grid.write_text(json.dumps(content))
+    process = start(
+        "train", grid, tmp_path / "out", "--draft", "--only", "*/seed_1", "--set", "SOLVER.LR_SCHEDULER.MAX_ITER", "2"
+    )
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "failed: train sharing_2/seed_1: see" in said
+    assert "train implicit/seed_1: done" in said
+
+
+def test_the_grids_of_the_repository_fit_the_protocol():
+    protocol = (ROOT / "benchmarks/protocol.md").read_text()
+    report = json.loads((ROOT / "benchmarks/study_digits.json").read_text())
+    assert report["test"] == "digits_report"
+    for head in report["heads"]:
+        row = next(
+            line
+            for line in protocol.splitlines()
+            if line.startswith("| `") and f"`{head['name']}`" in line.split("|")[1]
+        )
+        assert row.endswith(f"| 1-{head['seeds']} |")
+    for first, second in report["comparisons"]:
+        assert f"`{first}` - `{second}`" in protocol
+    tuning = json.loads((ROOT / "benchmarks/study_tuning.json").read_text())
+    assert (tuning["test"], tuning["first_seed"]) == ("digits_tune", 100)
+    heads = {head["name"]: head["settings"] for head in report["heads"]}
+    for trial in tuning["heads"]:
+        name = trial["name"].removesuffix("_slower").removesuffix("_faster").removesuffix("_warmup")
+        assert heads[name].items() <= trial["settings"].items()
