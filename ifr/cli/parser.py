@@ -55,7 +55,8 @@ def _add_test(commands: Any) -> argparse.ArgumentParser:
         commands,
         "test",
         help="test a trained experiment",
-        usage=f"ifr test EXPERIMENT {_WORKERS} [--start-iter I] [--end-iter I] [--debug] [KEY VALUE ...]",
+        usage=f"ifr test EXPERIMENT {_WORKERS} [--start-iter I] [--end-iter I] [--boxes detected|truth] [--debug] "
+        "[KEY VALUE ...]",
         description="Test the newest checkpoint in OUTPUT_DIR, or the MODEL.WEIGHTS of the command line, on every data "
         "set in DATASETS.TEST. Reports the 12 COCO metrics and the AP of each class for boxes and masks, and writes "
         "results to OUTPUT_DIR/inference. " + _SETTINGS,
@@ -65,6 +66,13 @@ def _add_test(commands: Any) -> argparse.ArgumentParser:
         "--start-iter", type=int, metavar="I", help="test every checkpoint in OUTPUT_DIR from iteration I on"
     )
     parser.add_argument("--end-iter", type=int, metavar="I", help="test every checkpoint up to iteration I")
+    parser.add_argument(
+        "--boxes",
+        choices=("detected", "truth"),
+        default="detected",
+        help="truth: score only the mask head, by the mean IoU of masks and boundaries in the ground-truth boxes, for "
+        "the true classes (standalone host; default detected)",
+    )
     return parser
 
 

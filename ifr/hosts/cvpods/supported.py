@@ -20,6 +20,8 @@ def check_run(config: Any) -> None:
         )
     if config.TRAINER.FP16.ENABLED and importlib.util.find_spec("apex") is None:
         raise ValueError("TRAINER.FP16.ENABLED = True: cvpods needs apex for mixed precision, which is not installed")
+    if config.TEST.BOUNDARY:
+        raise ValueError("TEST.BOUNDARY = True is not supported by IFR in cvpods, only in the standalone host")
     if config.TEST.AUG.ENABLED:
         raise ValueError("TEST.AUG.ENABLED = True is not supported by IFR in cvpods")
     if config.TRAINER.NAME not in RUNNERS:

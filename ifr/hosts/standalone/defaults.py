@@ -202,6 +202,7 @@ _TEST: Settings = {
     },
     "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
     "ON_FILES": False,
+    **ADDED["TEST"],
 }
 
 DEFAULTS: Settings = {

@@ -1,0 +1,92 @@
+"""Scores the mask head without the detector: masks of the true classes in the ground-truth boxes.
+
+Source of boundary IoU: B. Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, CVPR
+2021.
+"""
+
+import logging
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ifr.data.coco import CocoDataset, share
+from ifr.data.samples import annotate
+from ifr.errors import RunError
+from ifr.hosts.standalone.detector.rcnn import RCNN
+from ifr.hosts.standalone.evaluation.coco_evaluation import Batch, Metrics, Task
+
+logger = logging.getLogger(__name__)
+
+_WIDTH = 0.02  # of a boundary, as a fraction of the image's diagonal
+
+
+def boundary_of(masks: Tensor) -> Tensor:
+    """Return the inner boundaries (n, H, W) bool of masks (n, H, W) bool.
+
+    They are the pixels at most d rows and d columns from one that is not in the mask, with d = 2 % of the image's
+    diagonal, rounded, but at least 1. The outside of the image is not in the mask.
+    """
+    distance = max(1, round(_WIDTH * math.hypot(*masks.shape[1:])))
+    side = 2 * distance + 1
+    padded = F.pad(masks.to(torch.int32), (distance + 1, distance, distance + 1, distance))
+    sums = padded.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
+    low, high = slice(None, -side), slice(side, None)
+    filled = sums[:, high, high] - sums[:, low, high] - sums[:, high, low] + sums[:, low, low]
+    return masks & (filled < side**2)
+
+
+def mask_iou(masks: Tensor, others: Tensor) -> Tensor:
+    """Return the IoU (n,) in [0, 1] of each of n masks (n, H, W) bool with its counterpart; 0 if both are empty."""
+    union = (masks | others).flatten(1).sum(1)
+    return (masks & others).flatten(1).sum(1) / union.clamp(min=1)
+
+
+def check_predicts_masks(model: nn.Module) -> None:
+    """Check that a model can predict masks in given boxes.
+
+    Raises:
+        RunError: it cannot.
+    """
+    if not isinstance(model, RCNN) or model.roi_heads.mask_head is None:
+        raise RunError("--boxes truth scores the mask head, and this model has none", "set MODEL.MASK_ON True")
+
+
+def _masks_on_truth(model: nn.Module, dataset: CocoDataset, batch: Batch) -> list[dict[str, Any]]:
+    """Return `image_id`, `category_id`, `iou` and `boundary_iou`, both in [0, 1], of every object with a mask."""
+    truths = []
+    for item in batch:
+        record = dataset[dataset.image_ids.index(item["image_id"])]
+        truths.append(annotate(record, (), (record.height, record.width), masks=True, bitmasks=True))
+    found = cast(RCNN, model).masks_on(batch, truths)
+    results = []
+    for item, truth, masks in zip(batch, truths, found, strict=True):
+        true_masks = torch.as_tensor(truth.masks)
+        overlap, boundary = mask_iou(masks, true_masks), mask_iou(boundary_of(masks), boundary_of(true_masks))
+        for label, *values in zip(truth.classes.tolist(), overlap.tolist(), boundary.tolist(), strict=True):
+            names = {"image_id": item["image_id"], "category_id": dataset.category_ids[label]}
+            results.append({**names, **dict(zip(("iou", "boundary_iou"), values, strict=True))})
+    return results
+
+
+def _score(dataset: CocoDataset, results: list[dict[str, Any]], config: Any) -> Metrics:
+    """Return the means over all objects and over those of every class, in percent."""
+    objects = int(dataset.counts.sum())
+    if len(results) < objects:
+        part = share(objects - len(results), objects, "objects")
+        logger.warning("%s: %s have no mask and are not scored", dataset.source.name, part)
+    if not results:
+        return {}
+    numbers = {"IoU": _mean(results, "iou"), "boundary IoU": _mean(results, "boundary_iou")}
+    for identity, name in zip(dataset.category_ids, dataset.classes.distinct_names(), strict=True):
+        numbers[f"IoU-{name}"] = _mean([result for result in results if result["category_id"] == identity], "iou")
+    return {"truth": numbers}
+
+
+def _mean(results: list[dict[str, Any]], name: str) -> float:
+    return 100 * math.fsum(result[name] for result in results) / len(results) if results else math.nan
+
+
+MASKS_ON_TRUTH = Task("masks_on_truth.json", _masks_on_truth, _score)
