@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import fnmatch
 import json
 import os
 import signal
@@ -69,8 +68,7 @@ def measuring_jobs(grid: Grid, arguments: argparse.Namespace) -> Iterator[Job]:
     origin = origin_of_code(arguments.draft)
     for run in runs_of(grid, arguments.output, arguments.only):
         for measure in grid.measures:
-            applies = any(fnmatch.fnmatch(run.head.name, pattern) for pattern in measure.heads)
-            if not run.trained or not applies or run.measured(measure).exists():
+            if not run.trained or not measure.applies_to(run.head) or run.measured(measure).exists():
                 continue
             folder = run.folder / "measures" / measure.name
             settings = pairs({**run.head.settings, "DATASETS.TEST": grid.test, **measure.settings})
@@ -131,7 +129,7 @@ class Pool:
 
     def _start(self, job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
-        lock = (job.folder / "lock").open("w")
+        lock = (job.folder / "lock").open("a")
         try:  # the command inherits the lock and keeps it even if this process is killed
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -145,6 +143,8 @@ class Pool:
         slot = next(number for number in range(self.processes) if number not in self.running)
         process = self._popen(job, slot, lock)
         self.running[slot] = (job, process)
+        lock.truncate(0)
+        lock.write(str(process.pid))
         lock.close()
         say(f"{job.title}: started")
 
@@ -208,8 +208,9 @@ def main() -> int:
     arguments.output = arguments.output.expanduser().resolve()
     grid = Grid.read(arguments.grid)
     if arguments.action == "report":
-        from study_report import write_report
+        from study_report import write_report  # it needs more packages
 
+        os.environ.setdefault("IFR_DATASETS", str(arguments.output / "datasets"))
         write_report(grid, runs_of(grid, arguments.output, arguments.only), arguments.output)
         return 0
     os.nice(10)

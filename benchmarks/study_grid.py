@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DONE = "inference/results.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Head:
     """A row of the grid."""
 
@@ -36,6 +36,9 @@ class Measure:
     settings: dict[str, Any]
     heads: tuple[str, ...]
     """Patterns of the names of the heads that it applies to."""
+
+    def applies_to(self, head: Head) -> bool:
+        return any(fnmatch.fnmatch(head.name, pattern) for pattern in self.heads)
 
 
 @dataclass(frozen=True)

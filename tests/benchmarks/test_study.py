@@ -13,6 +13,7 @@ import torch
 from tiny_experiment import values, write_tiny
 
 ROOT = Path(__file__).parents[2]
+STEP = {"MODEL.ROI_MASK_HEAD.F_THRES": 1}
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +31,19 @@ def grid(tiny, tmp_path) -> Path:
         "first_seed": 1,
         "baseline": "sharing_2",
         "comparisons": [["implicit", "sharing_2"]],
-        "settings": {"SOLVER.LR_SCHEDULER.MAX_ITER": 40, "SOLVER.CHECKPOINT_PERIOD": 5},
-        "measures": {},
+        "settings": {"SOLVER.LR_SCHEDULER.MAX_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 5},
+        "measures": {
+            "truth": {"arguments": ["--boxes", "truth"]},
+            "detections": {"settings": {"TEST.BOUNDARY": True, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}},
+            "one_step": {"arguments": ["--boxes", "truth"], "settings": STEP, "heads": ["implicit*"]},
+        },
         "heads": [
             {
                 "name": "sharing_2",
                 "seeds": 2,
                 "settings": {"MODEL.ROI_MASK_HEAD.REFINEMENT": "explicit", "MODEL.ROI_MASK_HEAD.NUM_CONV": 2},
             },
-            {"name": "implicit", "seeds": 1, "settings": {"SOLVER.LR_SCHEDULER.STEPS": [20, 30]}},
+            {"name": "implicit", "seeds": 1, "settings": {"SOLVER.LR_SCHEDULER.STEPS": [10, 15]}},
         ],
     }
     path = tmp_path / "grid.json"
@@ -92,21 +97,60 @@ def test_a_stopped_study_continues_to_the_same_weights(grid, tmp_path):
     assert values(whole / "sharing_2/seed_1", "total_loss") == values(parts / "sharing_2/seed_1", "total_loss")
     record = json.loads((whole / "implicit/seed_1/run.json").read_text())
     assert (record["head"], record["seed"], record["draft"]) == ("implicit", 1, True)
-    assert record["settings"][record["settings"].index("SOLVER.LR_SCHEDULER.STEPS") + 1] == "[20, 30]"
+    assert record["settings"][record["settings"].index("SOLVER.LR_SCHEDULER.STEPS") + 1] == "[10, 15]"
     assert len(record["commit"]) == len(record["protocol"]["commit"]) == 40
     assert "0 to do" in finish(start("train", grid, whole, "--draft"))
+    check_measures_and_report(grid, whole)
+
+
+def check_measures_and_report(grid: Path, output: Path) -> None:
+    said = finish(start("measure", grid, output, "--draft", "--processes", "2"))
+    assert said.count(": done") == 3 * 2 + 1
+    assert "0 to do" in finish(start("measure", grid, output, "--draft"))
+    finish(start("report", grid, output))
+    study = json.loads((output / "study.json").read_text())
+    heads = study["heads"]
+    assert study["unfinished"] == []
+    assert [run["seed"] for run in heads["sharing_2"]["runs"]] == [1, 2]
+    each = [run["measures"]["truth"]["truth"]["IoU"] for run in heads["sharing_2"]["runs"]]
+    assert heads["sharing_2"]["means"]["mask IoU"]["mean"] == pytest.approx(sum(each) / 2)
+    one = heads["implicit"]["runs"][0]["measures"]
+    assert list(one["detections"]) == ["bbox", "segm", "boundary"]
+    assert list(one) == ["truth", "detections", "one_step"]
+    # The block has two convolutions of 16 channels at 14 x 14, the deconvolution 16 to 16, the predictor two classes.
+    block, end = 2 * 9 * 16**2 * 14**2, 4 * 16**2 * 14**2 + 16 * 2 * 28**2
+    assert heads["sharing_2"]["cost"]["multiply_adds"] == 2 * block + end
+    assert heads["implicit"]["cost"] == {
+        "parameters": heads["sharing_2"]["cost"]["parameters"] + 2 * 16,  # the magnitudes of weight norm
+        "multiply_adds": pytest.approx(4 * block + end, rel=0.01),  # three steps, and the solver's own
+        "evaluations": 4,
+    }
+    (found,) = [d for d in study["differences"] if d["measure"] == "mask IoU"]
+    assert (found["heads"], found["seeds"], found["verdict"]) == (["implicit", "sharing_2"], 1, "not decided")
+    first = one["truth"]["truth"]["IoU"] - each[0]
+    assert found["difference"] == pytest.approx(first)
+    assert found["bootstrap_95"][0] <= first <= found["bootstrap_95"][1]
+    text = (output / "study.md").read_text()
+    assert "3 runs are drafts" in text
+    assert "| `implicit` - `sharing_2` | mask AP | 1 |" in text
+    for name in ("frontier", "curves", "masks"):
+        assert (output / f"{name}.png").stat().st_size > 1000
 
 
 def test_a_killed_study_leaves_a_run_that_no_other_process_touches(grid, tmp_path):
     run = tmp_path / "out/implicit/seed_1"
-    first = start("train", grid, tmp_path / "out", "--draft", "--only", "implicit")
+    options = ("--draft", "--only", "implicit", "--set", "SOLVER.LR_SCHEDULER.MAX_ITER", "5000")
+    first = start("train", grid, tmp_path / "out", *options)
     wait_for(run / "model_iter_0000005.pth")
     first.kill()
     first.communicate()
-    assert "implicit/seed_1: another process works on it" in finish(
-        start("train", grid, tmp_path / "out", "--draft", "--only", "implicit")
-    )
-    wait_for(run / "model_final.pth")
+    orphan = int((run / "lock").read_text())
+    try:
+        said = finish(start("train", grid, tmp_path / "out", *options))
+        assert "implicit/seed_1: another process works on it" in said
+        assert int((run / "lock").read_text()) == orphan
+    finally:
+        os.kill(orphan, signal.SIGTERM)
 
 
 def test_a_run_is_not_continued_with_other_settings(grid, tmp_path):
