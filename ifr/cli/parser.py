@@ -119,9 +119,10 @@ def _add_show(commands: Any) -> argparse.ArgumentParser:
         "show",
         help="draw detections next to the ground truth",
         usage="ifr show EXPERIMENT [--samples N] [--score T] [--debug] [KEY VALUE ...]",
-        description="Draw detections on the first data set in DATASETS.TEST next to the ground truth, and plot how "
-        "fast solvers reach the equilibrium of the mask head. Uses the newest checkpoint in OUTPUT_DIR, or the "
-        "MODEL.WEIGHTS of the command line; writes to OUTPUT_DIR/pictures. " + _SETTINGS,
+        description="Draw detections on the first data set in DATASETS.TEST next to the ground truth, plot how fast "
+        "solvers reach the equilibrium of the mask head, and describe it: residual, share converged, spectral radius. "
+        "Uses the newest checkpoint in OUTPUT_DIR, or the MODEL.WEIGHTS of the command line; writes to "
+        "OUTPUT_DIR/pictures. " + _SETTINGS,
     )
     parser.add_argument("--samples", type=_positive, default=8, metavar="N", help="images to draw (default 8)")
     parser.add_argument("--score", type=_probability, default=0.5, metavar="T", help="lowest score (default 0.5)")

@@ -9,6 +9,7 @@ import torch
 from faster_coco_eval.core.mask import rleToBoundary
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy import stats
 from tiny_experiment import write_tiny
 
 from ifr.data.annotations import Annotations
@@ -164,6 +165,11 @@ def test_a_head_that_fills_the_true_boxes_scores_100_and_any_other_its_mean(tiny
     assert found["boundary IoU"] == pytest.approx(100 * np.mean([item["boundary_iou"] for item in results]))
     assert found["IoU-bar"] == pytest.approx(100 * np.mean([r["iou"] for r in results if r["category_id"] == 7]))
     assert 0 < found["IoU"] < 99
+    residuals, ious = ([item[name] for item in results] for name in ("residual", "iou"))
+    assert found["residual"] == pytest.approx(100 * np.median(residuals))
+    assert found["converged"] == 0 < min(residuals)
+    assert found["rank correlation"] == pytest.approx(100 * stats.spearmanr(residuals, ious).statistic)
+    assert model.roi_heads.mask_head.refinement.observe is None
     head = model.roi_heads.mask_head
     model.roi_heads.mask_head = _Full(2)
     try:

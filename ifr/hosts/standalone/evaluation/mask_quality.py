@@ -4,10 +4,14 @@ Source of boundary IoU: B. Cheng et al., Boundary IoU: Improving Object-Centric 
 2021.
 """
 
+import contextlib
 import logging
 import math
+import statistics
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +21,8 @@ from ifr.data.samples import annotate
 from ifr.errors import RunError
 from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.evaluation.coco_evaluation import Batch, Metrics, Task
+from ifr.refine import Implicit
+from ifr.solvers import Solution, Status
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +66,9 @@ def _masks_on_truth(model: nn.Module, dataset: CocoDataset, batch: Batch) -> lis
     for item in batch:
         record = dataset[dataset.image_ids.index(item["image_id"])]
         truths.append(annotate(record, (), (record.height, record.width), masks=True, bitmasks=True))
-    found = cast(RCNN, model).masks_on(batch, truths)
+    with _observed(cast(RCNN, model)) as solves:
+        found = cast(RCNN, model).masks_on(batch, truths)
+    solved = [entry for solution in solves for entry in _solved(solution)]
     results = []
     for item, truth, masks in zip(batch, truths, found, strict=True):
         true_masks = torch.as_tensor(truth.masks)
@@ -68,11 +76,35 @@ def _masks_on_truth(model: nn.Module, dataset: CocoDataset, batch: Batch) -> lis
         for label, *values in zip(truth.classes.tolist(), overlap.tolist(), boundary.tolist(), strict=True):
             names = {"image_id": item["image_id"], "category_id": dataset.category_ids[label]}
             results.append({**names, **dict(zip(("iou", "boundary_iou"), values, strict=True))})
-    return results
+    return [{**result, **entry} for result, entry in zip(results, solved, strict=True)] if solved else results
+
+
+@contextlib.contextmanager
+def _observed(model: RCNN) -> Iterator[list[Solution]]:
+    """Collect the solves of an implicit mask head; none of another head."""
+    solves: list[Solution] = []
+    refinement = getattr(model.roi_heads.mask_head, "refinement", None)
+    if not isinstance(refinement, Implicit):
+        yield solves
+        return
+    before = refinement.observe
+    refinement.observe = lambda _, solution: solves.append(solution)
+    try:
+        yield solves
+    finally:
+        refinement.observe = before
+
+
+def _solved(solution: Solution) -> list[dict[str, Any]]:
+    """Return `residual`, RMS of f(z) - z over RMS of z, and `converged` of every region."""
+    size = solution.z.flatten(1).square().mean(1).sqrt()
+    converged = solution.status == int(Status.CONVERGED)
+    residuals = (solution.residual / size).tolist()
+    return [{"residual": r, "converged": c} for r, c in zip(residuals, converged.tolist(), strict=True)]
 
 
 def _score(dataset: CocoDataset, results: list[dict[str, Any]], config: Any) -> Metrics:
-    """Return the means over all objects and over those of every class, in percent."""
+    """Return the means over all objects and of every class, in percent; also how an implicit head converged."""
     objects = int(dataset.counts.sum())
     if len(results) < objects:
         part = share(objects - len(results), objects, "objects")
@@ -80,6 +112,11 @@ def _score(dataset: CocoDataset, results: list[dict[str, Any]], config: Any) -> 
     if not results:
         return {}
     numbers = {"IoU": _mean(results, "iou"), "boundary IoU": _mean(results, "boundary_iou")}
+    if all("residual" in result for result in results):
+        residuals, ious = ([result[name] for result in results] for name in ("residual", "iou"))
+        numbers["residual"] = 100 * statistics.median(residuals)
+        numbers["converged"] = _mean(results, "converged")
+        numbers["rank correlation"] = 100 * _rank_correlation(residuals, ious)
     for identity, name in zip(dataset.category_ids, dataset.classes.distinct_names(), strict=True):
         numbers[f"IoU-{name}"] = _mean([result for result in results if result["category_id"] == identity], "iou")
     return {"truth": numbers}
@@ -87,6 +124,18 @@ def _score(dataset: CocoDataset, results: list[dict[str, Any]], config: Any) -> 
 
 def _mean(results: list[dict[str, Any]], name: str) -> float:
     return 100 * math.fsum(result[name] for result in results) / len(results) if results else math.nan
+
+
+def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return Spearman's correlation in [-1, 1]; NaN if a side is constant or an entry is not finite."""
+    ranks = []
+    for values in (one, other):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts + 1) / 2)[inverse])
+    if not np.isfinite([one, other]).all() or min(np.ptp(each) for each in ranks) == 0:
+        return math.nan
+    one_rank, other_rank = (each - each.mean() for each in ranks)
+    return float(one_rank @ other_rank / math.sqrt((one_rank @ one_rank) * (other_rank @ other_rank)))
 
 
 MASKS_ON_TRUTH = Task("masks_on_truth.json", _masks_on_truth, _score)
