@@ -1,4 +1,4 @@
-"""The figures of a study: quality by cost, training curves, and the masks of every head on the same objects."""
+"""The figures of a study: quality by cost, training curves, masks and effective receptive fields of every head."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from study_grid import Run, pairs
+from torch import Tensor, nn
 
 from ifr.data.annotations import Annotations
 from ifr.data.coco import CocoDataset
@@ -87,9 +88,8 @@ def draw_curves(runs: Sequence[Run], file: Path) -> None:
     plt.close(figure)
 
 
-@torch.no_grad()
-def draw_masks(runs: Sequence[Run], entry: str, file: Path) -> None:
-    """Draw evenly spaced objects: the picture, the ground truth, and the mask that the first run of each head finds."""
+def draw_heads(runs: Sequence[Run], entry: str, masks: Path, fields: Path) -> None:
+    """Draw what the first run of each head does with evenly spaced objects: masks, and effective receptive fields."""
     dataset = open_test_set(entry)
     first: dict[str, Run] = {}
     for run in runs:
@@ -100,11 +100,13 @@ def draw_masks(runs: Sequence[Run], entry: str, file: Path) -> None:
     pen = ImageDraw.Draw(sheet)
     for column, name in enumerate(names):
         pen.text((_SIDE * column + 2, 1), name, fill="black")
+    influence = {}
     for number, run in enumerate(first.values()):
-        overrides = pairs(run.head.settings)
-        model: Any = build_model(run.head.experiment, run.folder / FINAL, "cpu", overrides)
+        model: Any = build_model(run.head.experiment, run.folder / FINAL, "cpu", pairs(run.head.settings))
         config = load_experiment(run.head.experiment).config
         samples = EvaluationSamples(dataset, build_test_transform(config.INPUT.AUG.TEST_PIPELINES))
+        regions: list[Tensor] = []
+        hook = model.roi_heads.mask_head.register_forward_pre_hook(lambda _, inputs, x=regions: x.append(inputs[0]))
         for row, (position, truth, picture) in enumerate(chosen):
             ((mask,),) = model.masks_on([samples[position]], [truth])
             pictures = [(2 + number, _painted(picture, mask.numpy()))]
@@ -112,7 +114,47 @@ def draw_masks(runs: Sequence[Run], entry: str, file: Path) -> None:
                 pictures += [(0, picture), (1, _painted(picture, np.asarray(truth.masks[0])))]
             for column, painted in pictures:
                 sheet.paste(_crop(painted, truth), (_SIDE * column, 14 + _SIDE * row))
-    sheet.save(file)
+        hook.remove()
+        classes = torch.cat([truth.classes for _, truth, _ in chosen])
+        influence[run.head.name] = effective_field(model.roi_heads.mask_head, torch.cat(regions), classes)
+    sheet.save(masks)
+    _draw_fields(influence, fields)
+
+
+def effective_field(head: nn.Module, x: Tensor, classes: Tensor) -> NDArray[np.float64]:
+    """How much each place of the features x (N, C, H, W) changes the centre of the mask: (H, W), with sum 1.
+
+    The absolute gradient of the four central logits of each region's class, averaged over channels and regions (W. Luo
+    et al., Understanding the Effective Receptive Field in Deep Convolutional Neural Networks, NIPS 2016). An implicit
+    head has the implicit gradient.
+    """
+    x = x.clone().requires_grad_()
+    logits = head(x)
+    own = logits[torch.arange(len(x)), classes] if logits.shape[1] > 1 else logits[:, 0]
+    row, column = own.shape[1] // 2, own.shape[2] // 2
+    (gradient,) = torch.autograd.grad(own[:, row - 1 : row + 1, column - 1 : column + 1].sum(), x)
+    found = gradient.abs().mean(1).double()
+    found = (found / found.sum((1, 2), keepdim=True).clamp(min=1e-30)).mean(0)
+    return found.numpy()
+
+
+def _draw_fields(influence: Mapping[str, NDArray[np.float64]], file: Path) -> None:
+    """Draw effective receptive fields with their radii, the RMS distance from the centre in bins."""
+    if not influence:
+        return
+    columns = min(6, len(influence))
+    lines = -(-len(influence) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(2.2 * columns, 2.5 * lines), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, field) in zip(axes.flat, influence.items(), strict=False):
+        rows, places = (np.arange(length) - (length - 1) / 2 for length in field.shape)
+        radius = np.sqrt((field * (rows[:, None] ** 2 + places**2)).sum())
+        axis.imshow(np.sqrt(field), cmap="viridis")
+        axis.set_title(f"{name}\nradius {radius:.2f}", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
 
 
 def _objects(dataset: CocoDataset) -> list[tuple[int, Annotations, NDArray[np.uint8]]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure import Counts, counting
-from study_figures import draw_curves, draw_frontier, draw_masks
+from study_figures import draw_curves, draw_frontier, draw_heads
 from study_grid import Grid, Head, Measure, Run, pairs
 from study_statistics import Array, AveragePrecision, Difference, difference, image_draws, mean_over_objects
 from torch.utils.flop_counter import FlopCounterMode
@@ -86,7 +86,7 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path) -> None:
     draw_frontier({name: (row.cost, row.points) for name, row in rows.items()}, columns, title, output / "frontier.png")
     trained = [run for run in runs if run.trained]
     draw_curves(trained, output / "curves.png")
-    draw_masks(trained, grid.test, output / "masks.png")
+    draw_heads(trained, grid.test, output / "masks.png", output / "fields.png")
 
 
 def cost(head: Head) -> dict[str, int]:

@@ -133,7 +133,7 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     text = (output / "study.md").read_text()
     assert "3 runs are drafts" in text
     assert "| `implicit` - `sharing_2` | mask AP | 1 |" in text
-    for name in ("frontier", "curves", "masks"):
+    for name in ("frontier", "curves", "masks", "fields"):
         assert (output / f"{name}.png").stat().st_size > 1000
 
 
