@@ -5,9 +5,10 @@
     python benchmarks/study.py report  GRID.json --output DIR
 
 GRID.json names an experiment, a test set, heads (settings that change the experiment) and how many seeds each has; see
-study_digits.json. A run lies in DIR/NAME/seed_S. Every command can be stopped and started again: runs continue at their
-last checkpoint, and what is complete is left alone. Several processes may work on one DIR. Training and measuring are
-separate, so that a measure can be added to GRID.json after the training.
+study_digits.json. A run lies in DIR/NAME/seed_S. `report` writes DIR/GRID.md, GRID.json and figures, also of an
+unfinished study. Every command can be stopped and started again: runs continue at their last checkpoint, and what is
+complete is left alone. Several processes may work on one DIR. Training and measuring are separate, so that a measure
+can be added to GRID.json after the training.
 
 `--only` takes patterns of NAME or NAME/seed_S, such as 'sharing_*' or '*/seed_1'. The runs use one thread each, or with
 `--device cuda` one GPU each. KEY VALUE pairs change settings of all runs, for trials.
@@ -211,7 +212,7 @@ def main() -> int:
         from study_report import write_report  # it needs more packages
 
         os.environ.setdefault("IFR_DATASETS", str(arguments.output / "datasets"))
-        write_report(grid, runs_of(grid, arguments.output, arguments.only), arguments.output)
+        write_report(grid, runs_of(grid, arguments.output, arguments.only), arguments.output, arguments.grid.stem)
         return 0
     os.nice(10)
     pool = Pool(arguments)

@@ -1,7 +1,8 @@
-"""Write study.json, the Markdown tables and the figures of a study, from the results of its runs."""
+"""Write the JSON file, the Markdown tables and the figures of a study, from the results of its runs."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,8 +57,8 @@ class Row:
         return {seed: value for seed, value in found.items() if value is not None}
 
 
-def write_report(grid: Grid, runs: Sequence[Run], output: Path) -> None:
-    """Write study.json, study.md and the figures to `output`; runs that are not complete are listed."""
+def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> None:
+    """Write NAME.json, NAME.md and the figures NAME_*.png to `output`; runs that are not complete are listed."""
     rows = {head.name: Row(head, cost(head)) for head in dict.fromkeys(run.head for run in runs)}
     unfinished = []
     for run in runs:
@@ -81,12 +82,14 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path) -> None:
         for column in columns
         if (found := bootstrap.difference(rows[first], rows[second], column)) is not None
     }
-    (output / "study.json").write_text(json.dumps(_plain(grid, rows, columns, differences, unfinished), indent=1))
-    (output / "study.md").write_text("\n".join(_markdown(grid, rows, columns, differences, unfinished)) + "\n")
-    draw_frontier({name: (row.cost, row.points) for name, row in rows.items()}, columns, title, output / "frontier.png")
+    (output / f"{name}.json").write_text(json.dumps(_plain(grid, rows, columns, differences, unfinished), indent=1))
+    (output / f"{name}.md").write_text("\n".join(_markdown(grid, rows, columns, differences, unfinished)) + "\n")
+    points = {head: (row.cost, row.points) for head, row in rows.items()}
+    shown = [column for column in columns if column in _TITLES]
+    draw_frontier(points, shown, title, output / f"{name}_frontier.png")
     trained = [run for run in runs if run.trained]
-    draw_curves(trained, output / "curves.png")
-    draw_heads(trained, grid.test, output / "masks.png", output / "fields.png")
+    draw_curves(trained, output / f"{name}_curves.png")
+    draw_heads(trained, grid.test, output / f"{name}_masks.png", output / f"{name}_fields.png")
 
 
 def cost(head: Head) -> dict[str, int]:
@@ -98,25 +101,12 @@ def cost(head: Head) -> dict[str, int]:
     counts = Counts()
     flops = FlopCounterMode(display=False)
     blocks = [module for module in part.modules() if isinstance(module, RefinementBlock)]
-    with torch.no_grad(), flops, _counting_all(blocks, counts):
+    with contextlib.ExitStack() as stack, torch.no_grad(), flops:
+        for block in blocks:
+            stack.enter_context(counting(block, counts))
         part(torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(0)))
     parameters = sum(parameter.numel() for parameter in part.parameters())
     return {"parameters": parameters, "multiply_adds": flops.get_total_flops() // 2, "evaluations": counts.evaluations}
-
-
-class _counting_all:
-    """Count the evaluations of several blocks."""
-
-    def __init__(self, blocks: Sequence[RefinementBlock], counts: Counts) -> None:
-        self.contexts = [counting(block, counts) for block in blocks]
-
-    def __enter__(self) -> None:
-        for context in self.contexts:
-            context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for context in self.contexts:
-            context.__exit__(*error)
 
 
 def _measures(run: Run, measures: Sequence[Measure]) -> Iterator[tuple[str, Any]]:

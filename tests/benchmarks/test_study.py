@@ -108,7 +108,7 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     assert said.count(": done") == 3 * 2 + 1
     assert "0 to do" in finish(start("measure", grid, output, "--draft"))
     finish(start("report", grid, output))
-    study = json.loads((output / "study.json").read_text())
+    study = json.loads((output / "grid.json").read_text())
     heads = study["heads"]
     assert study["unfinished"] == []
     assert [run["seed"] for run in heads["sharing_2"]["runs"]] == [1, 2]
@@ -130,11 +130,11 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     first = one["truth"]["truth"]["IoU"] - each[0]
     assert found["difference"] == pytest.approx(first)
     assert found["bootstrap_95"][0] <= first <= found["bootstrap_95"][1]
-    text = (output / "study.md").read_text()
+    text = (output / "grid.md").read_text()
     assert "3 runs are drafts" in text
     assert "| `implicit` - `sharing_2` | mask AP | 1 |" in text
     for name in ("frontier", "curves", "masks", "fields"):
-        assert (output / f"{name}.png").stat().st_size > 1000
+        assert (output / f"grid_{name}.png").stat().st_size > 1000
 
 
 def test_a_killed_study_leaves_a_run_that_no_other_process_touches(grid, tmp_path):
