@@ -27,14 +27,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-from study_grid import ROOT, Grid, pairs, runs_of
+from study_grid import FINAL, ROOT, Grid, pairs, runs_of
 
 import ifr
-from ifr.runs.folder import FINAL
 
 PROTOCOL = "benchmarks/protocol.md"
 RECORD = "run.json"
@@ -90,7 +89,12 @@ def origin_of_code(draft: bool) -> dict[str, Any]:
     if changed and not draft:
         raise SystemExit(f"commit these changes first, or mark the runs as drafts with --draft:\n{changed}")
     protocol = {"commit": commit, "date": date}
-    return {"draft": draft, "commit": git("rev-parse", "HEAD"), "protocol": protocol, "torch": torch.__version__}
+    return {
+        "draft": draft,
+        "commit": git("rev-parse", "HEAD"),
+        "protocol": protocol,
+        "torch": metadata.version("torch"),
+    }
 
 
 class Pool:
@@ -102,6 +106,10 @@ class Pool:
         self.datasets = os.environ.get("IFR_DATASETS") or str(arguments.output / "datasets")
         self.running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
         self.failed: list[str] = []
+        if self.device == "cuda":
+            import torch  # only here: a waiting study should be small
+
+            self.gpus = torch.cuda.device_count()
         self.stopped = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
@@ -158,7 +166,7 @@ class Pool:
             "PYTHONPATH": str(ROOT),
         }
         if self.device == "cuda":
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
+            environment["CUDA_VISIBLE_DEVICES"] = str(slot % self.gpus)
         with (job.folder / "console.txt").open("ab") as console:
             return subprocess.Popen(
                 [sys.executable, "-m", "ifr", *job.command],

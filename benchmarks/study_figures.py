@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from study_grid import Run, pairs
+from study_grid import FINAL, Run, pairs
 from torch import Tensor, nn
 
 from ifr.data.annotations import Annotations
@@ -21,7 +21,6 @@ from ifr.data.loader import open_test_set
 from ifr.data.samples import EvaluationSamples, annotate
 from ifr.data.transforms import build_test_transform
 from ifr.experiment import build_model, load_experiment
-from ifr.runs.folder import FINAL
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of a backend without a window

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ifr.runs.folder import FINAL
-
 ROOT = Path(__file__).resolve().parents[1]
+FINAL = "model_final.pth"  # of ifr.runs.folder, which imports torch: a waiting study should be small
 DONE = "inference/results.json"
 
 

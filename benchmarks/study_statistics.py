@@ -158,12 +158,6 @@ class Difference:
             return "better"
         return "worse" if all(high < 0 for _, high in intervals) else "not decided"
 
-    @property
-    def wider(self) -> tuple[float, float]:
-        """The larger of the two intervals."""
-        known = [pair for pair in (self.bootstrap, self.student) if not np.isnan(pair[0])]
-        return max(known, key=lambda pair: pair[1] - pair[0])
-
 
 def difference(
     points: Mapping[int, float],
