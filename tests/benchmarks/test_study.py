@@ -31,7 +31,7 @@ def grid(tiny, tmp_path) -> Path:
         "first_seed": 1,
         "baseline": "sharing_2",
         "comparisons": [["implicit", "sharing_2"]],
-        "settings": {"SOLVER.LR_SCHEDULER.MAX_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 5},
+        "settings": {"SOLVER.LR_SCHEDULER.MAX_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 5, "SOLVER.CHECKPOINTS_KEPT": 1},
         "measures": {
             "truth": {"arguments": ["--boxes", "truth"]},
             "detections": {"settings": {"TEST.BOUNDARY": True, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}},
@@ -147,7 +147,7 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
 
 def test_a_killed_study_leaves_a_run_that_no_other_process_touches(grid, tmp_path):
     run = tmp_path / "out/implicit/seed_1"
-    options = ("--draft", "--only", "implicit", "--set", "SOLVER.LR_SCHEDULER.MAX_ITER", "5000")
+    options = ("--draft", "--only", "implicit", "--set", "SOLVER.LR_SCHEDULER.MAX_ITER", "400")
     first = start("train", grid, tmp_path / "out", *options)
     wait_for(run / "model_iter_0000005.pth")
     first.kill()
