@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ifr.solvers.iteration import as_rows, check_map, root_mean_square
-from ifr.solvers.solution import Map, Solution, Solver, Status
+from ifr.solvers.solution import Map, RoundedMap, Solution, Solver, Status
 
 Observer = Callable[[str, Solution], None]
 
@@ -33,6 +33,7 @@ def fixed_point(
 
     Args:
         f: the map, (N, ...) to (N, ...); it treats samples independently. Tensors that it closes over get gradients.
+            The roundoff of a `RoundedMap` also applies to its Jacobian.
         z0: (N, ...) starting point, floating point; the solver's state is at least float32, f gets the dtype of z0.
         solver: the solver of the equilibrium.
         adjoint: the solver of the adjoint equation, which is affine in u. Each sample's equation is divided by a power
@@ -59,7 +60,6 @@ def fixed_point(
         observe("forward", solution)
     if not torch.is_grad_enabled():
         return _image(f, solution.z) if return_image else solution.z
-    torch.clear_autocast_cache()  # torch 2.10 keeps the weights that the solve cast, which have no graph
     z = solution.z.detach().requires_grad_()
     image = linear = _image(f, z)
     if not _depends_on_more_than(z, image):
@@ -68,7 +68,8 @@ def fixed_point(
         z = image.detach().requires_grad_()
         linear = _image(f, z)
     value = image if return_image else solution.z
-    return _ImplicitGradient.apply(value.detach(), image, linear, z, adjoint, observe)
+    roundoff = f.roundoff if isinstance(f, RoundedMap) else None
+    return _ImplicitGradient.apply(value.detach(), image, linear, z, adjoint, observe, roundoff)
 
 
 def spectral_radius(f: Map, z: Tensor, products: int = 60) -> Tensor:
@@ -120,27 +121,40 @@ class _ImplicitGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, image: Tensor, linear: Tensor, z: Tensor, adjoint: Solver, observe: Observer | None
+        ctx: Any,
+        value: Tensor,
+        image: Tensor,
+        linear: Tensor,
+        z: Tensor,
+        adjoint: Solver,
+        observe: Observer | None,
+        roundoff: float | None,
     ) -> Tensor:
         ctx.save_for_backward(linear, z)
-        ctx.adjoint, ctx.observe = adjoint, observe
+        ctx.adjoint, ctx.observe, ctx.roundoff = adjoint, observe, roundoff
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None, None, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError("the implicit gradient cannot be differentiated again; got create_graph=True")
         with torch.autocast(gradient.device.type, enabled=False):
             linear, z = ctx.saved_tensors
-            return None, _solve_adjoint(linear, z, gradient, ctx.adjoint, ctx.observe), None, None, None, None
+            u = _solve_adjoint(linear, z, gradient, ctx.adjoint, ctx.observe, ctx.roundoff)
+            return None, u, None, None, None, None, None
 
 
-def _solve_adjoint(linear: Tensor, z: Tensor, gradient: Tensor, adjoint: Solver, observe: Observer | None) -> Tensor:
+def _solve_adjoint(
+    linear: Tensor, z: Tensor, gradient: Tensor, adjoint: Solver, observe: Observer | None, roundoff: float | None
+) -> Tensor:
     """Solve u = J^T u + gradient for u (N, ...) in at least float32; return u in the dtype of the gradient."""
     right = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     divisor = _magnitude(right, adjoint.per_sample)
     right = right / divisor
-    solution = adjoint.solve(_AdjointMap(linear, z, right), torch.zeros_like(right))
+    adjoint_map: Map = _AdjointMap(linear, z, right)
+    if roundoff is not None:
+        adjoint_map = RoundedMap(adjoint_map, roundoff)
+    solution = adjoint.solve(adjoint_map, torch.zeros_like(right))
     if observe is not None:
         observe("backward", solution)
     left_the_start = as_rows(solution.z).any(1) | (solution.status == int(Status.CONVERGED))

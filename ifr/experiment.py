@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
-from ifr.processes.layout import check_device
+from ifr.processes.layout import check_device, use_device
 
 _BESIDE = Path(__file__).resolve().parent.parent  # the repository, in a clone
 _counter = itertools.count()
@@ -28,7 +28,7 @@ class Experiment:
     config: Any
     """The settings from config.py; every load has its own copy."""
     build_model: Callable[[Any], nn.Module]
-    """From net.py: builds the model from settings."""
+    """From net.py: builds the model from settings. If they name a GPU, it becomes torch's current device."""
 
     def __reduce__(self) -> Any:
         """Pickle the experiment as its folder: another process runs the two files itself."""
@@ -47,7 +47,13 @@ def load_experiment(folder_or_name: str | Path) -> Experiment:
     """
     folder = _find(folder_or_name)
     config, net = _run(folder / "config.py"), _run(folder / "net.py")
-    return Experiment(folder, _defined(config, "config"), _defined(net, "build_model"))
+    build = _defined(net, "build_model")
+
+    def build_model(settings: Any) -> nn.Module:
+        use_device(str(settings.MODEL.DEVICE))
+        return build(settings)
+
+    return Experiment(folder, _defined(config, "config"), build_model)
 
 
 def build_model(
@@ -62,7 +68,8 @@ def build_model(
         folder_or_name: see `load_experiment`.
         weights: a checkpoint to load; without it the model keeps its initial weights. The model gets as many classes
             as the checkpoint says it was trained on.
-        device: the model's device; by default MODEL.DEVICE from the overrides, else a GPU if there is one.
+        device: the model's device; by default MODEL.DEVICE from the overrides, else a GPU if there is one. A numbered
+            GPU becomes torch's current device.
         overrides: settings that replace those of config.py, as `["KEY.SUBKEY", value, ...]`.
 
     Raises:

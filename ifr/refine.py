@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from ifr.equilibrium import Observer, fixed_point
 from ifr.solvers import GMRES, Broyden, Solver
-from ifr.solvers.iteration import autocast_enabled
-from ifr.solvers.solution import Map
+from ifr.solvers.precision import autocast_enabled, convolution_roundoff
+from ifr.solvers.solution import Map, RoundedMap
 
 PHASES = ("explicit", "implicit")
 
@@ -70,8 +70,10 @@ class RefinementBlock(nn.Module):
         """Apply the block once: z and x (N, C, H, W) to f(z; x) (N, C, H, W)."""
         return self.at(x)(z)
 
-    def at(self, x: Tensor) -> Map:
+    def at(self, x: Tensor) -> RoundedMap:
         """Return the map z -> f(z; x) for features x (N, C, H, W); the weights are normalised once, not at every call.
+
+        Its roundoff is that of a convolution under the current autocast mode and TF32 settings.
 
         Raises:
             ValueError: x is not (N, C, H, W).
@@ -86,7 +88,7 @@ class RefinementBlock(nn.Module):
             inner = self.gn2(functional.conv2d(inner, weight2, padding=1))
             return self.gn3(functional.relu(inner + h, inplace=True))
 
-        return f
+        return RoundedMap(f, convolution_roundoff(x))
 
 
 def _convolution(channels: int, weight_norm: bool) -> nn.Conv2d | WeightNormConv2d:

@@ -36,6 +36,7 @@ ADDED = {
     "SOLVER.OPTIMIZER.MASK_HEAD_LR_FACTOR",
     "TRAINER.CONVERGENCE.SHARE",
     "TRAINER.CONVERGENCE.WINDOW",
+    "TRAINER.TF32",
 }
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

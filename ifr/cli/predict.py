@@ -23,6 +23,7 @@ from ifr.errors import CheckpointError, DatasetError, ImageError, UserError, adv
 from ifr.experiment import given_keys, take_classes
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.predictor import Predictor
+from ifr.runs.settings import apply_tf32
 from ifr.visualize import Style, draw_detections
 from ifr.whole_file import whole_file
 
@@ -155,6 +156,7 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> _Trained:
             config.merge_from_list([_SCORE_KEY, _DEFAULT_SCORE if args.score is None else args.score])
         if args.device is not None or "MODEL.DEVICE" not in given:
             config.merge_from_list(["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")])
+    apply_tf32(config)
     names, category_ids, are_named = _classes(int(config.MODEL.ROI_HEADS.NUM_CLASSES), trained)
     with advise(settings, ValueError):
         with advise("use --device cpu", RuntimeError, AssertionError):  # torch without CUDA raises AssertionError

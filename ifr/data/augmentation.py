@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ifr.data.annotations import ImageSize
-from ifr.data.transforms import ResizeShortestEdge, resize
+from ifr.data.transforms import ResizeShortestEdge, build_steps, resize
 
 
 class Geometry(Protocol):
@@ -165,12 +165,4 @@ def build_augmentations(pipeline: Iterable[Any]) -> tuple[Augmentation, ...]:
     Raises:
         ValueError: an augmentation or one of its settings is unknown.
     """
-    steps = []
-    for name, settings in pipeline:
-        if name not in _AUGMENTATIONS:
-            raise ValueError(f"INPUT.AUG.TRAIN_PIPELINES takes {', '.join(_AUGMENTATIONS)}; got {name!r}")
-        try:
-            steps.append(_AUGMENTATIONS[name](**settings))
-        except TypeError as error:
-            raise ValueError(f"INPUT.AUG.TRAIN_PIPELINES, {name}: {error}") from error
-    return tuple(steps)
+    return build_steps("INPUT.AUG.TRAIN_PIPELINES", _AUGMENTATIONS, pipeline)

@@ -16,7 +16,7 @@ from ifr.data.images import Size, check_header, read_image
 from ifr.data.intensity import Intensity
 from ifr.data.suspicions import suspicions
 from ifr.errors import DatasetError, ImageError
-from ifr.processes.signals import loading_processes
+from ifr.processes.loading import loading_processes
 
 _MAX_WORKERS = 8
 _LISTED = 20  # ids of left-out annotations in one finding

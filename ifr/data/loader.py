@@ -17,8 +17,8 @@ from ifr.data.order import BatchOrder, ShareOfBatches
 from ifr.data.samples import EvaluationSamples, Sample, TrainingSamples
 from ifr.data.transforms import build_test_transform
 from ifr.errors import DatasetError
+from ifr.processes.loading import loading_processes
 from ifr.processes.remote_errors import RemoteError
-from ifr.processes.signals import loading_processes
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,8 @@ def build_train_loader(
     batch_size, seed = int(config.SOLVER.IMS_PER_BATCH), int(config.SEED)
     order = BatchOrder(landscape.astype(np.int64), batch_size=batch_size, seed=seed)
     share = ShareOfBatches(order, rank=rank, world_size=world_size, start_iteration=start_iteration)
-    return Batches(DataLoader(Watched(samples), batch_sampler=share, **_worker_settings(config)))
+    tensors = 4 * batch_size // world_size  # images, boxes, classes and masks
+    return Batches(DataLoader(Watched(samples), batch_sampler=share, **_worker_settings(config, tensors)))
 
 
 def open_test_sets(config: Any, classes: Classes | None, *, keep_truth: bool = True) -> dict[str, CocoDataset]:
@@ -175,7 +176,7 @@ def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world
     check_classes([dataset], int(config.MODEL.ROI_HEADS.NUM_CLASSES))
     samples = EvaluationSamples(dataset, build_test_transform(config.INPUT.AUG.TEST_PIPELINES), _intensity(config))
     positions = range(rank, len(dataset), world_size)
-    return Batches(DataLoader(Watched(samples), batch_size=1, sampler=positions, **_worker_settings(config)))
+    return Batches(DataLoader(Watched(samples), batch_size=1, sampler=positions, **_worker_settings(config, 1)))
 
 
 def check_classes(sets: Sequence[CocoDataset], num_classes: int) -> None:
@@ -206,9 +207,9 @@ def _unchanged(samples: list[Sample]) -> list[Sample]:
     return samples
 
 
-def _worker_settings(config: Any) -> dict[str, Any]:
+def _worker_settings(config: Any, tensors: int) -> dict[str, Any]:
     return {
-        **loading_processes(int(config.DATALOADER.NUM_WORKERS)),
+        **loading_processes(int(config.DATALOADER.NUM_WORKERS), tensors),
         "collate_fn": _unchanged,
         "pin_memory": str(config.MODEL.DEVICE).startswith("cuda") and torch.cuda.is_available(),
         # By default the loader draws from the global generator, which training depends on.

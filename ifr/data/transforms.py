@@ -1,9 +1,9 @@
 """Changes to an image before the network sees it, with cvpods' names and arithmetic."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 ImageTransform = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+Step = TypeVar("Step")
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,26 @@ def build_test_transform(pipeline: Iterable[Any]) -> ImageTransform:
     Raises:
         ValueError: a transform or one of its settings is unknown.
     """
+    return _Composed(build_steps("INPUT.AUG.TEST_PIPELINES", _IMAGE_TRANSFORMS, pipeline))
+
+
+def build_steps(key: str, makers: Mapping[str, Callable[..., Step]], pipeline: Iterable[Any]) -> tuple[Step, ...]:
+    """Build the steps of a pipeline, in their order.
+
+    Args:
+        key: the setting that holds the pipeline.
+        makers: what makes a step, by name.
+        pipeline: (name, settings) pairs.
+
+    Raises:
+        ValueError: a step or one of its settings is unknown.
+    """
     steps = []
     for name, settings in pipeline:
-        if name not in _IMAGE_TRANSFORMS:
-            raise ValueError(f"INPUT.AUG.TEST_PIPELINES takes {', '.join(_IMAGE_TRANSFORMS)}; got {name!r}")
+        if name not in makers:
+            raise ValueError(f"{key} takes {', '.join(makers)}; got {name!r}")
         try:
-            steps.append(_IMAGE_TRANSFORMS[name](**settings))
+            steps.append(makers[name](**settings))
         except TypeError as error:
-            raise ValueError(f"INPUT.AUG.TEST_PIPELINES, {name}: {error}") from error
-
-    return _Composed(tuple(steps))
+            raise ValueError(f"{key}, {name}: {error}") from error
+    return tuple(steps)

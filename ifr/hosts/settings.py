@@ -18,6 +18,9 @@ ADDED: dict[str, Any] = {
     "DATASETS": {
         "MATCH_CLASSES": "name",  # name | order: how classes of checkpoints and data sets are matched
     },
+    "TRAINER": {
+        "TF32": False,  # round float32 convolutions and matrix products to TF32 on a GPU; see ifr/runs/settings.py
+    },
     "SOLVER": {
         "RESCALE": True,  # rescale the schedule of config.py to the batch size; see ifr/runs/settings.py
         "EMA": {"ENABLED": False, "DECAY": 0.9998},  # moving average of the weights, for evaluation and checkpoints

@@ -111,3 +111,16 @@ def check_device(name: str) -> None:
     elif name not in ("cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))):
         there = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus)), *["mps"] * has_mps]
         raise RunError(f"MODEL.DEVICE is {name!r}, but this machine has {', '.join(there)}", "name one of them")
+
+
+def use_device(name: str) -> None:
+    """Make the GPU `name` torch's current device, so that this process leaves GPU 0 alone if it has another one.
+
+    Pinned memory, streams and `torch.cuda.synchronize` are those of the current device.
+
+    Args:
+        name: MODEL.DEVICE; only "cuda:N" changes anything.
+    """
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None and torch.cuda.is_available():
+        torch.cuda.set_device(device)

@@ -57,7 +57,7 @@ def kept_from_children() -> Iterator[None]:
     A scheduler or a terminal signals all processes of a job, but a step cannot finish without its loading processes.
     The forked processes ignore Ctrl-C, react to SIGTERM only from this process and are killed when it dies: torch
     2.14's own watch for the parent misses a death while they start. Only forked processes are covered; on Linux,
-    `loading_processes` asks for forking.
+    `ifr.processes.loading` asks for forking.
     """
     if not sys.platform.startswith("linux"):
         yield
@@ -113,13 +113,3 @@ def _end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-
-
-def loading_processes(count: int) -> dict[str, Any]:
-    """Return DataLoader's arguments for `count` loading processes; with 0, this process loads the data.
-
-    On Linux they are forked, although Python 3.14 changed the default, because `kept_from_children` covers only forked
-    processes. Forking is not safe on macOS: there a signal to all processes of a run also ends its loading processes.
-    """
-    forks = count > 0 and sys.platform.startswith("linux")
-    return {"num_workers": count, "multiprocessing_context": "fork" if forks else None}

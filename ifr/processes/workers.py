@@ -2,20 +2,32 @@
 
 import contextlib
 import gc
+import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from ifr.errors import RunError, Stopped
+from ifr.processes.layout import use_device
+from ifr.processes.remote_errors import RemoteError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_PATIENCE = timedelta(hours=6)  # for a worker that downloads, writes or scores while the others wait for it
+
+_objects: Any = None  # this process's gloo group while it is `joined`
 
 
 @dataclass(frozen=True)
@@ -38,23 +50,58 @@ class Worker:
 
     def device(self, name: str) -> torch.device:
         """Return this worker's device for MODEL.DEVICE `name`; with "cuda", each worker has its own GPU."""
-        return torch.device("cuda", self.local_rank) if name == "cuda" else torch.device(name)
+        if name != "cuda":
+            return torch.device(name)
+        return torch.device("cuda", self.local_rank if torch.cuda.device_count() > 1 else 0)
+
+    @property
+    def group(self) -> Any:
+        """The group for objects and for waiting, where a worker may be hours late; None is torch's default group."""
+        return _objects
 
     def broadcast(self, value: Any) -> Any:
         """Return the first worker's value on all workers."""
         if self.world_size == 1:
             return value
         box = [value]
-        distributed.broadcast_object_list(box, src=0)
+        distributed.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
+
+    def from_first(self, call: Callable[[], Result]) -> Result:
+        """Call `call` in the first worker and return its result on all workers.
+
+        Raises:
+            UserError: the call failed; all workers raise it, so that none waits for the others.
+        """
+        if self.world_size == 1:
+            return call()
+        outcome: Result | RemoteError | None = None
+        if self.is_first:
+            try:
+                outcome = call()
+            except Exception as error:
+                outcome = RemoteError.of(error, str(self))
+        shared: Any = self.broadcast(outcome)
+        if isinstance(shared, RemoteError):
+            raise shared.restored()
+        result: Result = shared
+        return result
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all workers, by rank, on all workers."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(values, value)
+        distributed.all_gather_object(values, value, group=self.group)
         return values
+
+    def collect(self, value: Any) -> list[Any]:
+        """Return the values of all workers, by rank, on the first worker; nothing on the others."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.is_first else None
+        distributed.gather_object(value, values, dst=0, group=self.group)
+        return values or []
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Return the mean over the workers on all workers."""
@@ -67,7 +114,7 @@ class Worker:
     def wait(self) -> None:
         """Wait until all workers have made this call."""
         if self.world_size > 1:
-            distributed.barrier()
+            distributed.barrier(group=self.group)
 
     def ending(self, code: int) -> str:
         """Say how the process of this worker ended, which reported no error and has the exit code `code`."""
@@ -100,7 +147,7 @@ def from_torchrun(device: str) -> Worker | None:
 
     Raises:
         ValueError: the environment is incomplete or invalid.
-        RunError: torchrun started more processes than there are GPUs.
+        RunError: torchrun started more processes than there are GPUs; see also `check_gpus`.
     """
     if "WORLD_SIZE" not in os.environ:
         return None
@@ -115,7 +162,7 @@ def from_torchrun(device: str) -> Worker | None:
             f"MODEL.DEVICE = {device!r} names one GPU, but torchrun started {count} processes here",
             "leave MODEL.DEVICE out, or give torchrun --nproc-per-node 1",
         )
-    if device == "cuda" and worker.local_rank >= visible:
+    if device == "cuda" and worker.local_rank >= visible != 1:
         raise RunError(
             f"torchrun started more than {worker.local_rank} processes here, but this machine has {visible} GPUs",
             f"give torchrun --nproc-per-node {max(visible, 1)}",
@@ -123,35 +170,65 @@ def from_torchrun(device: str) -> Worker | None:
     return worker
 
 
+def check_gpus(store: Store, worker: Worker, uuid: str) -> None:
+    """Check that no two workers have the same GPU; all workers must call this.
+
+    A worker that sees one GPU may be the only one that does, as a task of SLURM, or share it with the others.
+
+    Args:
+        store: what the workers exchange values in.
+        worker: this process.
+        uuid: the identity of this worker's GPU.
+
+    Raises:
+        RunError: two workers have the same GPU.
+    """
+    store.set(f"gpu_{worker.rank}", uuid)
+    found = [store.get(f"gpu_{rank}").decode() for rank in range(worker.world_size)]
+    for other in dict.fromkeys(found):
+        ranks = [str(rank) for rank, own in enumerate(found) if own == other]
+        if len(ranks) > 1:
+            raise RunError(
+                f"workers {' and '.join(ranks)} have the same GPU, {other}",
+                "start one process for each GPU: with torchrun, lower --nproc-per-node",
+            )
+
+
 @contextlib.contextmanager
 def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
     """Connect the worker to the others inside the context.
 
+    Tensors are exchanged in torch's default group, by NCCL on GPUs and by gloo on CPUs, with torch's timeouts. Objects
+    have a group of their own, of gloo, in which a worker may be hours late.
+
     Args:
         worker: this process.
         url: the workers' address, like `init_method` of `torch.distributed.init_process_group`.
-        device: MODEL.DEVICE; GPUs use NCCL, CPUs gloo.
+        device: MODEL.DEVICE.
 
     Raises:
-        RunError: the workers cannot connect.
+        RunError: the workers cannot connect, or two have the same GPU.
     """
+    global _objects
     if worker.world_size == 1:
         yield
         return
     gpu = worker.device(device) if device.startswith("cuda") else None
     if gpu is not None:
-        torch.cuda.set_device(gpu)
+        use_device(str(gpu))
     try:
         store, _, _ = next(rendezvous(url, worker.rank, worker.world_size))
         # torchrun 2.14 keeps its store across restarts: new workers would find the addresses of the dead ones.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        if gpu is not None:
+            check_gpus(store, worker, str(torch.cuda.get_device_properties(gpu).uuid))
+            if worker.is_first and torch.cuda.device_count() == 1:
+                logger.info("one GPU is visible here: this worker uses it, cuda:0, and each other worker its own")
+        backend = "gloo" if gpu is None else "nccl"
         distributed.init_process_group(
-            "gloo" if gpu is None else "nccl",
-            store=PrefixStore(f"attempt_{attempt}", store),
-            rank=worker.rank,
-            world_size=worker.world_size,
-            device_id=gpu,
+            backend, store=store, rank=worker.rank, world_size=worker.world_size, device_id=gpu
         )
+        _objects = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     except distributed.DistNetworkError as error:
         if "EADDRINUSE" in str(error) or "in use" in str(error):
             raise RunError(f"the port of {url} is in use", "give another port, or leave --dist-url out") from error
@@ -160,6 +237,11 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
     except distributed.DistStoreError as error:
         remedy = "check --num-machines and --machine-rank, and that every machine runs the command"
         raise RunError(f"not all workers connected at {url}: {error}", remedy) from error
+    except RuntimeError as error:
+        if "gloo" not in str(error).lower():
+            raise
+        remedy = "set GLOO_SOCKET_IFNAME on every machine to its network interface that the others reach, such as eth0"
+        raise RunError(f"the workers cannot connect by gloo: {error}", remedy) from error
     try:
         yield
     except Stopped as stopped:
@@ -173,6 +255,8 @@ def _leave() -> None:
     """Leave the group together with all workers, so that no connection closes while another worker uses it."""
     # References to the group, such as DistributedDataParallel's reference cycles, keep gloo's threads alive. A thread
     # that releases its last work while Python shuts down aborts the process (seen with torch 2.14).
+    global _objects
     gc.collect()
-    distributed.barrier()
+    distributed.barrier(group=_objects)
+    _objects = None
     distributed.destroy_process_group()

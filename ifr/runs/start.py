@@ -11,7 +11,7 @@ from ifr.processes.launch import launch
 from ifr.processes.layout import Layout
 from ifr.processes.workers import Worker
 from ifr.runs.log import log_file
-from ifr.runs.settings import requested_device, settle
+from ifr.runs.settings import apply_tf32, requested_device, settle
 
 
 @dataclass(frozen=True)
@@ -94,4 +94,5 @@ def _work(worker: Worker, work: Work, check: Check, experiment: Experiment, opti
     check(config)
     output.mkdir(parents=True, exist_ok=True)
     with log_file(output / "log.txt") if worker.is_first else contextlib.nullcontext():
+        apply_tf32(config)
         return work(Run(experiment, options, worker, device, output))

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ifr.solvers.iteration import ROUNDING, check_memory, check_settings, full_precision, iterate
+from ifr.solvers.iteration import check_memory, check_settings, iterate
+from ifr.solvers.precision import ROUNDING, full_precision
 from ifr.solvers.solution import Map, Solution
 
 
@@ -38,7 +39,7 @@ class Anderson:
     def __post_init__(self) -> None:
         """Check the settings."""
         check_settings(self.max_steps, self.tol)
-        check_memory(self.memory)
+        check_memory(self.memory, unlimited=False)
 
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ifr.solvers.iteration import check_memory, check_settings, full_precision, iterate
+from ifr.solvers.iteration import check_memory, check_settings, iterate
+from ifr.solvers.precision import full_precision
 from ifr.solvers.published import PublishedBroyden
 from ifr.solvers.solution import Map, Solution
 

@@ -19,10 +19,11 @@ class HostCopy:
         self._values = values
         self._arrived: torch.cuda.Event | None = None
         if values.is_cuda:
-            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(torch.cuda.current_stream(values.device))
+            with torch.cuda.device(values.device):  # pinned memory belongs to the current device
+                self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+                self._values.copy_(values, non_blocking=True)
+                self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self._arrived.record()
 
     def read(self) -> Tensor:
         """Return the values on the host; wait until the copy is done."""

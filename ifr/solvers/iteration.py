@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ifr.solvers.host_copy import HostCopy
-from ifr.solvers.solution import Map, Solution, Status
+from ifr.solvers.precision import ROUNDOFF, autocast_enabled
+from ifr.solvers.solution import Map, RoundedMap, Solution, Status
 
 DIVERGENCE_FACTOR = 1e6
-ROUNDING = 100
-"""Assumed rounding error of an evaluation of f, in units of machine epsilon."""
-
-SolverType = TypeVar("SolverType")
 
 
 def check_settings(max_steps: int, tol: float) -> None:
@@ -35,14 +30,14 @@ def check_settings(max_steps: int, tol: float) -> None:
         raise ValueError(f"tol must be at least 0; got {tol}")
 
 
-def check_memory(memory: int | None) -> None:
-    """Check the number of stored vectors; None means no limit.
+def check_memory(memory: int | None, *, unlimited: bool = True) -> None:
+    """Check the number of stored vectors; None means no limit, where a solver can do without one.
 
     Raises:
         TypeError: memory is not an integer.
         ValueError: memory is below 1.
     """
-    if memory is not None and not isinstance(memory, int):
+    if not isinstance(memory, int) and not (memory is None and unlimited):
         raise TypeError(f"memory must be an integer; got {memory!r}")
     if memory is not None and memory < 1:
         raise ValueError(f"memory must be at least 1; got {memory}")
@@ -58,6 +53,14 @@ def root_mean_square(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1) / max(rows.shape[1], 1) ** 0.5
 
 
+def tolerance(z: Tensor, tol: float, roundoff: float) -> Tensor | float:
+    """Return the residual at which a sample of z (N, D) has converged: `tol`, and on top of it f's rounding error.
+
+    With a `tol` of zero, only a residual of zero has converged.
+    """
+    return tol + roundoff * root_mean_square(z) if tol and roundoff else tol
+
+
 def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Take rows (N, D) from `new` where mask (N,) is true, else from `old`; no copy on a CPU if the mask is uniform."""
     if mask.device.type == "cpu":
@@ -69,40 +72,14 @@ def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask[:, None], new, old)
 
 
-def autocast_enabled(device_type: str) -> bool:
-    """Whether autocast is enabled for a device type; some types, such as meta, have no autocast."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def full_precision(
-    solve: Callable[[SolverType, Map, Tensor], Solution],
-) -> Callable[[SolverType, Map, Tensor], Solution]:
-    """Run a `solve` method without a graph and outside autocast; f still runs in the caller's autocast mode."""
-
-    @functools.wraps(solve)
-    def wrapped(self: SolverType, f: Map, z0: Tensor) -> Solution:
-        if not isinstance(z0, Tensor):
-            raise TypeError(f"z0 must be one tensor; got {type(z0).__name__}. Join the parts of a state with torch.cat")
-        device_type = z0.device.type
-        if not autocast_enabled(device_type):
-            with torch.no_grad():
-                return solve(self, f, z0)
-        dtype = torch.get_autocast_dtype(device_type)
-
-        def f_under_autocast(z: Tensor) -> Tensor:
-            with torch.autocast(device_type, dtype):
-                fz = f(z)
-                check_map(z, fz)
-                return fz.to(z.dtype)
-
-        with torch.no_grad(), torch.autocast(device_type, enabled=False):
-            return solve(self, f_under_autocast, z0)
-
-    return wrapped
-
-
 class FlatMap:
-    """f as a map of rows (N, D) in at least float32, for a z0 of any shape, floating dtype and memory format."""
+    """f as a map of rows (N, D) in at least float32, for a z0 of any shape, floating dtype and memory format.
+
+    Attributes:
+        start: z0 as rows.
+        roundoff: the unit roundoff of f; zero if f is as precise as the rows, or does not say.
+        is_exact: whether f says that it is as precise as the rows.
+    """
 
     def __init__(self, f: Map, z0: Tensor) -> None:
         if z0.dim() < 1:
@@ -115,6 +92,9 @@ class FlatMap:
         self._channels_last = z0.dim() == 4 and not z0.is_contiguous() and _is_channels_last(z0)
         self._state_dtype = torch.promote_types(z0.dtype, torch.float32)
         self.start = self._rows(z0.detach()).clone()
+        roundoff = f.roundoff if isinstance(f, RoundedMap) else 0.0
+        self.roundoff = roundoff if roundoff > ROUNDOFF[self._state_dtype] else 0.0
+        self.is_exact = isinstance(f, RoundedMap) and self.roundoff == 0
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Apply f to the (N, D) state; return an (N, D) state."""
@@ -162,8 +142,8 @@ def _is_channels_last(z: Tensor) -> bool:
 class Monitor:
     """The best iterate, residual and status of every sample, updated after each evaluation of f."""
 
-    def __init__(self, samples: int, device: torch.device, tol: float) -> None:
-        self._tol = tol
+    def __init__(self, samples: int, device: torch.device, tol: float, roundoff: float) -> None:
+        self._tol, self._roundoff = tol, roundoff
         self._status = torch.full((samples,), int(Status.MAX_STEPS), device=device)
         self._steps = torch.zeros_like(self._status)
         self.active = torch.ones(samples, dtype=torch.bool, device=device)
@@ -183,7 +163,7 @@ class Monitor:
             self._residual = torch.where(better, residual, self._residual)
         self._steps = torch.where(self.active, step, self._steps)
         for ended, status in (
-            (residual <= self._tol, Status.CONVERGED),
+            (residual <= tolerance(z, self._tol, self._roundoff), Status.CONVERGED),
             (residual > self._limit, Status.DIVERGED),
             (~finite, Status.NONFINITE),
         ):
@@ -218,8 +198,9 @@ class StopFlag:
         """Whether all samples have stopped."""
         if active.device.type != "cuda":
             return not bool(active.any())
-        if torch.cuda.is_current_stream_capturing():
-            return False
+        with torch.cuda.device(active.device):
+            if torch.cuda.is_current_stream_capturing():
+                return False
         previous, self._pending = self._pending, HostCopy(active.any())
         return previous is not None and not bool(previous.read())
 
@@ -235,7 +216,7 @@ def iterate(f: Map, z0: Tensor, move: Callable[[Tensor, Tensor], Tensor], *, max
         tol: a sample has converged when the root mean square of f(z) - z is at most `tol`.
     """
     flat = FlatMap(f, z0)
-    monitor = Monitor(len(z0), z0.device, tol)
+    monitor = Monitor(len(z0), z0.device, tol, flat.roundoff)
     z = flat.start
     for step in range(max_steps + 1):
         residuals = flat(z) - z

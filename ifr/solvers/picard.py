@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ifr.solvers.iteration import check_settings, full_precision, iterate
+from ifr.solvers.iteration import check_settings, iterate
+from ifr.solvers.precision import full_precision
 from ifr.solvers.solution import Map, Solution
 
 

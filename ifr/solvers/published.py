@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ifr.solvers.iteration import DIVERGENCE_FACTOR, FlatMap, check_settings, full_precision, root_mean_square
+from ifr.solvers.iteration import DIVERGENCE_FACTOR, FlatMap, check_settings, root_mean_square
+from ifr.solvers.precision import full_precision
 from ifr.solvers.solution import Map, Solution, Status
 
 MOST_PAIRS = 27

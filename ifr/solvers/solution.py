@@ -12,11 +12,29 @@ from torch import Tensor
 Map = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class RoundedMap:
+    """A map f that says in which precision it is evaluated, possibly a lower one than that of the solver's state.
+
+    Attributes:
+        f: the map.
+        roundoff: unit roundoff of an evaluation; see `ifr.solvers.precision.ROUNDOFF`. The solvers take a sample's
+            residual to be zero up to `roundoff` times the root mean square of z, if that is above the state's own.
+    """
+
+    f: Map
+    roundoff: float
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Evaluate f."""
+        return self.f(z)
+
+
 class Status(IntEnum):
     """How the solve of one sample ended."""
 
     CONVERGED = 0
-    """The residual reached the tolerance."""
+    """The residual reached the tolerance, or the rounding error of a `RoundedMap` above it."""
     MAX_STEPS = 1
     """The sample used all steps without converging."""
     DIVERGED = 2

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from ifr.checkpoints import load_weights, read_checkpoint
+from ifr.solvers import make_solver
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT.parent / "shared" / "reference"
@@ -49,6 +52,31 @@ def load_official(model: nn.Module, path: Path) -> None:
         own = model.state_dict()[key]
         torch.testing.assert_close(own, value, rtol=2**-11, atol=0)
         own.copy_(value)
+
+
+@contextmanager
+def regions_of(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the region features (n, C, H, W) that a mask head refines."""
+    regions: list[Tensor] = []
+    hook = head.refinement.register_forward_pre_hook(lambda _, inputs: regions.append(inputs[1]))
+    try:
+        yield regions
+    finally:
+        hook.remove()
+
+
+def begins_like_the_official(head: nn.Module, regions: Tensor, want: dict[str, Any]) -> bool:
+    """Whether the published solver's residual after three steps, which amplify rounding, is the official one."""
+    f = head.repeat_block.at(regions)
+    norms: list[float] = []
+
+    def observed(z: Tensor) -> Tensor:
+        fz: Tensor = f(z)
+        norms.append(float((fz - z).norm()))
+        return fz
+
+    make_solver("broyden-published", max_steps=3, tol=0.0).solve(observed, torch.zeros_like(regions))
+    return abs(norms[3] / float(want["solver.trace"][3]) - 1) < 1e-2
 
 
 def resized(image: np.ndarray, short_edge: int) -> Tensor:

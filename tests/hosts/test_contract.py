@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from official_outputs import MATCHED, REFERENCE, ROOT, load_official, matched, official_masks, resized
+from official_outputs import (
+    MATCHED,
+    REFERENCE,
+    ROOT,
+    begins_like_the_official,
+    load_official,
+    matched,
+    official_masks,
+    regions_of,
+    resized,
+)
 from sides import SIDES, Side
 from torch import nn
 
@@ -58,7 +68,13 @@ def detect(side: Side, model: nn.Module, io: dict[str, Any], index: int) -> dict
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_detections_are_the_official_ones(case: Case, index: int) -> None:
-    found, want = detect(case.side, case.model.eval(), case.io, index), case.io[f"eval256.{index}"]
+    want, head = case.io[f"eval256.{index}"], case.model.roi_heads.mask_head
+    with regions_of(head) as regions:
+        found = detect(case.side, case.model.eval(), case.io, index)
+    tolerance = 5e-4  # pixels at the threshold flip
+    if case.implicit:  # the published solver amplifies rounding: 0.2 % on AMD CPUs, 4 % on Intel
+        with torch.no_grad():
+            tolerance = 1e-2 if begins_like_the_official(head, regions[0], want) else 0.05
     boxes, scores, classes = (want[f"post.{key}"] for key in ("pred_boxes", "scores", "pred_classes"))
     pairs = matched(found["boxes"], found["scores"], found["classes"], (boxes, scores, classes))
     assert len(found["boxes"]) == len(boxes)
@@ -66,8 +82,7 @@ def test_detections_are_the_official_ones(case: Case, index: int) -> None:
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
     official = official_masks(want["post.rle"])[theirs]
     different = found["masks"].numpy()[own] != official
-    # Pixels at the threshold flip; the published solver amplifies rounding: 0.2 % on AMD CPUs, 4 % on Intel.
-    assert different.sum() <= (0.05 if case.implicit else 5e-4) * official.sum()
+    assert different.sum() <= tolerance * official.sum()
 
 
 @pytest.mark.parametrize("phase", ["explicit", "implicit"])

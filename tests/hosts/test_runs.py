@@ -103,7 +103,8 @@ def test_two_processes_share_the_work(checkout: Path, script: Script, digits: Pa
     """On CPUs, two workers train on an image each and share the test images."""
     data = {"IFR_DATASETS": str(digits)}
     workers = ["--num-gpus", "2"]
-    train = [f"{FOLDER}/pods_train.sh", *workers, "OUTPUT_DIR", "run", *COMMON, *schedule(2, 1)]
+    saved = ["SOLVER.CHECKPOINT_PERIOD", "1"]  # by the first worker, while the other waits
+    train = [f"{FOLDER}/pods_train.sh", *workers, "OUTPUT_DIR", "run", *COMMON, *schedule(2, 1), *saved]
     succeeded(script("cvpods", *train, **data))
     weights = str(tmp_path / "run" / "model_final.pth")
     low = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "100"]

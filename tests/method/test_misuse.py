@@ -37,6 +37,8 @@ def test_invalid_settings(method: type[Picard]) -> None:
 def test_invalid_settings_of_one_method() -> None:
     with pytest.raises(ValueError, match="memory must be at least 1; got 0"):
         Anderson(memory=0)
+    with pytest.raises(TypeError, match="memory must be an integer; got None"):
+        Anderson(memory=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="memory must be at least 1; got 0"):
         Broyden(memory=0)
     with pytest.raises(ValueError, match=r"damping must be in \(0, 1\]; got 0"):

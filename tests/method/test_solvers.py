@@ -35,7 +35,6 @@ def test_the_result_is_a_fixed_point(solver: Solver) -> None:
     assert solution.status.tolist() == [Status.CONVERGED] * len(RATES)
     residual = (f(solution.z) - solution.z).square().mean(1).sqrt()
     assert float(residual.max()) < 2 * TOL
-    # GMRES reports the residual of its recurrence, which differs from the true one by rounding error.
     torch.testing.assert_close(solution.residual, residual, rtol=1e-6, atol=1e-13)
 
 

@@ -9,7 +9,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from ifr.data.loader import Batches
-from ifr.processes.signals import kept_from_children, loading_processes
+from ifr.processes.loading import loading_processes
+from ifr.processes.signals import kept_from_children
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 

@@ -57,6 +57,22 @@ def killed_by_unnamed_signal(worker: Worker) -> None:
     time.sleep(60)
 
 
+def hears_from_the_first(worker: Worker, folder: Path) -> None:
+    def fails() -> int:
+        raise RunError(f"worker {worker.rank} failed", "a remedy")
+
+    with pytest.raises(RunError, match="worker 0 failed") as caught:
+        worker.from_first(fails)
+    assert caught.value.remedy == "a remedy"
+    assert worker.from_first(lambda: worker.rank + 7) == 7
+    (folder / str(worker.rank)).touch()
+
+
+def test_every_worker_has_the_first_ones_error_or_result(tmp_path: Path) -> None:
+    launch(hears_from_the_first, TWO, "cpu", tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0", "1"]
+
+
 def test_long_errors_of_all_workers_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UserError, match=r"^worker [01] says x+ \[\d+ characters left out\] x+ end$") as caught:

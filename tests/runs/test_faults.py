@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from faults import write_experiment
 
 import ifr
 from ifr.cli import main
-from ifr.errors import explained
+from ifr.errors import CheckpointError, UserError, advise, explained
 from ifr.hosts import RCNNFPNConfig
 from ifr.runs.folder import sweep
 
@@ -87,17 +88,36 @@ def test_system_errors_have_the_remedy_of_their_cause(error: Exception, remedy: 
     assert remedy in explained(error).remedy
 
 
-def test_too_few_open_files_for_the_loading_processes(tiny: Path, tmp_path: Path) -> None:
-    command = f"ulimit -n 40; exec {sys.executable} -m ifr train {tiny} MODEL.DEVICE cpu DATALOADER.NUM_WORKERS 8 "
-    done = subprocess.run(
-        ["sh", "-c", f"{command} OUTPUT_DIR '{tmp_path}'"], cwd=ROOT, capture_output=True, text=True, timeout=120
+def test_an_error_keeps_the_remedy_of_its_own() -> None:
+    remedies = []
+    for error in (CheckpointError("a.pth", "a cause"), CheckpointError("a.pth", "a cause", "its own")):
+        with pytest.raises(UserError, match=r"^a\.pth: a cause$") as caught, advise("general", CheckpointError):
+            raise error
+        remedies.append(caught.value.remedy)
+    assert remedies == ["general", "its own"]
+
+
+def train_with_limit(limit: str, tiny: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    """Train with 8 loading processes, which hold open files, below a limit of them."""
+    command = f"ulimit {limit}; exec {sys.executable} -m ifr train {tiny} MODEL.DEVICE cpu DATALOADER.NUM_WORKERS 8 "
+    return subprocess.run(
+        ["sh", "-c", f"{command} OUTPUT_DIR '{output}'"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
+
+
+def test_too_few_open_files_for_the_loading_processes(tiny: Path, tmp_path: Path) -> None:
+    done = train_with_limit("-n 40", tiny, tmp_path)
     assert done.returncode == 1
-    # torch's loader, half made, complains after that.
-    error, remedy = (line for line in done.stderr.splitlines() if line.startswith(("error: ", "remedy: ")))
-    assert "Too many open files" in error
+    error, remedy = done.stderr.splitlines()[-2:]
+    assert re.fullmatch(r"error: too many open files: 8 loading processes may need \d+, but the limit is 40", error)
     assert "ulimit -n" in remedy
     assert "DATALOADER.NUM_WORKERS" in remedy
+
+
+def test_a_limit_of_open_files_that_may_be_raised_is_raised(tiny: Path, tmp_path: Path) -> None:
+    done = train_with_limit("-Sn 40", tiny, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the limit of open files is raised from 40 to " in done.stderr
 
 
 WITHOUT_EXTRAS = """

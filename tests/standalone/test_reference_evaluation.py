@@ -176,7 +176,10 @@ def test_masks_differ_only_by_rounding(case: Case, monkeypatch: pytest.MonkeyPat
         with exact_sums(monkeypatch):
             moved = largest_error(own, masks(case, rounded))
     error = largest_error(own, case.want["pred_masks28"][:, 0])
-    # Measured on an Intel Xeon in 4 cases: shares of 0.39 to 0.86, at most 0.01 below; medians at most 1.8 times.
+    # Measured: on AMD CPUs, 18 cases, shares of 0.79 to 0.97, at most 0.07 below; on an Intel Xeon, 4 cases, 0.33 to
+    # 0.87, at most 0.01 below, medians at most 1.8 times.
+    if case.reference.solver_rounds_identically:
+        assert share_within_tolerance(moved) > 0.7
     assert share_within_tolerance(error) > share_within_tolerance(moved) - 0.1
     assert float(error.median()) < 3 * float(moved.median())
 

@@ -149,7 +149,8 @@ _TRAINER: Settings = {
     # TYPE: bfloat16 | float16; cvpods' APEX and PYTORCH mean float16.
     "FP16": {"ENABLED": False, "TYPE": "APEX", "OPTS": {"OPT_LEVEL": "O1"}},
     "WINDOW_SIZE": 20,
-    # Added by IFR.
+    **ADDED["TRAINER"],
+    # Added by IFR to this host only.
     # Warn once if more than SHARE of the mask head's solves in WINDOW iterations do not converge.
     "CONVERGENCE": {"SHARE": 0.9, "WINDOW": 1000},
 }

@@ -1,7 +1,6 @@
 """cvpods' runner with IFR's evaluation, weight averaging and distribution."""
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,13 +19,14 @@ from ifr.runs.average import MovingAverage
 logger = logging.getLogger(__name__)
 
 
-def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: Classes | None) -> Any:
+def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: Classes | None, worker: Worker) -> Any:
     """Build a runner of the class TRAINER.NAME, ready to train.
 
     Args:
         config: the run's settings.
         build_model: builds the experiment's model.
         classes: classes to store in checkpoints, for `ifr predict`.
+        worker: this process.
     """
 
     class Runner(RUNNERS.get(config.TRAINER.NAME)):  # type: ignore[misc]  # cvpods is untyped
@@ -40,6 +40,7 @@ def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: C
 
     with data_parallel_on(torch.device(config.MODEL.DEVICE)):
         runner = Runner(config, build_model)
+    runner.register_hooks([_Wait(worker, int(config.SOLVER.CHECKPOINT_PERIOD))])
     if classes is not None:
         runner.checkpointer.checkpointables["classes"] = _State(classes.as_dict())
     return runner
@@ -90,10 +91,24 @@ class _Update(HookBase):  # type: ignore[misc]  # cvpods is untyped
         self._average.update()
 
 
+class _Wait(HookBase):  # type: ignore[misc]  # cvpods is untyped
+    """Waits for the first worker, which alone writes checkpoints, before the next step exchanges gradients."""
+
+    def __init__(self, worker: Worker, period: int) -> None:
+        self._worker, self._period = worker, period
+
+    def after_step(self) -> None:
+        """Wait after an iteration that ends with a checkpoint; called by the runner."""
+        if self._period > 0 and (self.trainer.iter + 1) % self._period == 0:
+            self._worker.wait()
+
+
 def join(worker: Worker) -> None:
-    """Tell cvpods which processes share a machine; all workers must call this."""
+    """Tell cvpods which processes share a machine, and the group to wait in; all workers must call this."""
     if worker.world_size == 1:
         return
+    comm.synchronize = worker.wait
+    comm._get_global_gloo_group = lambda: worker.group
     firsts = worker.gather(worker.rank - worker.local_rank)
     for first in sorted(set(firsts)):
         group = distributed.new_group([rank for rank, other in enumerate(firsts) if other == first])
@@ -103,20 +118,20 @@ def join(worker: Worker) -> None:
 
 @contextlib.contextmanager
 def data_parallel_on(device: torch.device) -> Iterator[None]:
-    """Make runners built in this context wrap their model for `device`; cvpods supports only GPUs."""
-    if device.type == "cuda":
-        yield
-        return
+    """Make runners built in this context wrap their model for `device`; cvpods' device is the GPU of its local rank."""
+    on_gpu, set_device = device.type == "cuda", torch.cuda.set_device
+    own = {"device_ids": [device.index] if on_gpu else None, "gradient_as_bucket_view": True}
+
+    def wrapped(model: nn.Module, *, broadcast_buffers: bool, **settings: Any) -> DistributedDataParallel:
+        parallel = DistributedDataParallel(model, **{**settings, **own})
+        parallel.broadcast_buffers = broadcast_buffers  # torch 2.14 deprecates the argument
+        return parallel
+
     with (
-        _replaced(runner_module, "DistributedDataParallel", _without_devices),
-        _replaced(torch.cuda, "set_device", lambda _: None),
+        _replaced(runner_module, "DistributedDataParallel", wrapped),
+        _replaced(torch.cuda, "set_device", lambda _: set_device(device) if on_gpu else None),
     ):
         yield
-
-
-@functools.wraps(DistributedDataParallel, updated=())
-def _without_devices(model: torch.nn.Module, *, device_ids: Any, **settings: Any) -> DistributedDataParallel:
-    return DistributedDataParallel(model, **settings)
 
 
 @contextlib.contextmanager

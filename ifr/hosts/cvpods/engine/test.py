@@ -29,7 +29,7 @@ def test(run: Run) -> dict[str, Results]:
     entries = list(config.DATASETS.TEST)
     classes = prepare(run)
     results: dict[str, Results] = {}
-    paths = worker.broadcast(checkpoints_to_test(run) if worker.is_first else None)
+    paths = worker.from_first(lambda: checkpoints_to_test(run))
     model = run.experiment.build_model(config)
     for path in paths:
         logger.info("testing %s on %d x %s", path, worker.world_size, run.device)
@@ -44,8 +44,7 @@ def test(run: Run) -> dict[str, Results]:
         if worker.is_first:
             verify_results(config, _collapsed(found))
         results[path] = dict(zip(entries, found.values(), strict=True))
-    if worker.is_first:
-        write_results(run.output, results)
+    worker.from_first(lambda: write_results(run.output, results))
     return results
 
 

@@ -27,8 +27,8 @@ def train(run: Run) -> None:
     logger.info("training %s on %d x %s, output in %s", name, worker.world_size, run.device, output)
     classes = prepare(run)
     weights = str(config.MODEL.WEIGHTS)
-    runner = make_runner(config, run.experiment.build_model, classes)
-    last = worker.broadcast(last_checkpoint(output) if run.options.resume and worker.is_first else None)
+    runner = make_runner(config, run.experiment.build_model, classes, worker)
+    last = worker.from_first(lambda: last_checkpoint(output)) if run.options.resume else None
     average = keep_average(runner, float(config.SOLVER.EMA.DECAY)) if config.SOLVER.EMA.ENABLED else None
     extras = _extras(last, averaged=average is not None) if last is not None else {}
     if last is not None:

@@ -20,6 +20,7 @@ from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer, build_trainer
 from ifr.processes.workers import Worker
 from ifr.runs.folder import json_number
+from ifr.runs.settings import apply_tf32
 from ifr.whole_file import whole_file
 
 STATE = "state.pth"
@@ -118,6 +119,7 @@ def repeat(experiment: Any, saved: str | Path, *, rank: int = 0, device: str = "
     for key, value in report["config"].items():
         config.merge_from_list([key, value])
     config.merge_from_list(["MODEL.DEVICE", device])
+    apply_tf32(config)
     trainer = build_trainer(config, experiment.build_model(config), Worker(rank=rank))
     state = read_checkpoint(folder / STATE)
     snapshots.check(state)

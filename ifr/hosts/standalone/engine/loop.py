@@ -76,14 +76,15 @@ class TrainingLoop:
 
     def _catch_up(self) -> None:
         """Finish what a killed run left undone: its evaluation and its final checkpoint."""
-        missed = self.records is not None and not self.records.has_results(self.start)
-        if self.start > 0 and self._evaluates(self.start) and self.worker.broadcast(missed):
+        if self.start > 0 and self._evaluates(self.start) and self.worker.from_first(self._missed_results):
             self._evaluate(self.start)
         if self.start >= self.stop:
             logger.info("nothing to do: %d of %d iterations are done", self.start, self.stop)
-            unfinished = self.worker.is_first and not (self.output / folder.FINAL).exists()
-            if self.worker.broadcast(unfinished):
+            if not self.worker.from_first((self.output / folder.FINAL).exists):
                 self._save(folder.FINAL, self.start)
+
+    def _missed_results(self) -> bool:
+        return self.records is not None and not self.records.has_results(self.start)
 
     def _iterate(self) -> None:
         config = self.config
@@ -127,7 +128,7 @@ class TrainingLoop:
 
     def _save_and_stop(self, signal: int, done: int) -> None:
         name = folder.FINAL if done >= self.stop else folder.periodic(done)
-        if self.worker.broadcast(self.worker.is_first and not folder.is_last(self.output, name)):
+        if not self.worker.from_first(lambda: folder.is_last(self.output, name)):
             self._save(name, done, required=True)
         self.worker.wait()  # the first worker to exit would end the others
         raise Stopped(signal, done, str(self.output / name))

@@ -26,12 +26,10 @@ def test(run: Run) -> dict[str, Results]:
     """
     config, worker = run.config, run.worker
     task = MASKS_ON_TRUTH if run.options.boxes == "truth" else DETECTIONS
-    if worker.is_first:
-        sweep(run.output)
     results: dict[str, Results] = {}
     classes: Classes | None = None
     model: nn.Module | None = None
-    for path in worker.broadcast(checkpoints_to_test(run) if worker.is_first else None):
+    for path in worker.from_first(lambda: _to_test(run)):
         file = read_once(path, worker)
         trained = trained_classes(file, config)
         if model is None or trained != classes:
@@ -45,9 +43,13 @@ def test(run: Run) -> dict[str, Results]:
         logger.info("testing %s on %d x %s", path, worker.world_size, run.device)
         load_trained(model, file, config)
         results[path] = evaluate_all(model, config, sets, worker, run.output, task)
-    if worker.is_first:
-        write_results(run.output, results)
+    worker.from_first(lambda: write_results(run.output, results))
     return results
 
 
 test.__test__ = False  # type: ignore[attr-defined]  # pytest must not collect it
+
+
+def _to_test(run: Run) -> list[str]:
+    sweep(run.output)
+    return checkpoints_to_test(run)

@@ -1,6 +1,7 @@
 """Trains an experiment."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from ifr.checkpoints import CheckpointFile, read_checkpoint
@@ -55,15 +56,19 @@ def train(run: Run) -> None:
     if last is not None:
         start = snapshots.resume(last, trainer, batch_size=int(config.SOLVER.IMS_PER_BATCH))
         logger.info("resuming from %s, after %d iterations", last.path, start)
-    if worker.is_first:
-        with whole_file(output / "config.yaml", "w") as file:
-            file.write(config.as_yaml())
-        if last is None:
-            folder.forget(output)
-        _warn_if_all_warmup(config)
+    begins = last is None
+    worker.from_first(lambda: _note_start(config, output, begins=begins))
     del last  # free the checkpoint's weights
     with StopSignals() as signals:
         TrainingLoop(config, trainer, sets, test_sets, classes, output, start, signals).go()
+
+
+def _note_start(config: Any, output: Path, *, begins: bool) -> None:
+    with whole_file(output / "config.yaml", "w") as file:
+        file.write(config.as_yaml())
+    if begins:
+        folder.forget(output)
+    _warn_if_all_warmup(config)
 
 
 def _test_sets(config: Any, classes: Classes, worker: Worker) -> dict[str, CocoDataset]:
@@ -78,12 +83,16 @@ def _test_sets(config: Any, classes: Classes, worker: Worker) -> dict[str, CocoD
 
 def _last_checkpoint(run: Run) -> CheckpointFile | None:
     """Return the newest sound checkpoint, chosen by the first worker; None if there is none or --resume is not set."""
-    found = None
-    if run.worker.is_first:
+    found: list[CheckpointFile] = []
+
+    def chosen() -> Path | None:
         folder.sweep(run.output)
-        found = folder.newest_sound(run.output, read_checkpoint) if run.options.resume else None
-    path = run.worker.broadcast(None if found is None else found.path)
-    return found if found is not None or path is None else read_checkpoint(path)
+        newest = folder.newest_sound(run.output, read_checkpoint) if run.options.resume else None
+        found.extend([] if newest is None else [newest])
+        return None if newest is None else newest.path
+
+    path = run.worker.from_first(chosen)
+    return found[0] if found else None if path is None else read_checkpoint(path)
 
 
 def _check_classes(last: CheckpointFile, classes: Classes) -> None:

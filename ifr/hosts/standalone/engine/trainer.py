@@ -122,7 +122,9 @@ class Trainer:
         self._parallel: nn.Module = self.model
         if self.worker.world_size > 1:
             gpus = [self.device.index] if self.device.type == "cuda" else None
-            self._parallel = DistributedDataParallel(self.model, device_ids=gpus)
+            self._parallel = DistributedDataParallel(self.model, device_ids=gpus, gradient_as_bucket_view=True)
+            # No other buffer changes. As an argument, torch 2.14 deprecates it, and 2.10 has not the new name.
+            self._parallel.broadcast_buffers = bool(self._statistics())
         self._pending: _Pending | None = None
         self._skipped = torch.zeros((), device=self.device)
         self.stop_signal = 0

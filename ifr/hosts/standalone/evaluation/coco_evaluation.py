@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from ifr.data.coco import KEEP_CROWDS, CocoDataset, share
@@ -136,20 +135,13 @@ def evaluate(
         model.train(training)
     if worker.world_size > 1:
         results = _gather(results, failure, worker)
-    outcome: Metrics | RemoteError = {}
-    if worker.is_first:
-        try:
-            with whole_file(folder / task.file, "w") as file:
-                file.write(json.dumps(results))
-            outcome = task.score(dataset, results, config)
-        except Exception as error:
-            if worker.world_size == 1:
-                raise
-            outcome = RemoteError.of(error, str(worker))  # the other workers wait for the outcome
-    shared: Metrics | RemoteError = worker.broadcast(outcome)
-    if isinstance(shared, RemoteError):
-        raise shared.restored()
-    return shared
+
+    def scored() -> Metrics:
+        with whole_file(folder / task.file, "w") as file:
+            file.write(json.dumps(results))
+        return task.score(dataset, results, config)
+
+    return worker.from_first(scored)
 
 
 @torch.inference_mode()
@@ -280,9 +272,7 @@ def _gather(results: list[dict[str, Any]], failure: Exception | None, worker: Wo
     errors = [error.restored() for error in worker.gather(own) if error is not None]
     if errors:
         raise next((error for error in errors if isinstance(error, Stopped)), errors[0])
-    gathered: list[list[dict[str, Any]]] | None = [[] for _ in range(worker.world_size)] if worker.is_first else None
-    dist.gather_object(results, gathered, dst=0)
-    return [result for part in gathered or () for result in part]
+    return [result for part in worker.collect(results) for result in part]
 
 
 def _folder(sets: Mapping[str, CocoDataset], entry: str) -> str:

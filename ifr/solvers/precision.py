@@ -1,0 +1,92 @@
+"""Floating-point precision: that of a solver's own algebra, and that in which f is evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ifr.solvers.solution import Map, RoundedMap, Solution
+
+TF32 = "tf32"
+ROUNDOFF: dict[torch.dtype | str, float] = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    TF32: 2.0**-11,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
+"""Unit roundoff, half the distance from 1 to the next number; TF32 is float32 with 10 bits after the point."""
+ROUNDING = 100
+"""Assumed rounding error of stored vectors, in machine epsilons (two unit roundoffs) of the solver's state."""
+
+SolverType = TypeVar("SolverType")
+
+_FULL = ("ieee", "none")
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is enabled for a device type; some types, such as meta, have no autocast."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def convolution_roundoff(x: Tensor) -> float:
+    """Return the unit roundoff of a convolution of x under the current autocast mode and TF32 settings."""
+    if autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return ROUNDOFF[torch.get_autocast_dtype(x.device.type)]
+    # Older GPUs ignore the setting, which is on by default.
+    if x.is_cuda and x.dtype == torch.float32 and torch.cuda.get_device_capability(x.device) >= (8, 0):
+        return ROUNDOFF[TF32 if torch.backends.cudnn.conv.fp32_precision == TF32 else x.dtype]  # type: ignore[attr-defined]
+    return ROUNDOFF[x.dtype]
+
+
+def full_precision(
+    solve: Callable[[SolverType, Map, Tensor], Solution],
+) -> Callable[[SolverType, Map, Tensor], Solution]:
+    """Run a `solve` method without a graph, outside autocast and with float32 matrix products in full precision.
+
+    f still runs in the caller's autocast mode and precision of products, but without autocast's cache: torch 2.10 would
+    reuse weights that it cast here, which have no graph, for later evaluations that need one.
+    """
+
+    @functools.wraps(solve)
+    def wrapped(self: SolverType, f: Map, z0: Tensor) -> Solution:
+        if not isinstance(z0, Tensor):
+            raise TypeError(f"z0 must be one tensor; got {type(z0).__name__}. Join the parts of a state with torch.cat")
+        device_type = z0.device.type
+        autocast = torch.get_autocast_dtype(device_type) if autocast_enabled(device_type) else None
+        backend: Any = torch.backends.cuda.matmul if z0.is_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        products = backend.fp32_precision
+
+        def evaluate(z: Tensor) -> Tensor:
+            with _float32_products(backend, products):
+                if autocast is None:
+                    return f(z)
+                with torch.autocast(device_type, autocast, cache_enabled=False):
+                    fz = f(z)
+            return fz.to(z.dtype) if isinstance(fz, Tensor) and fz.is_floating_point() else fz
+
+        inner = RoundedMap(evaluate, f.roundoff) if isinstance(f, RoundedMap) else evaluate
+        outside = contextlib.nullcontext() if autocast is None else torch.autocast(device_type, enabled=False)
+        with torch.no_grad(), outside, _float32_products(backend, products if products in _FULL else "ieee"):
+            return solve(self, inner, z0)
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def _float32_products(backend: Any, precision: str) -> Iterator[None]:
+    """Set the precision of float32 matrix products for the whole process, as torch knows no other way."""
+    before = backend.fp32_precision
+    if before == precision:
+        yield
+        return
+    backend.fp32_precision = precision
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
