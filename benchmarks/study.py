@@ -163,7 +163,7 @@ class Pool:
             **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
             "IFR_HOST": "standalone",
             "IFR_DATASETS": self.datasets,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         if self.device == "cuda":
             environment["CUDA_VISIBLE_DEVICES"] = str(slot % self.gpus)
