@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import fnmatch
 import json
 import os
 import signal
@@ -67,7 +68,7 @@ def training_jobs(grid: Grid, arguments: argparse.Namespace) -> Iterator[Job]:
 def measuring_jobs(grid: Grid, arguments: argparse.Namespace) -> Iterator[Job]:
     origin = origin_of_code(arguments.draft)
     for run in runs_of(grid, arguments.output, arguments.only):
-        for measure in grid.measures:
+        for measure in (each for each in grid.measures if fnmatch.fnmatch(each.name, arguments.measure)):
             if not run.trained or not measure.applies_to(run.head) or run.measured(measure).exists():
                 continue
             folder = run.folder / "measures" / measure.name
@@ -206,6 +207,7 @@ def main() -> int:
     parser.add_argument("grid", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN")
+    parser.add_argument("--measure", default="*", metavar="PATTERN", help="of the names of measures, such as truth")
     parser.add_argument("--processes", type=int, default=1, metavar="N")
     parser.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="start nothing after H hours")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
