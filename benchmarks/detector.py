@@ -1,9 +1,9 @@
-"""Compare the time per stage of the standalone detector with torchvision's Mask R-CNN on a CPU.
+"""Compare the time per stage of the standalone detector with torchvision's Mask R-CNN.
 
 Both have the same architecture (ResNet-50-FPN, stride in the 3x3 convolution, FrozenBN, four mask convolutions), random
 weights, the same image and the same number of proposals and detections. They run alternately; medians are printed.
 
-    python benchmarks/detector.py [--repeats 5] [--threads 2]
+    python benchmarks/detector.py [--device cuda] [--repeats 5] [--threads 2]
 """
 
 import argparse
@@ -21,7 +21,6 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import FrozenBatchNorm2d
 
-from ifr.hosts.heads import build_mask_head
 from ifr.hosts.standalone import RCNNFPNConfig, build_mask_rcnn
 from ifr.hosts.standalone.detector.rcnn import RCNN
 
@@ -32,18 +31,21 @@ COMPARED = ("preprocess", "backbone", "rpn", "box", "paste")
 
 
 class Clock:
-    """Records seconds per stage; each call appends the time since the previous call."""
+    """Records seconds per stage; each call appends the time since the previous call, when `device` has finished."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.last = time.perf_counter()
+        self.start()
 
     def __call__(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage].append(now - self.last)
-        self.last = now
+        before = self.last
+        self.start()
+        self.seconds[stage].append(self.last - before)
 
     def start(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.last = time.perf_counter()
 
     def medians(self) -> dict[str, float]:
@@ -57,10 +59,10 @@ def tame(model: nn.Module) -> None:
             module.weight.fill_(0.2)
 
 
-def own_model(refinement: str = "conv") -> tuple[RCNN, Any]:
+def own_model(device: torch.device, refinement: str = "conv") -> RCNN:
     config = RCNNFPNConfig()
     settings = {
-        "MODEL.DEVICE": "cpu",
+        "MODEL.DEVICE": str(device),
         "MODEL.MASK_ON": True,
         "MODEL.RESNETS.DEPTH": 50,
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
@@ -71,7 +73,7 @@ def own_model(refinement: str = "conv") -> tuple[RCNN, Any]:
     config.merge_from_list([part for pair in settings.items() for part in pair])
     model = build_mask_rcnn(config).eval()
     tame(model)
-    return model, config
+    return model
 
 
 def torchvision_model(short_edge: int) -> MaskRCNN:
@@ -139,26 +141,26 @@ def run_torchvision(model: MaskRCNN, image: torch.Tensor, clock: Callable[[str],
     return len(proposals[0]), len(binary)
 
 
-def time_mask_heads(threads: int) -> None:
-    crops = torch.randn(DETECTIONS, 256, 14, 14)
+def time_mask_heads(device: torch.device) -> None:
+    crops = torch.randn(DETECTIONS, 256, 14, 14, device=device)
     for refinement in ("conv", "explicit", "implicit"):
-        _, config = own_model(refinement)
-        head = build_mask_head(config, 256).eval()
+        head = own_model(device, refinement).roi_heads.mask_head
         head(crops)
-        start = time.perf_counter()
+        clock = Clock(device)
         head(crops)
-        print(f"mask head {refinement:9s} {DETECTIONS} regions, {threads} threads: {time.perf_counter() - start:.2f} s")
+        clock(refinement)
+        print(f"mask head {refinement:9s} {DETECTIONS} regions: {clock.seconds[refinement][0]:.4f} s")
 
 
-def compare(height: int, width: int, repeats: int) -> None:
+def compare(height: int, width: int, repeats: int, device: torch.device) -> None:
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-    batch, scaled = [{"image": image}], image.flip(0).float() / 255
-    (own, _), other = own_model(), torchvision_model(min(height, width))
+    batch, scaled = [{"image": image}], (image.flip(0).float() / 255).to(device)
+    own, other = own_model(device), torchvision_model(min(height, width)).to(device)
     calibrate_own(own, batch)
     calibrate_torchvision(other, scaled)
-    own_clock, other_clock = Clock(), Clock()
-    run_own(own, batch, Clock())
-    run_torchvision(other, scaled, Clock())
+    own_clock, other_clock = Clock(device), Clock(device)
+    run_own(own, batch, Clock(device))
+    run_torchvision(other, scaled, Clock(device))
     for _ in range(repeats):
         own_clock.start()
         own_counts = run_own(own, batch, own_clock)
@@ -174,15 +176,20 @@ def compare(height: int, width: int, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    where = (
+        torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else f"{args.threads} threads of a CPU"
+    )
+    print(f"torch {torch.__version__}, {where}, float32 as torch sets it (TF32: {torch.backends.cudnn.allow_tf32})")
     with torch.inference_mode():
-        compare(256, 341, args.repeats)
-        compare(800, 1066, args.repeats)
-        time_mask_heads(args.threads)
+        compare(256, 341, args.repeats, args.device)
+        compare(800, 1066, args.repeats, args.device)
+        time_mask_heads(args.device)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,40 @@ def fixed_point(
     return _ImplicitGradient.apply(value.detach(), image, linear, z, adjoint, observe, roundoff)
 
 
+def spectral_radius(f: Map, z: Tensor, products: int = 60) -> Tensor:
+    """Estimate the spectral radius of the Jacobian of f at z, for each sample, by power iteration.
+
+    At an equilibrium, plain iteration z <- f(z) converges from nearby if it is below 1, and its error shrinks by this
+    factor an evaluation. The growth of a random vector is averaged over the second half of the products, because it
+    oscillates if the largest eigenvalues are complex.
+
+    Args:
+        f: the map, (N, ...) to (N, ...); it treats samples independently.
+        z: (N, ...) floating point.
+        products: number of vector-Jacobian products.
+
+    Returns:
+        (N,) in the dtype of z.
+
+    Raises:
+        ValueError: products is below 2.
+    """
+    if products < 2:
+        raise ValueError(f"products must be at least 2; got {products}")
+    with torch.inference_mode(False), torch.enable_grad():
+        z = z.detach().clone().requires_grad_()
+        fz = _image(f, z)
+        u = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=z.dtype).to(z.device)
+        growth = torch.zeros(len(z), dtype=z.dtype, device=z.device)
+        for done in range(products):
+            (u,) = torch.autograd.grad(fz, z, u, retain_graph=True, allow_unused=True, materialize_grads=True)
+            size = torch.linalg.vector_norm(as_rows(u), dim=1)
+            u = u / torch.where(size > 0, size, 1).view(-1, *[1] * (u.dim() - 1))
+            if done >= products // 2:
+                growth += size.log()
+        return (growth / (products - products // 2)).exp()
+
+
 def _image(f: Map, z: Tensor) -> Tensor:
     """Return f(z), checked and cast to the dtype of z; under autocast f may return another dtype."""
     fz = f(z)

@@ -49,14 +49,19 @@ def _intensity(overrides: Sequence[str]) -> Intensity | None:
 def _make(args: argparse.Namespace) -> None:
     root = Path(args.root).expanduser() if args.root else dataset_roots()[0]
     with advise("pip install 'ifr[demo]', which only `ifr data make` needs", ImportError):
-        from ifr.data.digits import make_digits  # it needs OpenCV
+        from ifr.data.digits import make_digits, make_study_digits  # they need OpenCV
     with (
         advise("pip install 'ifr[demo]', which only `ifr data make` needs", ImportError),
         advise("see ifr data make --help", ValueError),
         advise("choose a --root that can be written", OSError),
     ):
-        made = make_digits(root, seed=args.seed, train=args.train, val=args.val)
-    logger.info("digits_train and digits_val are %s %s", "now in" if made else "already in", root / "digits")
+        _report(root, "digits_train and digits_val", make_digits(root, seed=args.seed, train=args.train, val=args.val))
+        if args.study:
+            _report(root, "digits_tune and digits_report", make_study_digits(root, seed=args.seed))
+
+
+def _report(root: Path, names: str, made: bool) -> None:
+    logger.info("%s are %s %s", names, "now in" if made else "already in", root / "digits")
 
 
 def _inspect(args: argparse.Namespace, intensity: Intensity | None) -> None:

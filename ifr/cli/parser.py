@@ -55,7 +55,8 @@ def _add_test(commands: Any) -> argparse.ArgumentParser:
         commands,
         "test",
         help="test a trained experiment",
-        usage=f"ifr test EXPERIMENT {_WORKERS} [--start-iter I] [--end-iter I] [--debug] [KEY VALUE ...]",
+        usage=f"ifr test EXPERIMENT {_WORKERS} [--start-iter I] [--end-iter I] [--boxes detected|truth] [--debug] "
+        "[KEY VALUE ...]",
         description="Test the newest checkpoint in OUTPUT_DIR, or the MODEL.WEIGHTS of the command line, on every data "
         "set in DATASETS.TEST. Reports the 12 COCO metrics and the AP of each class for boxes and masks, and writes "
         "results to OUTPUT_DIR/inference. " + _SETTINGS,
@@ -65,6 +66,13 @@ def _add_test(commands: Any) -> argparse.ArgumentParser:
         "--start-iter", type=int, metavar="I", help="test every checkpoint in OUTPUT_DIR from iteration I on"
     )
     parser.add_argument("--end-iter", type=int, metavar="I", help="test every checkpoint up to iteration I")
+    parser.add_argument(
+        "--boxes",
+        choices=("detected", "truth"),
+        default="detected",
+        help="truth: score only the mask head, by the mean IoU of masks and boundaries in the ground-truth boxes, for "
+        "the true classes (standalone host; default detected)",
+    )
     return parser
 
 
@@ -111,9 +119,10 @@ def _add_show(commands: Any) -> argparse.ArgumentParser:
         "show",
         help="draw detections next to the ground truth",
         usage="ifr show EXPERIMENT [--samples N] [--score T] [--debug] [KEY VALUE ...]",
-        description="Draw detections on the first data set in DATASETS.TEST next to the ground truth, and plot how "
-        "fast solvers reach the equilibrium of the mask head. Uses the newest checkpoint in OUTPUT_DIR, or the "
-        "MODEL.WEIGHTS of the command line; writes to OUTPUT_DIR/pictures. " + _SETTINGS,
+        description="Draw detections on the first data set in DATASETS.TEST next to the ground truth, plot how fast "
+        "solvers reach the equilibrium of the mask head, and describe it: residual, share converged, spectral radius. "
+        "Uses the newest checkpoint in OUTPUT_DIR, or the MODEL.WEIGHTS of the command line; writes to "
+        "OUTPUT_DIR/pictures. " + _SETTINGS,
     )
     parser.add_argument("--samples", type=_positive, default=8, metavar="N", help="images to draw (default 8)")
     parser.add_argument("--score", type=_probability, default=0.5, metavar="T", help="lowest score (default 0.5)")
@@ -135,13 +144,18 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
         description="Make digits_train and digits_val: overlapping handwritten digits on photographs, with exact "
         "masks. Existing sets are kept if their seed and sizes are the same, otherwise replaced. The same seed and "
         "sizes always give the same files. Needs scikit-learn.",
-        usage="ifr data make [--root DIR] [--seed S] [--train N] [--val N]",
+        usage="ifr data make [--root DIR] [--seed S] [--train N] [--val N] [--study]",
         allow_abbrev=False,
     )
     make.add_argument("--root", metavar="DIR", help="folder for data sets (default: $IFR_DATASETS, else datasets)")
     make.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (default 0)")
     make.add_argument("--train", type=int, default=1500, metavar="N", help="number of training images (default 1500)")
     make.add_argument("--val", type=int, default=200, metavar="N", help="number of test images (default 200)")
+    make.add_argument(
+        "--study",
+        action="store_true",
+        help="also make digits_tune (500 images) and digits_report (2000), which benchmarks/study.py needs",
+    )
     inspect = actions.add_parser(
         "inspect",
         help="summarize and draw a data set",

@@ -1,8 +1,9 @@
-"""`ifr show`: draws detections next to the ground truth, and plots how solvers converge in the mask head."""
+"""`ifr show`: draws detections next to the ground truth, and describes the equilibrium of the mask head."""
 
 import argparse
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ifr.data.catalog import find_dataset
 from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
 from ifr.data.intensity import Intensity, build_intensity
+from ifr.equilibrium import spectral_radius
 from ifr.errors import UserError, advise
 from ifr.experiment import given_keys
 from ifr.hosts.standalone.detector.rcnn import RCNN
@@ -27,11 +29,14 @@ from ifr.refine import Implicit, RefinementBlock
 from ifr.runs.folder import newest_checkpoint
 from ifr.runs.settings import requested_device, settle
 from ifr.runs.weights import load_trained, match_classes, read_once, trained_classes
-from ifr.solvers import Anderson, Broyden, Picard, Solver
+from ifr.solvers import Anderson, Broyden, Picard, Solver, Status
 from ifr.visualize import contact_sheet, draw_detections, plot_residuals
 
 logger = logging.getLogger(__name__)
 _STEPS = 30  # of each solver in the plot of residuals
+_LIMIT = Anderson(150, 1e-6)  # finds the equilibrium itself
+_CONVERGED = 1e-3  # RMS of f(z) - z over RMS of z
+_REGIONS = 64  # at most, evenly spaced, for the description of the equilibrium
 
 
 def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -73,8 +78,9 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     x = torch.cat(regions) if regions else torch.empty(0)
     if len(x):
         _draw_residuals(model, x, target)
+        _describe(model, x, target)
     else:
-        logger.info("no residuals to plot: nothing was found (lower --score), or the mask head has no solver")
+        logger.info("no equilibrium to describe: nothing was found (lower --score), or the mask head has no solver")
 
 
 def _draw_pairs(
@@ -120,6 +126,63 @@ def _draw_residuals(model: Any, x: Tensor, target: Path) -> None:
         picture = plot_residuals(curves)
     picture.save(target / "residuals.png")
     logger.info("residuals by evaluation: %s", target / "residuals.png")
+
+
+def _describe(model: Any, x: Tensor, target: Path) -> None:
+    """Write and log what `describe_equilibrium` finds for the regions x (N, C, H, W)."""
+    head = model.roi_heads.mask_head
+    found = describe_equilibrium(head.repeat_block, head.refinement.solver, x[:: -(-len(x) // _REGIONS)])
+    plain = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN
+    (target / "equilibrium.json").write_text(json.dumps(plain, indent=1))
+    logger.info(
+        "equilibrium of %d regions: residual %.2g of z with %s, %.2g with %d Anderson steps (%.0f %% below %.0e); "
+        "spectral radius there %.2f, largest %.2f; all in %s",
+        *(found["regions"], found["residual"]["median"], found["solver"]),
+        *(found["limit"]["residual"]["median"], _LIMIT.max_steps, 100 * found["limit"]["converged"], _CONVERGED),
+        *(found["limit"]["spectral_radius"]["median"], found["limit"]["spectral_radius"]["largest"]),
+        target / "equilibrium.json",
+    )
+
+
+def describe_equilibrium(block: RefinementBlock, solver: Solver, x: Tensor) -> dict[str, Any]:
+    """Describe how a solver solves the equilibrium of N regions x (N, C, H, W), and the equilibrium itself.
+
+    Returns:
+        `regions`: N; `solver`: its settings; `residual`: RMS of f(z) - z over RMS of z; `converged`: the share of
+        regions that reached the solver's tolerance; `distance`: RMS of z - z* over RMS of z*. Under `limit`, z* after
+        150 steps of Anderson: its `residual`, `converged`: the share of residuals up to 1e-3, and `spectral_radius` of
+        the Jacobian there. A quantity with one value for each region has `median`, `decile` (its 90 % quantile) and
+        `largest`; regions where it is not finite are left out, and it is NaN if none is left.
+    """
+    f, zero = block.at(x), torch.zeros_like(x)
+    with torch.no_grad():
+        own, limit = solver.solve(f, zero), _LIMIT.solve(f, zero)
+    residual, reached = own.residual / _size(own.z), limit.residual / _size(limit.z)
+    return {
+        "regions": len(x),
+        "solver": repr(solver),
+        "residual": _quantiles(residual),
+        "converged": float((own.status == int(Status.CONVERGED)).float().mean()),
+        "distance": _quantiles(_size(own.z - limit.z) / _size(limit.z)),
+        "limit": {
+            "residual": _quantiles(reached),
+            "converged": float((reached <= _CONVERGED).float().mean()),
+            "spectral_radius": _quantiles(spectral_radius(f, limit.z)),
+        },
+    }
+
+
+def _size(z: Tensor) -> Tensor:
+    """Return the RMS (N,) of every sample of z (N, ...)."""
+    return z.flatten(1).square().mean(1).sqrt()
+
+
+def _quantiles(values: Tensor) -> dict[str, float]:
+    finite = values[values.isfinite()].double().cpu()
+    if not len(finite):
+        return dict.fromkeys(("median", "decile", "largest"), math.nan)
+    levels = {"median": 0.5, "decile": 0.9, "largest": 1.0}
+    return {name: float(finite.quantile(level)) for name, level in levels.items()}
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ def test(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """
     experiment = find_experiment(args.experiment)
     with helpful(experiment.folder):
-        options = TestOptions(layout_of(args), args.start_iter, args.end_iter, tuple(overrides))
+        options = TestOptions(layout_of(args), args.start_iter, args.end_iter, args.boxes, tuple(overrides))
         start(hosts.test, hosts.check_run, experiment, options)
 
 

@@ -15,6 +15,12 @@ KNOWN = {
     "coco_2017_val": ("coco/annotations/instances_val2017.json", "coco/val2017"),
     "digits_train": ("digits/annotations/instances_train.json", "digits/train"),
     "digits_val": ("digits/annotations/instances_val.json", "digits/val"),
+    "digits_tune": ("digits/annotations/instances_tune.json", "digits/tune"),
+    "digits_report": ("digits/annotations/instances_report.json", "digits/report"),
+}
+_MADE_BY = {
+    **dict.fromkeys(("digits_train", "digits_val"), "make it with `ifr data make`"),
+    **dict.fromkeys(("digits_tune", "digits_report"), "make it with `ifr data make --study`"),
 }
 
 
@@ -72,7 +78,7 @@ def _known(name: str) -> DatasetSource:
                 raise DatasetError(f"{name}: {root / json} exists, but its images are not at {root / images}")
             return DatasetSource(name, root / json, root / images)
     looked = " or ".join(str(root / json) for root in roots)
-    remedy = "make it with `ifr data make`" if name.startswith("digits") else f"put it there, or set {ROOT_VARIABLE}"
+    remedy = _MADE_BY.get(name, f"put it there, or set {ROOT_VARIABLE}")
     raise DatasetError(f"{name}: cannot find {looked}; {remedy}")
 
 

@@ -7,7 +7,7 @@ Handwritten Digits", UCI). The photographs come from its `load_sample_images`.
 import colorsys
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ Window = tuple[slice, slice]  # rows, columns
 SIDE = 192  # height and width of an image in pixels
 _VAL_WIDTH = 224  # columns at the right of each photograph, only for validation
 _VAL_DIGITS = 360  # of 1797
+_TUNE_DIGITS = 120  # of those of val; the other 240 are for report
+_NUMBERS = {"train": 0, "val": 1, "tune": 3, "report": 4}  # of a split's random choices; 2 is that of the digits
 _MIN_DIGITS, _MAX_DIGITS = 3, 7  # per image
 _HEIGHTS = (44.0, 88.0)  # least and greatest height of an upright digit in pixels
 _MIN_VISIBLE = 0.6  # fraction of a digit's area that later digits must leave visible
@@ -38,28 +40,8 @@ _VERSION = 1  # of the recipe; increase it when the output bytes change
 
 
 @dataclass(frozen=True)
-class DigitsSettings:
-    """Settings of the digits; the same settings give the same bytes."""
-
-    seed: int = 0
-    train: int = 1500
-    """Number of training images."""
-    val: int = 200
-    """Number of test images."""
-
-    def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: a number is out of range.
-        """
-        if self.seed < 0 or self.train < 1 or self.val < 1:
-            raise ValueError(f"digits need a seed of at least 0 and at least one image per split; got {self}")
-
-
-@dataclass(frozen=True)
 class _Pool:
-    """The digits and photographs of one split; the splits share nothing."""
+    """The digits and photographs of one split; see `make_digits` and `make_study_digits` for what they share."""
 
     digits: NDArray[np.float32]
     """(n, 8, 8) ink in [0, 1]."""
@@ -85,17 +67,45 @@ def make_digits(root: str | Path, *, seed: int = 0, train: int = 1500, val: int 
         ValueError: a number is out of range.
         ImportError: scikit-learn is not installed.
     """
-    settings = DigitsSettings(seed, train, val)
-    folder = Path(root) / "digits"
-    info = {"description": f"digits, recipe {_VERSION}", **vars(settings)}
-    files = {split: folder / "annotations" / f"instances_{split}.json" for split in ("train", "val")}
+    return _make(Path(root) / "digits", seed, {"train": train, "val": val})
+
+
+def make_study_digits(root: str | Path, *, seed: int = 0, tune: int = 500, report: int = 2000) -> bool:
+    """Make the data sets digits_tune and digits_report in `root/digits` unless they exist.
+
+    They share no digit and no part of a photograph with each other or with digits_train. They divide those of
+    digits_val, of which they are new images.
+
+    Args:
+        root: the folder of all data sets, such as `datasets`.
+        seed: the seed of all random choices.
+        tune: the number of images for choosing settings.
+        report: the number of images for the final comparison.
+
+    Returns:
+        Whether anything was made.
+
+    Raises:
+        ValueError: a number is out of range.
+        ImportError: scikit-learn is not installed.
+    """
+    return _make(Path(root) / "digits", seed, {"tune": tune, "report": report})
+
+
+def _make(folder: Path, seed: int, counts: Mapping[str, int]) -> bool:
+    """Make the splits with these numbers of images unless all exist; return whether anything was made."""
+    settings = {"seed": seed, **counts}
+    if seed < 0 or min(counts.values()) < 1:
+        raise ValueError(f"digits need a seed of at least 0 and at least one image per split; got {settings}")
+    info = {"description": f"digits, recipe {_VERSION}", **settings}
+    files = {split: folder / "annotations" / f"instances_{split}.json" for split in counts}
     if all(_made_with(file, info) for file in files.values()):
         return False
     for file in files.values():  # no annotation file may describe images that are being replaced
         file.unlink(missing_ok=True)
     pools = _pools(seed)
-    for number, (split, file) in enumerate(files.items()):
-        content = _make_split(folder / split, pools[split], getattr(settings, split), [seed, number])
+    for split, file in files.items():
+        content = _make_split(folder / split, pools[split], counts[split], [seed, _NUMBERS[split]])
         with whole_file(file, "w") as stream:
             stream.write(json.dumps({"info": info, **content}))
     return True
@@ -117,9 +127,12 @@ def _pools(seed: int) -> dict[str, _Pool]:
     scans = load_digits()
     order = np.random.default_rng([seed, 2]).permutation(len(scans.target))
     photos = load_sample_images().images
+    unseen = [photo[:, -_VAL_WIDTH:] for photo in photos]
     parts = {
         "train": (order[_VAL_DIGITS:], [photo[:, :-_VAL_WIDTH] for photo in photos]),
-        "val": (order[:_VAL_DIGITS], [photo[:, -_VAL_WIDTH:] for photo in photos]),
+        "val": (order[:_VAL_DIGITS], unseen),
+        "tune": (order[:_TUNE_DIGITS], [photo[: len(photo) // 2] for photo in unseen]),
+        "report": (order[_TUNE_DIGITS:_VAL_DIGITS], [photo[len(photo) // 2 :] for photo in unseen]),
     }
     return {
         split: _Pool((scans.images[chosen] / 16).astype(np.float32), scans.target[chosen].astype(np.int64), crops)

@@ -26,6 +26,9 @@ ADDED: dict[str, Any] = {
         "RESCALE": True,  # rescale the schedule of config.py to the batch size; see ifr/runs/settings.py
         "EMA": {"ENABLED": False, "DECAY": 0.9998},  # moving average of the weights, for evaluation and checkpoints
     },
+    "TEST": {
+        "BOUNDARY": False,  # also report Boundary AP; needs faster-coco-eval
+    },
 }
 
 

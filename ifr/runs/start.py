@@ -36,6 +36,8 @@ class TestOptions:
     start_iter: int | None = None
     """With `end_iter`: test every checkpoint of OUTPUT_DIR from this iteration on, the final one included."""
     end_iter: int | None = None
+    boxes: str = "detected"
+    """Where masks are scored: "detected", or "truth": in the ground-truth boxes, in the true classes."""
     overrides: Sequence[Any] = ()
 
 

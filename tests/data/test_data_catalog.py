@@ -41,7 +41,8 @@ def test_the_repository_is_searched_second(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("digits_val", "ifr data make"),
+        ("digits_val", "ifr data make`"),
+        ("digits_report", "ifr data make --study`"),
         ("coco_2017_train", ROOT_VARIABLE),
         ("coco_2017", "coco_2017_train, coco_2017_val, digits_train, digits_val"),
         ("", "IMAGES_FOLDER"),

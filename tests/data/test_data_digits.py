@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
 from ifr.data import digits as recipe
-from ifr.data.catalog import find_dataset
+from ifr.data.catalog import ROOT_VARIABLE, find_dataset
 from ifr.data.coco import CocoDataset
-from ifr.data.digits import SIDE, make_digits
+from ifr.data.digits import SIDE, make_digits, make_study_digits
 from ifr.data.images import read_image
 from ifr.data.samples import runs_to_mask
 
@@ -100,6 +101,31 @@ def test_the_splits_share_nothing():
     assert set(pools["val"].labels) == set(range(10))
 
 
+def test_the_splits_of_the_study_divide_val():
+    pools = recipe._pools(0)
+    scans = {split: {scan.tobytes() for scan in pool.digits} for split, pool in pools.items()}
+    assert scans["tune"] | scans["report"] == scans["val"]
+    assert not scans["tune"] & scans["report"]
+    for tune, report, val in zip(*(pools[split].photos for split in ("tune", "report", "val")), strict=True):
+        assert np.array_equal(np.concatenate((tune, report)), val)
+        assert min(*tune.shape[:2], *report.shape[:2]) >= SIDE
+    assert set(pools["tune"].labels) == set(pools["report"].labels) == set(range(10))
+
+
+def test_the_sets_of_the_study_leave_the_others_alone(digits_root, tmp_path, monkeypatch):
+    shutil.copytree(digits_root, tmp_path, dirs_exist_ok=True)
+    before = _digest(tmp_path)
+    assert make_study_digits(tmp_path, seed=3, tune=2, report=3)
+    assert not make_study_digits(tmp_path, seed=3, tune=2, report=3)
+    after = _digest(tmp_path)
+    assert before.items() <= after.items()
+    assert len(set(after.values())) == len(after)  # no picture is one of val
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    assert [len(CocoDataset(find_dataset(f"digits_{split}"))) for split in ("tune", "report")] == [2, 3]
+    with pytest.raises(ValueError, match="'report': 0"):
+        make_study_digits(tmp_path, report=0)
+
+
 def test_pictures_show_the_digit_that_is_annotated():
     """A drawn digit correlates best with the mean scan of its own class."""
     pool = recipe._pools(0)["train"]
@@ -118,7 +144,7 @@ def test_pictures_show_the_digit_that_is_annotated():
 
 @pytest.mark.parametrize("settings", [{"seed": -1}, {"train": 0}, {"val": 0}])
 def test_numbers_out_of_range_raise(tmp_path, settings):
-    with pytest.raises(ValueError, match="got DigitsSettings"):
+    with pytest.raises(ValueError, match=r"at least one image per split; got \{"):
         make_digits(tmp_path, **settings)
     assert list(tmp_path.iterdir()) == []
 

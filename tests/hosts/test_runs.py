@@ -114,3 +114,12 @@ def test_two_processes_share_the_work(checkout: Path, script: Script, digits: Pa
         succeeded(script("cvpods", *test, **data))
         found.append(metrics(tmp_path / name))
     assert found[0] == found[1]
+
+
+def test_what_only_the_standalone_host_scores_is_refused(checkout: Path, script: Script, digits: Path) -> None:
+    test = [f"{FOLDER}/pods_test.sh", "MODEL.WEIGHTS", "none.pth", *COMMON]
+    for arguments in (["--boxes", "truth"], ["TEST.BOUNDARY", "True"]):
+        refused = script("cvpods", *test, *arguments, IFR_DATASETS=str(digits))
+        assert refused.returncode == 1
+        assert f"{arguments[0]} " in refused.stderr.splitlines()[-2]
+        assert "standalone" in "".join(refused.stderr.splitlines()[-2:])

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import weakref
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from maps import ADJOINT, EXACT, equilibrium, weights
 from torch import Tensor, nn
 
-from ifr.equilibrium import fixed_point
+from ifr.equilibrium import fixed_point, spectral_radius
 from ifr.refine import Implicit, RefinementBlock
 from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solver
 
@@ -145,3 +146,36 @@ class TestOnGPU:
                 captured = solver.solve(block.at(x), torch.zeros_like(x))
             graph.replay()
         torch.testing.assert_close(captured.z, expected.z, rtol=1e-3, atol=1e-3)
+
+
+def test_the_spectral_radius_of_affine_maps() -> None:
+    """A real and a complex largest eigenvalue, a nilpotent Jacobian, none, and one above 1."""
+    c, s = math.cos(0.7), math.sin(0.7)
+    blocks = [
+        [[0.6, 3.0, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, -0.1]],
+        [[0.9 * c, -0.9 * s, 0.0], [0.9 * s, 0.9 * c, 0.0], [0.0, 0.0, 0.5]],
+        [[0.0, 5.0, 0.0], [0.0, 0.0, 5.0], [0.0, 0.0, 0.0]],
+        [[0.0] * 3] * 3,
+        [[1.7, 0.0, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, 0.2]],
+    ]
+    matrix = torch.tensor(blocks, dtype=torch.float64)
+    with torch.inference_mode():
+        found = spectral_radius(lambda z: (matrix @ z[:, :, None])[:, :, 0] + 1, torch.ones(5, 3, dtype=torch.float64))
+    torch.testing.assert_close(found, torch.tensor([0.6, 0.9, 0.0, 0.0, 1.7]).double(), rtol=0.02, atol=0)
+    with pytest.raises(ValueError, match="got 1"):
+        spectral_radius(lambda z: z, torch.ones(1, 1), products=1)
+
+
+def test_the_spectral_radius_is_the_rate_of_plain_iteration() -> None:
+    weight, x = (tensor.detach() for tensor in weights(rate=0.95))
+
+    def f(z: Tensor) -> Tensor:
+        return torch.tanh(z @ weight + 0.1 * x)
+
+    z = fixed_point(f, torch.zeros_like(x), solver=EXACT, adjoint=ADJOINT)
+    near = z + 1e-3 * torch.randn_like(z)
+    errors = []
+    for _ in range(40):
+        near = f(near)
+        errors.append((near - z).norm(dim=1))
+    torch.testing.assert_close((errors[-1] / errors[9]) ** (1 / 30), spectral_radius(f, z, 120), rtol=0.1, atol=0)

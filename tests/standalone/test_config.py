@@ -1,6 +1,7 @@
 """Settings: cvpods' keys, strictness, and overrides that are parsed but never evaluated."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from official_outputs import EXPERIMENTS, ROOT
 
-from ifr.errors import ConfigError
+from ifr.errors import ConfigError, RunError
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone import RCNNFPNConfig
 from ifr.hosts.standalone.defaults import DEFAULTS
@@ -143,6 +144,16 @@ def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def test_boundary_ap_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RCNNFPNConfig()
+    config.merge_from_list(["TEST.BOUNDARY", True])
+    check_run(config)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(RunError, match="faster-coco-eval") as caught:
+        check_run(config)
+    assert caught.value.remedy == "pip install 'ifr[boundary]'"
 
 
 def refused(key: str) -> bool:

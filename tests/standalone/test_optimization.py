@@ -51,6 +51,22 @@ def test_weight_decay_and_learning_rate_of_every_parameter(head: MaskHead) -> No
     assert optimizer.defaults["momentum"] == 0.9
 
 
+def test_the_mask_head_has_a_learning_rate_of_its_own(head: MaskHead) -> None:
+    model, config = nn.Module(), RCNNFPNConfig()
+    model.backbone = nn.Linear(2, 2)
+    model.roi_heads = nn.Module()
+    model.roi_heads.mask_head = head
+    config.merge_from_list(["SOLVER.OPTIMIZER.MASK_HEAD_LR_FACTOR", 0.5, "SOLVER.OPTIMIZER.BIAS_LR_FACTOR", 3.0])
+    optimizer = build_optimizer(config, model)
+    set_learning_rate(optimizer, 0.1)
+    rate = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rate[model.backbone.weight] == 0.1
+    assert rate[model.backbone.bias] == pytest.approx(0.3)
+    assert rate[head.predictor.weight] == rate[head.repeat_block.gn1.bias] == pytest.approx(0.05)
+    assert rate[head.predictor.bias] == pytest.approx(0.15)
+    assert set(rate) == set(model.parameters())
+
+
 def test_an_unknown_optimizer_or_a_model_without_parameters_is_refused(head: MaskHead) -> None:
     config = RCNNFPNConfig()
     with pytest.raises(ValueError, match="no trainable parameters"):

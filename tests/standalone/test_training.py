@@ -213,6 +213,23 @@ def test_a_non_finite_loss_stops_the_run_before_a_checkpoint(tiny: Path, tmp_pat
     assert "FloatingPointError" in (tmp_path / "log.txt").read_text()
 
 
+def test_two_workers_score_masks_in_true_boxes_like_one(tiny: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    weights = ("MODEL.WEIGHTS", str(uninterrupted / "model_final.pth"), "MODEL.DEVICE", "cpu")
+    found, objects = [], []
+    for name, layout in (("one", Layout()), ("two", Layout(num_gpus=2))):
+        overrides = (*weights, "OUTPUT_DIR", str(tmp_path / name))
+        start(run_test, check_run, load_experiment(tiny), TestOptions(layout, boxes="truth", overrides=overrides))
+        inference = tmp_path / name / "inference"
+        ((metrics,),) = (tasks.values() for tasks in json.loads((inference / "results.json").read_text()).values())
+        found.append(metrics)
+        entries = json.loads((inference / "masks_on_truth.json").read_text())
+        objects.append(sorted(entries, key=lambda entry: (entry["image_id"], entry["category_id"])))
+    assert found[0] == found[1]
+    assert objects[0] == objects[1]
+    assert list(found[0]) == ["truth"]
+    assert len(objects[0]) == 6
+
+
 def test_testing_the_newest_checkpoint_a_named_one_or_a_range(tiny: Path, uninterrupted: Path, tmp_path: Path) -> None:
     output = tmp_path / "copy"
     shutil.copytree(uninterrupted, output)

@@ -22,6 +22,8 @@ def check_run(config: Any) -> None:
         raise ValueError("TRAINER.FP16.ENABLED = True: cvpods needs apex for mixed precision, which is not installed")
     if config.TRAINER.DETERMINISTIC:
         raise ValueError("TRAINER.DETERMINISTIC = True: cvpods' ROIAlign is not deterministic; set IFR_HOST=standalone")
+    if config.TEST.BOUNDARY:
+        raise ValueError("TEST.BOUNDARY = True is not supported by IFR in cvpods, only in the standalone host")
     if config.TEST.AUG.ENABLED:
         raise ValueError("TEST.AUG.ENABLED = True is not supported by IFR in cvpods")
     if config.TRAINER.NAME not in RUNNERS:

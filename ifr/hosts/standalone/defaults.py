@@ -174,6 +174,7 @@ _SOLVER: Settings = {
         "WEIGHT_DECAY": 0.0001,
         "WEIGHT_DECAY_NORM": 0.0,
         "MOMENTUM": 0.9,
+        "MASK_HEAD_LR_FACTOR": 1.0,  # added by IFR to this host only: of the learning rate of the mask head
     },
     # CLIP_TYPE: value (every entry) | norm (of the gradient of all parameters together)
     "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0},
@@ -203,6 +204,7 @@ _TEST: Settings = {
     },
     "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
     "ON_FILES": False,
+    **ADDED["TEST"],
 }
 
 DEFAULTS: Settings = {

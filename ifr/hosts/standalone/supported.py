@@ -1,8 +1,10 @@
 """Refuses cvpods settings that this host does not implement."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
+from ifr.errors import RunError
 from ifr.hosts.settings import check_added
 from ifr.hosts.standalone.defaults import DEFAULTS
 
@@ -77,12 +79,14 @@ def check_run(config: Any) -> None:
     """Check the settings of training and testing.
 
     Raises:
-        ValueError: a setting has a value that this host does not support.
+        ValueError: a setting has a value that this host does not support, or needs a package that is not installed.
     """
     _check_defaults(config, _RUN)
     if int(config.GLOBAL.LOG_INTERVAL) < 1:
         raise ValueError(f"GLOBAL.LOG_INTERVAL must be at least 1, got {config.GLOBAL.LOG_INTERVAL}")
     check_added(config)
+    if config.TEST.BOUNDARY and importlib.util.find_spec("faster_coco_eval") is None:
+        raise RunError("TEST.BOUNDARY needs faster-coco-eval, which is not installed", "pip install 'ifr[boundary]'")
     solver = config.SOLVER
     if solver.CHECKPOINT_FAILURE not in ("continue", "stop"):
         raise ValueError(f"SOLVER.CHECKPOINT_FAILURE must be 'continue' or 'stop', got {solver.CHECKPOINT_FAILURE!r}")

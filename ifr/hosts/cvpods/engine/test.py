@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from ifr.errors import RunError
 from ifr.hosts.cvpods.engine.evaluate import evaluate_all
 from ifr.hosts.cvpods.engine.setup import prepare
 from ifr.hosts.cvpods.framework import verify_results
@@ -23,6 +24,8 @@ def test(run: Run) -> dict[str, Results]:
         ValueError: a setting, a checkpoint or a data set does not fit.
     """
     config, worker = run.config, run.worker
+    if run.options.boxes != "detected":
+        raise RunError(f"--boxes {run.options.boxes} is not supported in cvpods", "set IFR_HOST=standalone")
     entries = list(config.DATASETS.TEST)
     classes = prepare(run)
     results: dict[str, Results] = {}

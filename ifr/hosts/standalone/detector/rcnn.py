@@ -88,6 +88,37 @@ class RCNN(nn.Module):
             for i, item in enumerate(batch)
         ]
 
+    @torch.no_grad()
+    def masks_on(self, batch: Sequence[dict[str, Any]], objects: Sequence[Annotations]) -> list[Tensor]:
+        """Predict masks of given classes in given boxes, in evaluation mode.
+
+        Args:
+            batch: see `forward`.
+            objects: for every image, boxes in output pixels, not empty, and classes.
+
+        Returns:
+            For every image, masks (n, height, width) bool on the CPU.
+
+        Raises:
+            ValueError: the model has no mask head.
+        """
+        images = self.preprocess(batch)
+        given = []
+        for item, size, truth in zip(batch, images.sizes, objects, strict=True):
+            height, width = _output_size(item)
+            scale = torch.tensor((size[1] / width, size[0] / height)).repeat(2)
+            truth = truth.to(self.pixel_mean.device)
+            given.append(
+                Detections(truth.boxes * scale.to(truth.boxes), truth.boxes.new_ones(len(truth)), truth.classes)
+            )
+        masks = self.roi_heads.masks(self.backbone(images.tensor), given)
+        if masks is None:
+            raise ValueError("the model has no mask head")
+        return [
+            paste_masks(found, truth.boxes.to(found.device), _output_size(item)).cpu()
+            for found, truth, item in zip(masks, objects, batch, strict=True)
+        ]
+
     def preprocess(self, batch: Sequence[dict[str, Any]]) -> ImageBatch:
         """Normalise the images and zero-pad them to a common size divisible by `backbone.size_divisibility`.
 

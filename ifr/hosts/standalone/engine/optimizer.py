@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_MASK_HEAD = "roi_heads.mask_head"  # in `RCNN`
 Clip = Callable[[Iterable[nn.Parameter]], None]
 
 _NOT_FUSED = ("mps",)  # types of device whose fused SGD ignores `found_inf`, see github.com/pytorch/pytorch/pull/186360
@@ -24,6 +25,8 @@ _NORMS = (
 def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
     """Build SGD with momentum and weight decay; normalisation layers use WEIGHT_DECAY_NORM.
 
+    The learning rate of the mask head is multiplied by MASK_HEAD_LR_FACTOR, and that of biases by BIAS_LR_FACTOR.
+
     Both magnitude and direction of a weight-normalised convolution decay: neither belongs to a normalisation layer.
     The fused implementation can skip a non-finite update on the device itself, but not on MPS.
 
@@ -35,14 +38,15 @@ def build_optimizer(config: Any, model: nn.Module) -> torch.optim.SGD:
         raise ValueError(f"SOLVER.OPTIMIZER.NAME must be 'D2SGD', got {settings.NAME!r}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
-    for module in model.modules():
+    for path, module in model.named_modules():
+        head = float(settings.MASK_HEAD_LR_FACTOR) if path.startswith(_MASK_HEAD) else 1.0
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 norm = isinstance(module, _NORMS)
                 decay = settings.WEIGHT_DECAY_NORM if norm else settings.WEIGHT_DECAY
                 factor = settings.BIAS_LR_FACTOR if name == "bias" and not norm else 1.0
-                groups.setdefault((float(factor), float(decay)), []).append(parameter)
+                groups.setdefault((head * float(factor), float(decay)), []).append(parameter)
     if not groups:
         raise ValueError("the model has no trainable parameters")
     momentum = float(settings.MOMENTUM)

@@ -6,7 +6,7 @@ from torch import nn
 
 from ifr.data.classes import Classes
 from ifr.data.loader import open_test_sets
-from ifr.hosts.standalone.evaluation import evaluate_all
+from ifr.hosts.standalone.evaluation import DETECTIONS, MASKS_ON_TRUTH, check_predicts_masks, evaluate_all
 from ifr.runs.folder import Results, checkpoints_to_test, sweep, write_results
 from ifr.runs.start import Run
 from ifr.runs.weights import load_trained, match_classes, read_once, trained_classes
@@ -25,6 +25,7 @@ def test(run: Run) -> dict[str, Results]:
         EvaluationError: the model failed on an image.
     """
     config, worker = run.config, run.worker
+    task = MASKS_ON_TRUTH if run.options.boxes == "truth" else DETECTIONS
     results: dict[str, Results] = {}
     classes: Classes | None = None
     model: nn.Module | None = None
@@ -37,9 +38,11 @@ def test(run: Run) -> dict[str, Results]:
             entry, first = next(iter(sets.items()))
             match_classes(config, first.classes, entry, run.options.overrides)
             model = run.experiment.build_model(config)
+            if task is MASKS_ON_TRUTH:
+                check_predicts_masks(model)
         logger.info("testing %s on %d x %s", path, worker.world_size, run.device)
         load_trained(model, file, config)
-        results[path] = evaluate_all(model, config, sets, worker, run.output)
+        results[path] = evaluate_all(model, config, sets, worker, run.output, task)
     worker.from_first(lambda: write_results(run.output, results))
     return results
 

@@ -1,5 +1,15 @@
-"""Evaluation of detectors: result files and COCO metrics."""
+"""Evaluation of detectors: result files, COCO metrics, and the mask head without the detector."""
 
-from ifr.hosts.standalone.evaluation.coco_evaluation import evaluate, evaluate_all, format_results
+from ifr.hosts.standalone.evaluation.coco_evaluation import DETECTIONS, Task, evaluate, evaluate_all
+from ifr.hosts.standalone.evaluation.coco_metrics import format_results
+from ifr.hosts.standalone.evaluation.mask_quality import MASKS_ON_TRUTH, check_predicts_masks
 
-__all__ = ["evaluate", "evaluate_all", "format_results"]
+__all__ = [
+    "DETECTIONS",
+    "MASKS_ON_TRUTH",
+    "Task",
+    "check_predicts_masks",
+    "evaluate",
+    "evaluate_all",
+    "format_results",
+]

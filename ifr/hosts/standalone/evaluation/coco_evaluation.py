@@ -2,9 +2,9 @@
 
 import json
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from ifr.errors import EvaluationError, Stopped
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.evaluation.coco_metrics import (
     COUNTED,
-    METRICS,
     Kind,
     coco_metrics,
     default_backend,
+    format_results,
     numbers_by_image_and_class,
     unlimited_row,
 )
@@ -34,8 +34,21 @@ from ifr.whole_file import whole_file
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, dict[str, float]]
+Batch = Sequence[dict[str, Any]]
 RESULTS_FILE = "coco_instances_results.json"
 _LOG_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an evaluation does with each batch, and with the results of all images."""
+
+    file: str
+    """The name of the file with the results."""
+    results: Callable[[nn.Module, CocoDataset, Batch], list[dict[str, Any]]]
+    """Runs the model on a batch; a result can be written as JSON."""
+    score: Callable[[CocoDataset, list[dict[str, Any]], Any], Metrics]
+    """Computes the metrics from the results, with the settings."""
 
 
 def evaluate_all(
@@ -44,13 +57,14 @@ def evaluate_all(
     sets: Mapping[str, CocoDataset],
     worker: Worker,
     output: Path,
+    task: Task | None = None,
     *,
     stop: Callable[[], int] = lambda: 0,
 ) -> Results:
     """Score a detector on several data sets; all workers must call it, and all get the results.
 
-    Detections are written to `inference/coco_instances_results.json` in OUTPUT_DIR or, for several data sets, to
-    `inference/NAME/coco_instances_results.json`.
+    The results of all images are written to `inference/FILE` in OUTPUT_DIR or, for several data sets, to
+    `inference/NAME/FILE`, where FILE is that of the task.
 
     Args:
         model: the detector, without a DDP wrapper; its mode is restored afterwards.
@@ -58,6 +72,7 @@ def evaluate_all(
         sets: the data sets from `ifr.data.loader.open_test_sets`.
         worker: this process.
         output: OUTPUT_DIR.
+        task: what is scored; `DETECTIONS` by default.
         stop: called before every image; returns a signal that stops all workers, or 0.
 
     Raises:
@@ -68,7 +83,7 @@ def evaluate_all(
     results: Results = {}
     for entry, dataset in sets.items():
         folder = output / "inference" / _folder(sets, entry)
-        results[entry] = evaluate(model, config, dataset, folder, worker, stop=stop)
+        results[entry] = evaluate(model, config, dataset, folder, worker, task, stop=stop)
         logger.info("%s\n%s", entry, format_results(results[entry]))
     return results
 
@@ -79,6 +94,7 @@ def evaluate(
     dataset: CocoDataset,
     folder: Path,
     worker: Worker,
+    task: Task | None = None,
     *,
     stop: Callable[[], int] = lambda: 0,
 ) -> Metrics:
@@ -88,17 +104,19 @@ def evaluate(
         model: the detector.
         config: the settings.
         dataset: the data set; the first worker needs its `truth`.
-        folder: where the detections are written.
+        folder: where the results are written.
         worker: this process, which evaluates every `world_size`-th image.
+        task: see `evaluate_all`.
         stop: see `evaluate_all`.
 
     Returns:
-        `bbox` and, with a mask head, `segm`: COCO's 12 metrics and the AP of every class, in percent. Empty for a data
-        set without annotations.
+        For `DETECTIONS`, `bbox` and, with a mask head, `segm` and perhaps `boundary`: COCO's 12 metrics and the AP of
+        every class, in percent. Empty for a data set without annotations.
 
     Raises:
         UserError: see `evaluate_all`; if workers fail, all raise the error of the first failed rank.
     """
+    task = task or DETECTIONS
     loader = evaluation_loader(config, dataset, rank=worker.rank, world_size=worker.world_size)
     training = model.training
     results: list[dict[str, Any]] = []
@@ -108,7 +126,7 @@ def evaluate(
         with kept_from_children():
             batches = iter(loader)
         total = len(range(worker.rank, len(dataset), worker.world_size))
-        results = detect(model, batches, dataset.category_ids, total=total, stop=stop)
+        results = _run(task, model, dataset, batches, total=total, stop=stop)
     except Exception as error:
         if worker.world_size == 1:
             raise
@@ -119,23 +137,23 @@ def evaluate(
         results = _gather(results, failure, worker)
 
     def scored() -> Metrics:
-        with whole_file(folder / RESULTS_FILE, "w") as file:
+        with whole_file(folder / task.file, "w") as file:
             file.write(json.dumps(results))
-        most = int(config.TEST.DETECTIONS_PER_IMAGE)
-        return score(dataset, results, masks=bool(config.MODEL.MASK_ON), most=most)
+        return task.score(dataset, results, config)
 
     return worker.from_first(scored)
 
 
 @torch.inference_mode()
-def detect(
+def _run(
+    task: Task,
     model: nn.Module,
+    dataset: CocoDataset,
     loader: Iterable[list[dict[str, Any]]],
-    category_ids: tuple[int | None, ...],
     total: int,
-    stop: Callable[[], int] = lambda: 0,
+    stop: Callable[[], int],
 ) -> list[dict[str, Any]]:
-    """Run a model in evaluation mode on the images of a loader; return its detections in COCO's results format.
+    """Run a model in evaluation mode on the images of a loader; return the task's results of all.
 
     Raises:
         EvaluationError: the model failed on an image.
@@ -147,8 +165,7 @@ def detect(
         if signal := stop():
             raise Stopped(signal, 0, None)
         try:
-            for item, found in zip(batch, model(batch), strict=True):
-                results += coco_results(found, item["image_id"], category_ids)
+            results += task.results(model, dataset, batch)
         except Exception as error:
             names = ", ".join(item["file_name"] for item in batch)
             raise EvaluationError(f"{names}: {type(error).__name__}: {error}") from error
@@ -160,7 +177,30 @@ def detect(
     return results
 
 
-def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool, most: int = COUNTED) -> Metrics:
+def _detections(model: nn.Module, dataset: CocoDataset, batch: Batch) -> list[dict[str, Any]]:
+    return [
+        result
+        for item, found in zip(batch, model(batch), strict=True)
+        for result in coco_results(found, item["image_id"], dataset.category_ids)
+    ]
+
+
+def _score_detections(dataset: CocoDataset, results: list[dict[str, Any]], config: Any) -> Metrics:
+    most = int(config.TEST.DETECTIONS_PER_IMAGE)
+    return score(dataset, results, masks=bool(config.MODEL.MASK_ON), most=most, boundary=bool(config.TEST.BOUNDARY))
+
+
+DETECTIONS = Task(RESULTS_FILE, _detections, _score_detections)
+
+
+def score(
+    dataset: CocoDataset,
+    results: list[dict[str, Any]],
+    *,
+    masks: bool,
+    most: int = COUNTED,
+    boundary: bool = False,
+) -> Metrics:
     """Compute the metrics of results on a data set; empty if it has no annotations.
 
     Args:
@@ -168,6 +208,7 @@ def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool, m
         results: entries in COCO's results format.
         masks: score masks besides boxes.
         most: TEST.DETECTIONS_PER_IMAGE; negative without a limit.
+        boundary: if masks are scored, score their boundaries, too.
     """
     truth = dataset.truth
     if truth is None or "annotations" not in truth:
@@ -175,7 +216,7 @@ def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool, m
         return {}
     kinds: list[Kind] = ["bbox"]
     if masks and all(annotation.get("segmentation") for annotation in truth["annotations"]):
-        kinds.append("segm")
+        kinds += ["segm", "boundary"] if boundary else ["segm"]
     elif masks:
         logger.warning("%s has objects without masks; only boxes are scored", dataset.source.name)
     logger.info("%s: %d detections, scored by %s", dataset.source.name, len(results), default_backend())
@@ -184,12 +225,8 @@ def score(dataset: CocoDataset, results: list[dict[str, Any]], *, masks: bool, m
         part = share(crowds, len(truth["annotations"]), "objects")
         logger.info("%s: %s are crowds, which are not scored; %s scores them", dataset.source.name, part, KEEP_CROWDS)
     _warn_of_crowded_images(truth, dataset.source.name, most)
-    return {
-        kind: coco_metrics(
-            truth if kind == "bbox" else _with_usable_masks(truth, dataset.source.name), results, kind, most=most
-        )
-        for kind in kinds
-    }
+    masked = _with_usable_masks(truth, dataset.source.name) if len(kinds) > 1 else truth
+    return {kind: coco_metrics(truth if kind == "bbox" else masked, results, kind, most=most) for kind in kinds}
 
 
 def _warn_of_crowded_images(truth: Mapping[str, Any], name: str, most: int) -> None:
@@ -227,20 +264,6 @@ def _with_usable_masks(truth: Mapping[str, Any], name: str) -> dict[str, Any]:
     if dropped:
         logger.warning("%s: %d objects without a usable mask are excluded from the mask metrics", name, dropped)
     return {**truth, "annotations": annotations}
-
-
-def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
-    """Format metrics as a table, boxes and masks side by side, followed by the AP of every class."""
-    if not results:
-        return "no annotations to score against"
-    names = [name for numbers in results.values() for name in numbers]
-    names = [*METRICS, *(name for name in dict.fromkeys(names) if name not in METRICS)]
-    width = max(len(name) for name in names)
-    lines = [" ".join([" " * width, *(f"{kind:>7}" for kind in results)])]
-    for name in names:
-        values = [numbers.get(name, math.nan) for numbers in results.values()]
-        lines.append(" ".join([f"{name:<{width}}", *(f"{'-' if math.isnan(v) else f'{v:.2f}':>7}" for v in values)]))
-    return "\n".join(lines)
 
 
 def _gather(results: list[dict[str, Any]], failure: Exception | None, worker: Worker) -> list[dict[str, Any]]:

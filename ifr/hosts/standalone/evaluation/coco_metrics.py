@@ -1,8 +1,9 @@
-"""COCO metrics computed by pycocotools or hotcoco, which return equal arrays."""
+"""COCO metrics computed by pycocotools or hotcoco, which return equal arrays; Boundary AP by faster-coco-eval."""
 
 import contextlib
 import importlib.util
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from ifr.data.coco import classes_of
 
-Kind = Literal["bbox", "segm"]
+Kind = Literal["bbox", "segm", "boundary"]
+"""What is compared: boxes, masks, or masks by the smaller of mask IoU and boundary IoU (Cheng et al., CVPR 2021)."""
 Backend = Literal["pycocotools", "hotcoco"]
 
 # In the order of COCOeval's `stats`: average precision, then average recall for 1, 10 and 100 detections.
@@ -45,8 +47,8 @@ def coco_metrics(
     Args:
         truth: content of a COCO annotation file; `area` and `iscrowd` may be missing.
         results: entries in COCO's results format; may be empty.
-        kind: compare boxes or masks.
-        backend: defaults to `default_backend()`.
+        kind: what is compared.
+        backend: defaults to `default_backend()`; ignored for "boundary".
         most: the greatest number of detections per class and image; negative without a limit.
     """
     precision, recall = coco_arrays(truth, results, kind, backend, most=most)
@@ -97,6 +99,22 @@ def _parts(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> list[
         *(recall[..., 0, count] for count in (0, 1, _COCO)),
         *(recall[..., area, _COCO] for area in (1, 2, 3)),
     ]
+
+
+def format_results(results: Mapping[str, Mapping[str, float]]) -> str:
+    """Format metrics as a table, boxes and masks side by side, followed by the AP of every class."""
+    if not results:
+        return "no annotations to score against"
+    names = list(dict.fromkeys(name for numbers in results.values() for name in numbers))
+    width = max(len(name) for name in names)
+    lines = [" ".join([" " * width, *(f"{kind:>7}" for kind in results)])]
+    for name in names:
+        cells = []
+        for kind, numbers in results.items():
+            value = numbers.get(name, math.nan)
+            cells.append(f"{'-' if math.isnan(value) else f'{value:.2f}':>{max(7, len(kind))}}")
+        lines.append(" ".join([f"{name:<{width}}", *cells]))
+    return "\n".join(lines)
 
 
 def unlimited_row(most: int) -> str:
@@ -157,6 +175,11 @@ def _renumbered(
 
 def _evaluation(content: dict[str, Any], entries: list[dict[str, Any]], kind: Kind, backend: Backend) -> Any:
     """Create the backend's COCOeval for the truth and the results."""
+    if kind == "boundary":
+        import faster_coco_eval
+
+        truth = faster_coco_eval.COCO(content)
+        return faster_coco_eval.COCOeval_faster(truth, truth.loadRes(entries), kind)
     if backend == "hotcoco":
         import hotcoco
 

@@ -1,0 +1,117 @@
+"""The grid of a study: heads, seeds and measures, and the folders of its runs."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FINAL = "model_final.pth"  # of ifr.runs.folder, which imports torch: a waiting study should be small
+DONE = "inference/results.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A row of the grid."""
+
+    name: str
+    seeds: tuple[int, ...]
+    experiment: str
+    settings: dict[str, Any]
+    last: bool = False
+    """Comes after all others."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A test of trained weights: more arguments and settings of `ifr test`."""
+
+    name: str
+    arguments: tuple[str, ...]
+    settings: dict[str, Any]
+    heads: tuple[str, ...]
+    """Patterns of the names of the heads that it applies to."""
+
+    def applies_to(self, head: Head) -> bool:
+        return any(fnmatch.fnmatch(head.name, pattern) for pattern in self.heads)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a GRID.json declares."""
+
+    test: str
+    baseline: str
+    comparisons: list[tuple[str, str]]
+    measures: list[Measure]
+    heads: list[Head]
+
+    @classmethod
+    def read(cls, path: Path) -> Grid:
+        content = json.loads(path.read_text())
+        first = int(content["first_seed"])
+        heads = [
+            Head(
+                row["name"],
+                tuple(range(first, first + row["seeds"])),
+                _located(row.get("experiment", content["experiment"])),
+                {**content.get("settings", {}), **row["settings"]},
+                row.get("last", False),
+            )
+            for row in content["heads"]
+        ]
+        measures = [
+            Measure(name, tuple(m.get("arguments", ())), m.get("settings", {}), tuple(m.get("heads", ["*"])))
+            for name, m in content["measures"].items()
+        ]
+        pairs = [(first, second) for first, second in content["comparisons"]]
+        grid = cls(content["test"], content["baseline"], pairs, measures, heads)
+        names = [head.name for head in heads]
+        unknown = {grid.baseline, *(name for pair in pairs for name in pair)} - set(names)
+        if len(set(names)) < len(names) or unknown:
+            raise SystemExit(f"{path}: names of heads must be unique, and {sorted(unknown)} must be among them")
+        return grid
+
+
+def _located(experiment: str) -> str:
+    return str(ROOT / experiment) if (ROOT / experiment).is_dir() else experiment
+
+
+@dataclass(frozen=True)
+class Run:
+    """A head with a seed."""
+
+    head: Head
+    seed: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.head.name}/seed_{self.seed}"
+
+    @property
+    def trained(self) -> bool:
+        return (self.folder / FINAL).exists()
+
+    def measured(self, measure: Measure) -> Path:
+        """Where the results of a measure are written, when it is complete."""
+        return self.folder / "measures" / measure.name / DONE
+
+
+def pairs(settings: dict[str, Any]) -> list[str]:
+    """KEY VALUE arguments; lists become literals."""
+    return [text for key, value in settings.items() for text in (key, str(value))]
+
+
+def runs_of(grid: Grid, output: Path, only: Sequence[str] = ("*",)) -> list[Run]:
+    """The runs of a grid in the order of the protocol: seed by seed."""
+    runs = [
+        Run(head, seed, output / head.name / f"seed_{seed}")
+        for head in sorted(grid.heads, key=lambda head: head.last)
+        for seed in head.seeds
+    ]
+    runs.sort(key=lambda run: (run.head.last, run.seed))  # stable: heads stay in their order
+    return [run for run in runs if any(fnmatch.fnmatch(str(run), p) or fnmatch.fnmatch(run.head.name, p) for p in only)]

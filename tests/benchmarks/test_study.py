@@ -1,0 +1,196 @@
+"""The study of mask heads: stopped and continued runs are those of one go, and nothing is done twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_experiment import values, write_tiny
+
+ROOT = Path(__file__).parents[2]
+STEP = {"MODEL.ROI_MASK_HEAD.F_THRES": 1}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def grid(tiny, tmp_path) -> Path:
+    config = (tiny / "config.py").read_text()
+    test = next(line for line in config.splitlines() if "DATASETS" in line).split("'TEST': [")[-1]
+    content = {
+        "experiment": str(tiny),
+        "test": test.split("'")[-2],
+        "first_seed": 1,
+        "baseline": "sharing_2",
+        "comparisons": [["implicit", "sharing_2"]],
+        "settings": {"SOLVER.LR_SCHEDULER.MAX_ITER": 20, "SOLVER.CHECKPOINT_PERIOD": 5, "SOLVER.CHECKPOINTS_KEPT": 1},
+        "measures": {
+            "truth": {"arguments": ["--boxes", "truth"]},
+            "detections": {"settings": {"TEST.BOUNDARY": True, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}},
+            "one_step": {"arguments": ["--boxes", "truth"], "settings": STEP, "heads": ["implicit*"]},
+        },
+        "heads": [
+            {
+                "name": "sharing_2",
+                "seeds": 2,
+                "settings": {"MODEL.ROI_MASK_HEAD.REFINEMENT": "explicit", "MODEL.ROI_MASK_HEAD.NUM_CONV": 2},
+            },
+            {"name": "implicit", "seeds": 1, "settings": {"SOLVER.LR_SCHEDULER.STEPS": [10, 15]}},
+        ],
+    }
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def start(action: str, grid: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "benchmarks/study.py"), action, str(grid), "--output", str(output), *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.02)
+
+
+def test_a_stopped_study_continues_to_the_same_weights(grid, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    said = finish(start("train", grid, whole, "--draft", "--processes", "2"))
+    assert [text.split(" ", 2)[2] for text in said.splitlines() if "started" in text] == [
+        "train sharing_2/seed_1: started",
+        "train implicit/seed_1: started",
+        "train sharing_2/seed_2: started",
+    ]
+    first = start("train", grid, parts, "--draft", "--only", "sharing_2/seed_1")
+    wait_for(parts / "sharing_2/seed_1/model_iter_0000005.pth")
+    first.send_signal(signal.SIGTERM)
+    assert "the same command continues" not in finish(first)
+    assert not (parts / "sharing_2/seed_1/model_final.pth").exists()
+    assert "1 left" in finish(start("train", grid, parts, "--draft", "--only", "sharing_2/seed_1", "--hours", "0"))
+    other = ("--only", "sharing_2/seed_1", "--set", "SOLVER.OPTIMIZER.BASE_LR", "0.5")
+    refused = start("train", grid, parts, "--draft", *other)
+    said, _ = refused.communicate(timeout=60)
+    assert refused.returncode == 1
+    assert "was begun differently" in said
+    assert "0.5" in said
+    finish(start("train", grid, parts, "--draft", "--only", "sharing_2/seed_1"))
+    assert "resuming from" in (parts / "sharing_2/seed_1/log.txt").read_text()
+    one, other = (
+        torch.load(output / "sharing_2/seed_1/model_final.pth", weights_only=True)["model"] for output in (whole, parts)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert values(whole / "sharing_2/seed_1", "total_loss") == values(parts / "sharing_2/seed_1", "total_loss")
+    record = json.loads((whole / "implicit/seed_1/run.json").read_text())
+    assert (record["head"], record["seed"], record["draft"]) == ("implicit", 1, True)
+    assert record["settings"][record["settings"].index("SOLVER.LR_SCHEDULER.STEPS") + 1] == "[10, 15]"
+    assert len(record["commit"]) == len(record["protocol"]["commit"]) == 40
+    assert "0 to do" in finish(start("train", grid, whole, "--draft"))
+    check_measures_and_report(grid, whole)
+
+
+def check_measures_and_report(grid: Path, output: Path) -> None:
+    options = ("--draft", "--only", "*/seed_1")
+    assert finish(start("measure", grid, output, *options, "--measure", "one_*")).count(": done") == 1
+    said = finish(start("measure", grid, output, *options, "--processes", "2"))
+    assert said.count(": done") == 2 * 2
+    assert "0 to do" in finish(start("measure", grid, output, *options))
+    finish(start("report", grid, output))
+    study = json.loads((output / "grid.json").read_text())
+    heads = study["heads"]
+    assert study["unfinished"] == [{"run": "sharing_2/seed_2", "state": "trained, not measured: truth, detections"}]
+    assert [run["seed"] for run in heads["sharing_2"]["runs"]] == [1, 2]
+    base = heads["sharing_2"]["runs"][0]["measures"]["truth"]["truth"]["IoU"]
+    assert heads["sharing_2"]["means"]["mask IoU"] == {"mean": base, "deviation": None, "seeds": 1}
+    one = heads["implicit"]["runs"][0]["measures"]
+    assert list(one["detections"]) == ["bbox", "segm", "boundary"]
+    assert list(one) == ["truth", "detections", "one_step"]
+    # The block has two convolutions of 16 channels at 14 x 14, the deconvolution 16 to 16, the predictor two classes.
+    block, end = 2 * 9 * 16**2 * 14**2, 4 * 16**2 * 14**2 + 16 * 2 * 28**2
+    assert heads["sharing_2"]["cost"]["multiply_adds"] == 2 * block + end
+    assert heads["implicit"]["cost"] == {
+        "parameters": heads["sharing_2"]["cost"]["parameters"] + 2 * 16,  # the magnitudes of weight norm
+        "multiply_adds": pytest.approx(4 * block + end, rel=0.01),  # three steps, and the solver's own
+        "evaluations": 4,
+    }
+    (found,) = [d for d in study["differences"] if d["measure"] == "mask IoU"]
+    assert (found["heads"], found["seeds"], found["verdict"]) == (["implicit", "sharing_2"], 1, "not decided")
+    first = one["truth"]["truth"]["IoU"] - base
+    assert found["difference"] == pytest.approx(first)
+    assert found["bootstrap_95"][0] <= first <= found["bootstrap_95"][1]
+    text = (output / "grid.md").read_text()
+    assert "3 runs are drafts" in text
+    assert "| `implicit` - `sharing_2` | mask AP | 1 |" in text
+    for name in ("frontier", "curves", "masks", "fields"):
+        assert (output / f"grid_{name}.png").stat().st_size > 1000
+
+
+def test_a_killed_study_leaves_a_run_that_no_other_process_touches(grid, tmp_path):
+    run = tmp_path / "out/implicit/seed_1"
+    options = ("--draft", "--only", "implicit", "--set", "SOLVER.LR_SCHEDULER.MAX_ITER", "400")
+    first = start("train", grid, tmp_path / "out", *options)
+    wait_for(run / "model_iter_0000005.pth")
+    first.kill()
+    first.communicate()
+    orphan = int((run / "lock").read_text())
+    try:
+        said = finish(start("train", grid, tmp_path / "out", *options))
+        assert "implicit/seed_1: another process works on it" in said
+        assert int((run / "lock").read_text()) == orphan
+    finally:
+        os.kill(orphan, signal.SIGTERM)
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(grid, tmp_path):
+    content = json.loads(grid.read_text())
+    content["heads"][0]["settings"]["MODEL.ROI_MASK_HEAD.REFINEMENT"] = "unknown"
+    grid.write_text(json.dumps(content))
+    process = start(
+        "train", grid, tmp_path / "out", "--draft", "--only", "*/seed_1", "--set", "SOLVER.LR_SCHEDULER.MAX_ITER", "2"
+    )
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "failed: train sharing_2/seed_1: see" in said
+    assert "train implicit/seed_1: done" in said
+
+
+def test_the_grids_of_the_repository_fit_the_protocol():
+    protocol = (ROOT / "benchmarks/protocol.md").read_text()
+    report = json.loads((ROOT / "benchmarks/study_digits.json").read_text())
+    assert report["test"] == "digits_report"
+    for head in report["heads"]:
+        row = next(
+            line
+            for line in protocol.splitlines()
+            if line.startswith("| `") and f"`{head['name']}`" in line.split("|")[1]
+        )
+        assert row.endswith(f"| 1-{head['seeds']} |")
+    for first, second in report["comparisons"]:
+        assert f"`{first}` - `{second}`" in protocol
+    tuning = json.loads((ROOT / "benchmarks/study_tuning.json").read_text())
+    assert (tuning["test"], tuning["first_seed"]) == ("digits_tune", 100)
+    heads = {head["name"]: head["settings"] for head in report["heads"]}
+    for trial in tuning["heads"]:
+        name = trial["name"].removesuffix("_slower").removesuffix("_faster").removesuffix("_warmup")
+        assert heads[name].items() <= trial["settings"].items()
