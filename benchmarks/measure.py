@@ -20,7 +20,7 @@ from ifr.refine import RefinementBlock
 class LiveBytes(TorchDispatchMode):
     """Peak bytes of the tensors created while the mode is on: all tensors, and tensors larger than `large` bytes."""
 
-    def __init__(self, large: int) -> None:
+    def __init__(self, large: int = 0) -> None:
         super().__init__()
         self.large, self.live, self.live_large, self.peak, self.peak_large = large, 0, 0, 0, 0
         self._known: set[int] = set()

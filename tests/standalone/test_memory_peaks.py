@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from live_bytes import LiveBytes
+from measure import LiveBytes
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
