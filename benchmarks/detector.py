@@ -23,6 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from ifr.hosts.standalone import RCNNFPNConfig, build_mask_rcnn
 from ifr.hosts.standalone.detector.rcnn import RCNN
+from ifr.runs.settings import use_tf32
 
 DETECTIONS = 100
 CANDIDATES = 3000  # scored boxes that enter the final NMS
@@ -177,15 +178,17 @@ def compare(height: int, width: int, repeats: int, device: torch.device) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--tf32", action="store_true", help="on a GPU, round float32 to TF32; IFR does not by default")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    use_tf32(args.tf32)
     where = (
         torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else f"{args.threads} threads of a CPU"
     )
-    print(f"torch {torch.__version__}, {where}, float32 as torch sets it (TF32: {torch.backends.cudnn.allow_tf32})")
+    print(f"torch {torch.__version__}, {where}, TF32: {args.tf32}")
     with torch.inference_mode():
         compare(256, 341, args.repeats, args.device)
         compare(800, 1066, args.repeats, args.device)

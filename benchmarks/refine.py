@@ -21,6 +21,7 @@ from measure import Counts, counted, counting, memory, timed
 from torch import Tensor, nn
 
 from ifr.refine import Implicit, RefinementBlock
+from ifr.runs.settings import use_tf32
 from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solver
 
 CHANNELS, SIDE, STEPS = 256, 14, 15
@@ -232,14 +233,17 @@ def graph(setting: Setting, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--tf32", action="store_true", help="on a GPU, round float32 to TF32; IFR does not by default")
     parser.add_argument("--regions", default=32, type=int, help="batch size N")
     parser.add_argument("--rounds", default=5, type=int, help="number of repetitions; medians are printed")
     parser.add_argument("--threads", default=2, type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    use_tf32(arguments.tf32)
     cuda = arguments.device.type == "cuda"
     hardware = torch.cuda.get_device_name(arguments.device) if cuda else f"CPU, {arguments.threads} threads"
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {hardware}, {platform.machine()}")
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, {hardware}")
+    print(f"TF32: {arguments.tf32}")
     print(f"{arguments.regions} regions of {CHANNELS}x{SIDE}x{SIDE}, {arguments.rounds} rounds")
     setting = Setting(arguments.regions, arguments.device)
     evaluation(setting, arguments.rounds)

@@ -38,6 +38,7 @@ import ifr
 
 PROTOCOL = "benchmarks/protocol.md"
 RECORD = "run.json"
+CODE = ("draft", "commit", "protocol", "torch")  # the keys of RECORD that say with which code a run was made
 
 
 @dataclass
@@ -51,32 +52,40 @@ class Job:
     """What the command works on and which code it is; written to RECORD."""
 
 
-def training_jobs(grid: Grid, arguments: argparse.Namespace) -> Iterator[Job]:
+def training_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str]) -> Iterator[Job]:
     origin = origin_of_code(arguments.draft)
     for run in runs_of(grid, arguments.output, arguments.only):
-        if run.trained:
-            continue
         settings = [*pairs(run.head.settings), *arguments.settings, "SEED", str(run.seed)]
         settings += ["MODEL.DEVICE", arguments.device]
         experiment = os.path.relpath(run.head.experiment, ROOT)
         record = {"head": run.head.name, "seed": run.seed, "experiment": experiment, "settings": settings, **origin}
-        check_record(run.folder / RECORD, record)
         command = ["train", run.head.experiment, "--resume", *settings]
-        yield Job(f"train {run}", run.folder, [*command, "OUTPUT_DIR", str(run.folder)], record)
+        if changes := differences(run.folder / RECORD, record, done=run.trained):
+            refused.append(f"train {run}: {changes}")
+        elif not run.trained:
+            yield Job(f"train {run}", run.folder, [*command, "OUTPUT_DIR", str(run.folder)], record)
 
 
-def measuring_jobs(grid: Grid, arguments: argparse.Namespace) -> Iterator[Job]:
+def measuring_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str]) -> Iterator[Job]:
     origin = origin_of_code(arguments.draft)
     for run in runs_of(grid, arguments.output, arguments.only):
         for measure in (each for each in grid.measures if fnmatch.fnmatch(each.name, arguments.measure)):
-            if not run.trained or not measure.applies_to(run.head) or run.measured(measure).exists():
+            if not run.trained or not measure.applies_to(run.head):
                 continue
             folder = run.folder / "measures" / measure.name
             settings = pairs({**run.head.settings, "DATASETS.TEST": grid.test, **measure.settings})
             settings += [*arguments.settings, "MODEL.DEVICE", arguments.device]
             settings += ["MODEL.WEIGHTS", str(run.folder / FINAL), "OUTPUT_DIR", str(folder)]
             command = ["test", run.head.experiment, *measure.arguments, *settings]
-            yield Job(f"measure {run} {measure.name}", folder, command, {"settings": settings, **origin})
+            title, record, done = (
+                f"measure {run} {measure.name}",
+                {"settings": settings, **origin},
+                run.measured(measure),
+            )
+            if not done.exists():
+                yield Job(title, folder, command, record)
+            elif changes := differences(folder / RECORD, record, done=True):
+                refused.append(f"{title}: {changes}")
 
 
 def origin_of_code(draft: bool) -> dict[str, Any]:
@@ -110,7 +119,10 @@ class Pool:
         if self.device == "cuda":
             import torch  # only here: a waiting study should be small
 
-            self.gpus = torch.cuda.device_count()
+            given = os.environ.get("CUDA_VISIBLE_DEVICES")
+            self.gpus = given.split(",") if given else [str(index) for index in range(torch.cuda.device_count())]
+            if not torch.cuda.is_available():
+                raise SystemExit("--device cuda, but torch finds no GPU")
         self.stopped = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
@@ -132,7 +144,7 @@ class Pool:
                     del self.running[slot]
                     self._finish(job, process.returncode)
         if waiting:
-            say(f"{len(waiting)} left; the same command continues")
+            say(f"{len(waiting)} left to do; run the same command again to continue")
 
     def _over(self) -> bool:
         return self.stopped or time.monotonic() > self.end
@@ -143,7 +155,7 @@ class Pool:
         try:  # the command inherits the lock and keeps it even if this process is killed
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"{job.title}: another process works on it")
+            say(f"{job.title}: skipped: another process is working on it")
             return
         path = job.folder / RECORD
         before = json.loads(path.read_text()) if path.exists() else {}
@@ -167,7 +179,7 @@ class Pool:
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         if self.device == "cuda":
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % self.gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         with (job.folder / "console.txt").open("ab") as console:
             return subprocess.Popen(
                 [sys.executable, "-m", "ifr", *job.command],
@@ -189,12 +201,18 @@ class Pool:
             self.failed.append(f"{job.title}: see {job.folder / 'console.txt'}")
 
 
-def check_record(path: Path, record: dict[str, Any]) -> None:
-    """Refuse to continue a run with other code or settings."""
+def differences(path: Path, record: dict[str, Any], *, done: bool) -> str:
+    """What is different now from when a run was started, and what to do; "" if nothing is.
+
+    Settings must be the same, and code, too, unless the run is done.
+    """
     before = json.loads(path.read_text()) if path.exists() else record
-    changes = [f"{key}: {before[key]} -> {value}" for key, value in record.items() if before[key] != value]
-    if changes:
-        raise SystemExit(f"{path.parent} was begun differently ({'; '.join(changes)}); finish it so, or delete it")
+    keys = [key for key in record if not done or key not in CODE]
+    changes = [f"{key}: {before.get(key)} -> {record[key]}" for key in keys if before.get(key) != record[key]]
+    if not changes:
+        return ""
+    remedy = "delete its folder" if done else f"check out {before.get('commit')} to finish it, or delete its folder"
+    return f"it was started with other code or settings ({'; '.join(changes)}); {remedy}"
 
 
 def say(text: str) -> None:
@@ -206,8 +224,12 @@ def main() -> int:
     parser.add_argument("action", choices=("train", "measure", "report"))
     parser.add_argument("grid", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN")
-    parser.add_argument("--measure", default="*", metavar="PATTERN", help="of the names of measures, such as truth")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="PATTERN", help="NAME or NAME/seed_S; others are left out"
+    )
+    parser.add_argument(
+        "--measure", default="*", metavar="PATTERN", help="run only the measures whose names match, such as truth"
+    )
     parser.add_argument("--processes", type=int, default=1, metavar="N")
     parser.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="start nothing after H hours")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -234,10 +256,11 @@ def main() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)
             make_digits(pool.datasets)
             make_study_digits(pool.datasets)
-    pool.work((training_jobs if arguments.action == "train" else measuring_jobs)(grid, arguments))
-    for text in pool.failed:
+    refused: list[str] = []
+    pool.work((training_jobs if arguments.action == "train" else measuring_jobs)(grid, arguments, refused))
+    for text in (failed := [*refused, *pool.failed]):
         say(f"failed: {text}")
-    return 1 if pool.failed else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FINAL = "model_final.pth"  # of ifr.runs.folder, which imports torch: a waiting study should be small
-DONE = "inference/results.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +97,8 @@ class Run:
 
     def measured(self, measure: Measure) -> Path:
         """Where the results of a measure are written, when it is complete."""
-        return self.folder / "measures" / measure.name / DONE
+        name = "results_on_truth.json" if "truth" in measure.arguments else "results.json"
+        return self.folder / "measures" / measure.name / "inference" / name
 
 
 def pairs(settings: dict[str, Any]) -> list[str]:

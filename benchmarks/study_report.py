@@ -69,6 +69,12 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
         if missing:
             unfinished.append({"run": str(run), "state": f"trained, not measured: {', '.join(missing)}"})
         record = json.loads((run.folder / "run.json").read_text())
+        expected = [*pairs(run.head.settings), "SEED", str(run.seed)]
+        if not set(zip(expected[::2], expected[1::2], strict=True)) <= set(
+            zip(record["settings"][::2], record["settings"][1::2], strict=True)
+        ):
+            unfinished.append({"run": str(run), "state": "trained with other settings than the grid's; left out"})
+            continue
         rows[run.head.name].runs[run.seed] = {**record, "measures": dict(_measures(run, grid.measures))}
     columns = [column for column in _columns(grid.measures) if any(row.points(column) for row in rows.values())]
     bootstrap = Bootstrap(
@@ -216,7 +222,7 @@ def _markdown(
     drafts = sum(run["draft"] for run in runs)
     yield f"{len(runs)} runs on {grid.test}; mean and standard deviation over seeds."
     if drafts:
-        yield f"\n**{drafts} runs are drafts, of code that was not committed: no results.**"
+        yield f"\n**{drafts} of these runs are drafts from uncommitted code; do not report them.**"
     yield (
         "\n| head | seeds | parameters | multiply-adds (10^6) | evaluations | " + " | ".join(map(title, columns)) + " |"
     )

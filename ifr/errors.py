@@ -13,10 +13,10 @@ _LESS_MEMORY = (
     "TRAINER.FP16.ENABLED True"
 )
 _LOWER_RATE = "lower SOLVER.OPTIMIZER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True"
-OPEN_FILES = "raise the limit of open files (`ulimit -n 4096`), or lower DATALOADER.NUM_WORKERS"
+_OPEN_FILES = "raise the limit of open files (`ulimit -n 4096`), or lower DATALOADER.NUM_WORKERS"
 _REMEDIES = {
-    errno.EMFILE: OPEN_FILES,
-    errno.ENFILE: OPEN_FILES,
+    errno.EMFILE: _OPEN_FILES,
+    errno.ENFILE: _OPEN_FILES,
     errno.ENOMEM: _LESS_MEMORY,
     errno.EAGAIN: "raise the limit of processes (`ulimit -u`), or lower DATALOADER.NUM_WORKERS",
     errno.ENOSPC: "free some space, or choose an OUTPUT_DIR with space left",
@@ -191,7 +191,7 @@ def explained(error: Exception) -> UserError:
         return UserError(text, _REMEDIES.get(error.errno or 0, _WRITABLE))
     # torch has no separate classes for these.
     if "Too many open files" in text or "0 items of ancdata" in text:
-        return UserError(text, OPEN_FILES)
+        return UserError(text, _OPEN_FILES)
     if "DefaultCPUAllocator" in text or "can't allocate memory" in text:
         return UserError("out of memory of this machine", _LESS_MEMORY)
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:

@@ -77,7 +77,10 @@ class RefinementBlock(nn.Module):
 
         Raises:
             ValueError: x is not (N, C, H, W).
+            TypeError: x is not floating point.
         """
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point; got {x.dtype}")
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must be (N, {self.channels}, H, W); got {tuple(x.shape)}")
         weight1, weight2 = self.conv1.weight, self.conv2.weight

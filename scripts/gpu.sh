@@ -8,10 +8,14 @@ root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 name=${1:?give a name for the GPU, such as a100}
 sh "$root/scripts/make_venv.sh" dev,bench
 cd "$root"
+if ! .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "torch finds no GPU" >&2
+    exit 1
+fi
 results="benchmarks/results/gpu_$name.txt"
 python=.venv/bin/python
 
-# A failure is part of the results, so it does not end the script.
+# A failure is part of the results, so it does not end the script at once.
 run() {
     echo "\$ $*"
     "$@" 2>&1 || echo "ended with $?"
@@ -19,9 +23,13 @@ run() {
 
 {
     run git log -1 --format='%H %cI'
+    run git status --short --untracked-files=no
     run "$python" -c "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.get_device_name())"
     run "$python" -m pytest -q -m gpu tests/gpu
     run "$python" benchmarks/refine.py --device cuda --regions 32
+    run "$python" benchmarks/refine.py --device cuda --regions 32 --tf32
     run "$python" benchmarks/refine.py --device cuda --regions 256
     run "$python" benchmarks/detector.py --device cuda --repeats 9
-} | tee "$results"
+} > "$results"
+cat "$results"
+! grep -q '^ended with' "$results"

@@ -27,14 +27,15 @@ from ifr.hosts.standalone.supported import check_run
 from ifr.processes.workers import Worker
 from ifr.refine import Implicit, RefinementBlock
 from ifr.runs.folder import newest_checkpoint
-from ifr.runs.settings import requested_device, settle
+from ifr.runs.settings import apply_tf32, requested_device, settle
 from ifr.runs.weights import load_trained, match_classes, read_once, trained_classes
 from ifr.solvers import Anderson, Broyden, Picard, Solver, Status
+from ifr.solvers.iteration import as_rows, root_mean_square
 from ifr.visualize import contact_sheet, draw_detections, plot_residuals
 
 logger = logging.getLogger(__name__)
 _STEPS = 30  # of each solver in the plot of residuals
-_LIMIT = Anderson(150, 1e-6)  # finds the equilibrium itself
+_REFERENCE = Anderson(150, 1e-6)  # finds the equilibrium itself
 _CONVERGED = 1e-3  # RMS of f(z) - z over RMS of z
 _REGIONS = 64  # at most, evenly spaced, for the description of the equilibrium
 
@@ -52,6 +53,7 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         device = requested_device(config, overrides)
         output = settle(config, experiment.folder, overrides, Worker(), device, training=False)
         check_run(config)
+        apply_tf32(config)
         config.merge_from_list(["MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.score])
         if not config.DATASETS.TEST:
             raise ValueError("no data set: DATASETS.TEST is empty")
@@ -132,14 +134,15 @@ def _describe(model: Any, x: Tensor, target: Path) -> None:
     """Write and log what `describe_equilibrium` finds for the regions x (N, C, H, W)."""
     head = model.roi_heads.mask_head
     found = describe_equilibrium(head.repeat_block, head.refinement.solver, x[:: -(-len(x) // _REGIONS)])
+    reached = found["equilibrium"]
     plain = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN
     (target / "equilibrium.json").write_text(json.dumps(plain, indent=1))
     logger.info(
-        "equilibrium of %d regions: residual %.2g of z with %s, %.2g with %d Anderson steps (%.0f %% below %.0e); "
-        "spectral radius there %.2f, largest %.2f; all in %s",
+        "equilibrium of %d regions (medians): relative residual %.2g with %s, %.2g after %d Anderson steps (%.0f %% of "
+        "the regions below %.0e); spectral radius %.2f, at most %.2f; details in %s",
         *(found["regions"], found["residual"]["median"], found["solver"]),
-        *(found["limit"]["residual"]["median"], _LIMIT.max_steps, 100 * found["limit"]["converged"], _CONVERGED),
-        *(found["limit"]["spectral_radius"]["median"], found["limit"]["spectral_radius"]["largest"]),
+        *(reached["residual"]["median"], _REFERENCE.max_steps, 100 * reached["converged"], _CONVERGED),
+        *(reached["spectral_radius"]["median"], reached["spectral_radius"]["largest"]),
         target / "equilibrium.json",
     )
 
@@ -149,32 +152,28 @@ def describe_equilibrium(block: RefinementBlock, solver: Solver, x: Tensor) -> d
 
     Returns:
         `regions`: N; `solver`: its settings; `residual`: RMS of f(z) - z over RMS of z; `converged`: the share of
-        regions that reached the solver's tolerance; `distance`: RMS of z - z* over RMS of z*. Under `limit`, z* after
-        150 steps of Anderson: its `residual`, `converged`: the share of residuals up to 1e-3, and `spectral_radius` of
-        the Jacobian there. A quantity with one value for each region has `median`, `decile` (its 90 % quantile) and
-        `largest`; regions where it is not finite are left out, and it is NaN if none is left.
+        regions that reached the solver's tolerance; `distance`: RMS of z - z* over RMS of z*. Under `equilibrium`, z*
+        after 150 steps of Anderson: its `residual`, `converged`: the share of residuals up to 1e-3, and the
+        `spectral_radius` of the Jacobian there. A quantity with one value for each region has `median`, `decile` (its
+        90 % quantile) and `largest`; regions where it is not finite are left out, and it is NaN if none is left.
     """
     f, zero = block.at(x), torch.zeros_like(x)
     with torch.no_grad():
-        own, limit = solver.solve(f, zero), _LIMIT.solve(f, zero)
-    residual, reached = own.residual / _size(own.z), limit.residual / _size(limit.z)
+        own, reference = solver.solve(f, zero), _REFERENCE.solve(f, zero)
+    size = root_mean_square(as_rows(reference.z))
+    reached = reference.residual / size
     return {
         "regions": len(x),
         "solver": repr(solver),
-        "residual": _quantiles(residual),
+        "residual": _quantiles(own.residual / root_mean_square(as_rows(own.z))),
         "converged": float((own.status == int(Status.CONVERGED)).float().mean()),
-        "distance": _quantiles(_size(own.z - limit.z) / _size(limit.z)),
-        "limit": {
+        "distance": _quantiles(root_mean_square(as_rows(own.z - reference.z)) / size),
+        "equilibrium": {
             "residual": _quantiles(reached),
             "converged": float((reached <= _CONVERGED).float().mean()),
-            "spectral_radius": _quantiles(spectral_radius(f, limit.z)),
+            "spectral_radius": _quantiles(spectral_radius(f, reference.z)),
         },
     }
-
-
-def _size(z: Tensor) -> Tensor:
-    """Return the RMS (N,) of every sample of z (N, ...)."""
-    return z.flatten(1).square().mean(1).sqrt()
 
 
 def _quantiles(values: Tensor) -> dict[str, float]:

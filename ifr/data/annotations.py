@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ifr.solvers.host_copy import device_copy
+from ifr.data.device_copy import device_copy
 
 ImageSize = tuple[int, int]  # height, width in pixels
 

@@ -45,8 +45,8 @@ def launch(job: Job, layout: Layout, device: str, *arguments: Any) -> Any:
     """
     own = from_torchrun(device)
     if own is not None:
-        with joined(own, "env://", device):
-            return job(own, *arguments)
+        with joined(own, "env://", device) as worker:
+            return job(worker, *arguments)
     count = layout.workers_here(device)
     if count * layout.num_machines == 1:
         return job(Worker(), *arguments)
@@ -107,8 +107,8 @@ def _work(
     if not device.startswith("cuda") and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(torch.get_num_threads() // len(workers), 1))
     try:
-        with joined(worker, url, device):
-            job(worker, *arguments)
+        with joined(worker, url, device) as connected:
+            job(connected, *arguments)
     except Exception as error:
         writers[index].send(RemoteError.of(error, str(worker)))
         if not isinstance(error, Stopped):

@@ -6,7 +6,7 @@ import resource
 import sys
 from typing import Any
 
-from ifr.errors import OPEN_FILES, RunError
+from ifr.errors import RunError
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,10 @@ def _allow_open_files(count: int, more: int) -> None:
     needed = len(os.listdir("/dev/fd")) + more
     soft, hard = (value if value != resource.RLIM_INFINITY else needed for value in _limits())
     if needed > hard:
-        cause = f"too many open files: {count} loading processes may need {needed}, but the limit is {hard}"
-        raise RunError(cause, OPEN_FILES)
+        raise RunError(
+            f"too many open files: {count} loading processes may need {needed}, but the limit is {hard}",
+            "lower DATALOADER.NUM_WORKERS or SOLVER.IMS_PER_BATCH, or have the hard limit (`ulimit -Hn`) raised",
+        )
     if needed > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, _limits()[1]))
         logger.info("the limit of open files is raised from %d to %d for %d loading processes", soft, needed, count)

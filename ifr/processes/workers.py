@@ -1,11 +1,13 @@
 """The worker processes of a run and their communication."""
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, distributed_c10d  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from ifr.errors import RunError, Stopped
@@ -25,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_CONNECTION = timedelta(minutes=5)  # for all workers to connect
 _PATIENCE = timedelta(hours=6)  # for a worker that downloads, writes or scores while the others wait for it
-
-_objects: Any = None  # this process's gloo group while it is `joined`
+_EXCHANGE = 30.0  # seconds for the last worker to read which GPUs the others have
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Worker:
     world_size: int = 1
     local_rank: int = 0
     """The rank among the workers of this machine."""
+    group: Any = None
+    """The group for objects and for waiting, where a worker may be hours late; None is torch's default group."""
 
     def __str__(self) -> str:
         """Return the worker's name in messages."""
@@ -53,11 +57,6 @@ class Worker:
         if name != "cuda":
             return torch.device(name)
         return torch.device("cuda", self.local_rank if torch.cuda.device_count() > 1 else 0)
-
-    @property
-    def group(self) -> Any:
-        """The group for objects and for waiting, where a worker may be hours late; None is torch's default group."""
-        return _objects
 
     def broadcast(self, value: Any) -> Any:
         """Return the first worker's value on all workers."""
@@ -185,6 +184,10 @@ def check_gpus(store: Store, worker: Worker, uuid: str) -> None:
     """
     store.set(f"gpu_{worker.rank}", uuid)
     found = [store.get(f"gpu_{rank}").decode() for rank in range(worker.world_size)]
+    read, end = store.add("gpus_read", 1), time.monotonic() + _EXCHANGE
+    while worker.is_first and read < worker.world_size and time.monotonic() < end:  # the store may be in this process
+        time.sleep(0.05)
+        read = store.add("gpus_read", 0)
     for other in dict.fromkeys(found):
         ranks = [str(rank) for rank, own in enumerate(found) if own == other]
         if len(ranks) > 1:
@@ -195,7 +198,7 @@ def check_gpus(store: Store, worker: Worker, uuid: str) -> None:
 
 
 @contextlib.contextmanager
-def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
+def joined(worker: Worker, url: str, device: str) -> Iterator[Worker]:
     """Connect the worker to the others inside the context.
 
     Tensors are exchanged in torch's default group, by NCCL on GPUs and by gloo on CPUs, with torch's timeouts. Objects
@@ -209,9 +212,8 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
     Raises:
         RunError: the workers cannot connect, or two have the same GPU.
     """
-    global _objects
     if worker.world_size == 1:
-        yield
+        yield worker
         return
     gpu = worker.device(device) if device.startswith("cuda") else None
     if gpu is not None:
@@ -223,12 +225,14 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
         if gpu is not None:
             check_gpus(store, worker, str(torch.cuda.get_device_properties(gpu).uuid))
             if worker.is_first and torch.cuda.device_count() == 1:
-                logger.info("one GPU is visible here: this worker uses it, cuda:0, and each other worker its own")
+                logger.info("this worker sees one GPU and uses it as cuda:0; every other worker must see its own")
         backend = "gloo" if gpu is None else "nccl"
         distributed.init_process_group(
             backend, store=store, rank=worker.rank, world_size=worker.world_size, device_id=gpu
         )
-        _objects = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        group: Any = distributed.new_group(backend="gloo", timeout=_CONNECTION)
+        distributed.barrier(group=group)
+        distributed_c10d._set_pg_timeout(_PATIENCE, group)
     except distributed.DistNetworkError as error:
         if "EADDRINUSE" in str(error) or "in use" in str(error):
             raise RunError(f"the port of {url} is in use", "give another port, or leave --dist-url out") from error
@@ -240,23 +244,23 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[None]:
     except RuntimeError as error:
         if "gloo" not in str(error).lower():
             raise
-        remedy = "set GLOO_SOCKET_IFNAME on every machine to its network interface that the others reach, such as eth0"
+        remedy = (
+            "set GLOO_SOCKET_IFNAME on every machine to the network interface that the others can reach, such as eth0"
+        )
         raise RunError(f"the workers cannot connect by gloo: {error}", remedy) from error
     try:
-        yield
+        yield dataclasses.replace(worker, group=group)
     except Stopped as stopped:
         traceback.clear_frames(stopped.__traceback__)  # the frames keep the trainer alive
-        _leave()
+        _leave(group)
         raise
-    _leave()  # not after an error: other workers may wait for this one and never leave; the process ends anyway
+    _leave(group)  # not after an error: other workers may wait for this one and never leave; the process ends anyway
 
 
-def _leave() -> None:
+def _leave(group: Any) -> None:
     """Leave the group together with all workers, so that no connection closes while another worker uses it."""
     # References to the group, such as DistributedDataParallel's reference cycles, keep gloo's threads alive. A thread
     # that releases its last work while Python shuts down aborts the process (seen with torch 2.14).
-    global _objects
     gc.collect()
-    distributed.barrier(group=_objects)
-    _objects = None
+    distributed.barrier(group=group)
     distributed.destroy_process_group()

@@ -173,8 +173,8 @@ def periodic_checkpoints(folder: Path, first: int, last: float) -> list[Path]:
     return found + ([folder / FINAL] if last == float("inf") and (folder / FINAL).is_file() else [])
 
 
-def write_results(output: Path, results: dict[str, Results]) -> None:
-    """Write the metrics of every checkpoint to inference/results.json; classes without objects have null."""
+def write_results(output: Path, results: dict[str, Results], name: str = "results.json") -> None:
+    """Write the metrics of every checkpoint to the file `name` in inference/; classes without objects have null."""
     plain: Any = {
         checkpoint: {
             entry: {
@@ -184,7 +184,7 @@ def write_results(output: Path, results: dict[str, Results]) -> None:
         }
         for checkpoint, entries in results.items()
     }
-    with whole_file(output / "inference" / "results.json", "w") as file:
+    with whole_file(output / "inference" / name, "w") as file:
         json.dump(plain, file, indent=1)
 
 

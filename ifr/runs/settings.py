@@ -37,8 +37,8 @@ _LEARNING_RATE = "SOLVER.OPTIMIZER.BASE_LR"
 _OUTPUT = "OUTPUT_DIR"
 _DEVICE = "MODEL.DEVICE"
 _TF32 = {
-    True: "float32 is computed with three digits, and the mask head converges to no more; False gives seven digits",
-    False: "float32 is computed with its seven digits; True is faster on tensor cores, with three",
+    True: "convolutions and products keep about 3 digits, which limits how far the mask head converges; False: 7",
+    False: "float32 keeps its 7 digits; True is faster on tensor cores but keeps about 3",
 }
 _NO_GPU = "add MODEL.DEVICE cpu to use the CPU, or look at the driver with nvidia-smi"
 
@@ -107,13 +107,18 @@ def apply_tf32(config: Any) -> None:
     if not str(config.MODEL.DEVICE).startswith("cuda"):
         return
     allowed = bool(config.TRAINER.TF32)
+    use_tf32(allowed)
+    logger.info("TRAINER.TF32 is %s: %s", allowed, _TF32[allowed])
+
+
+def use_tf32(allowed: bool) -> None:
+    """Round the operands of float32 convolutions and matrix products on GPUs to TF32, in this process, or do not."""
     cudnn: Any = torch.backends.cudnn
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated in torch 2.10; but torch reads it and fails if the others differ
         cudnn.allow_tf32 = allowed
     cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if allowed else "ieee"
     torch.set_float32_matmul_precision("high" if allowed else "highest")
-    logger.info("TRAINER.TF32 is %s: %s", allowed, _TF32[allowed])
 
 
 def merge_and_rescale(config: Any, overrides: Sequence[Any], world_size: int) -> None:

@@ -50,7 +50,8 @@ class SolverFigures:
         """Return the means over samples, `solver_{forward,backward}_{residual,steps,converged}`; then reset."""
         figures = {}
         for name in sorted({key for keys in worker.gather(list(self._sums)) for key in keys}):
-            total = torch.tensor(worker.gather(self._sums[name].tolist() if name in self._sums else [0.0] * 5)).sum(0)
+            sums = worker.gather(self._sums[name].tolist() if name in self._sums else [0.0] * 5)
+            total = torch.tensor(sums, dtype=torch.float64).sum(0)
             residual, finite, steps, converged, samples = total.tolist()
             if samples:
                 figures[f"solver_{name}_residual"] = residual / max(finite, 1)

@@ -140,7 +140,7 @@ class _Krylov:
         """Replace the residuals and status of the recurrence by those of the residual vectors at the solution z (N, D).
 
         Returns:
-            (N,): false for samples whose residual is larger than at the start, which is then the better solution.
+            (N,): false for samples whose residual is not finite or larger than at the start, the better solution then.
         """
         residual, start = root_mean_square(residuals), self._norm / self._root
         moved, finite = self.steps > 0, residual.isfinite()
@@ -148,9 +148,10 @@ class _Krylov:
         status = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
         status = torch.where(finite, status, int(Status.NONFINITE))
         self.status = torch.where(moved & (self.status != int(Status.NONFINITE)), status, self.status)
-        self.residual = torch.where(moved & finite, torch.minimum(residual, start), self.residual)
+        improved = ~moved | (residual <= start)
+        self.residual = torch.where(moved, torch.where(improved, residual, start), self.residual)
         self.steps = torch.where(moved, self.steps + 1, self.steps)
-        return ~(moved & (residual > start))
+        return improved
 
     def _weights(self) -> Tensor:
         """Return the components (N, n) of the correction in the basis."""

@@ -89,4 +89,6 @@ def _float32_products(backend: Any, precision: str) -> Iterator[None]:
     try:
         yield
     finally:
-        backend.fp32_precision = before
+        backend.fp32_precision = "none"  # take the setting from torch.backends again, if it came from there
+        if backend.fp32_precision != before:
+            backend.fp32_precision = before

@@ -85,14 +85,14 @@ def test_a_stopped_study_continues_to_the_same_weights(grid, tmp_path):
     first = start("train", grid, parts, "--draft", "--only", "sharing_2/seed_1")
     wait_for(parts / "sharing_2/seed_1/model_iter_0000005.pth")
     first.send_signal(signal.SIGTERM)
-    assert "the same command continues" not in finish(first)
+    assert "left to do" not in finish(first)
     assert not (parts / "sharing_2/seed_1/model_final.pth").exists()
     assert "1 left" in finish(start("train", grid, parts, "--draft", "--only", "sharing_2/seed_1", "--hours", "0"))
     other = ("--only", "sharing_2/seed_1", "--set", "SOLVER.OPTIMIZER.BASE_LR", "0.5")
     refused = start("train", grid, parts, "--draft", *other)
     said, _ = refused.communicate(timeout=60)
     assert refused.returncode == 1
-    assert "was begun differently" in said
+    assert "was started with other code or settings" in said
     assert "0.5" in said
     finish(start("train", grid, parts, "--draft", "--only", "sharing_2/seed_1"))
     assert "resuming from" in (parts / "sharing_2/seed_1/log.txt").read_text()
@@ -140,7 +140,7 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     assert found["difference"] == pytest.approx(first)
     assert found["bootstrap_95"][0] <= first <= found["bootstrap_95"][1]
     text = (output / "grid.md").read_text()
-    assert "3 runs are drafts" in text
+    assert "3 of these runs are drafts" in text
     assert "| `implicit` - `sharing_2` | mask AP | 1 |" in text
     for name in ("frontier", "curves", "masks", "fields"):
         assert (output / f"grid_{name}.png").stat().st_size > 1000
@@ -156,7 +156,7 @@ def test_a_killed_study_leaves_a_run_that_no_other_process_touches(grid, tmp_pat
     orphan = int((run / "lock").read_text())
     try:
         said = finish(start("train", grid, tmp_path / "out", *options))
-        assert "implicit/seed_1: another process works on it" in said
+        assert "implicit/seed_1: skipped: another process is working on it" in said
         assert int((run / "lock").read_text()) == orphan
     finally:
         os.kill(orphan, signal.SIGTERM)

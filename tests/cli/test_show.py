@@ -31,10 +31,10 @@ def test_the_description_of_a_contraction(block: RefinementBlock) -> None:
     assert (few["regions"], few["converged"], many["converged"]) == (5, 0, 1)
     assert many["residual"]["largest"] < 1e-3 < few["residual"]["median"]
     assert many["distance"]["largest"] < 1e-3 < few["distance"]["median"]
-    radius = few["limit"]["spectral_radius"]
-    assert radius == many["limit"]["spectral_radius"]
+    radius = few["equilibrium"]["spectral_radius"]
+    assert radius == many["equilibrium"]["spectral_radius"]
     assert 0 < radius["median"] <= radius["decile"] <= radius["largest"] < 1
-    assert few["limit"]["converged"] == 1
+    assert few["equilibrium"]["converged"] == 1
     # The error of plain iteration shrinks by the spectral radius.
     z, f = torch.zeros_like(x), block.at(x)
     sizes = []
@@ -63,5 +63,5 @@ def test_show_writes_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     found = json.loads((tmp_path / "run/pictures/equilibrium.json").read_text())
     assert 0 < found["regions"] <= 64
     assert found["solver"].startswith("Broyden(max_steps=3")
-    assert found["limit"]["spectral_radius"]["median"] > 0
+    assert found["equilibrium"]["spectral_radius"]["median"] > 0
     assert "equilibrium of" in caplog.text

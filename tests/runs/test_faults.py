@@ -110,7 +110,7 @@ def test_too_few_open_files_for_the_loading_processes(tiny: Path, tmp_path: Path
     assert done.returncode == 1
     error, remedy = done.stderr.splitlines()[-2:]
     assert re.fullmatch(r"error: too many open files: 8 loading processes may need \d+, but the limit is 40", error)
-    assert "ulimit -n" in remedy
+    assert "ulimit -Hn" in remedy
     assert "DATALOADER.NUM_WORKERS" in remedy
 
 

@@ -149,6 +149,9 @@ def leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def test_boundary_ap_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     config = RCNNFPNConfig()
     config.merge_from_list(["TEST.BOUNDARY", True])
+    with pytest.raises(RunError, match=r"MODEL\.MASK_ON is False"):
+        check_run(config)
+    config.merge_from_list(["MODEL.MASK_ON", True])
     check_run(config)
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(RunError, match="faster-coco-eval") as caught:

@@ -153,7 +153,6 @@ _TRAINER: Settings = {
     # Added by IFR to this host only.
     # Warn once if more than SHARE of the mask head's solves in WINDOW iterations do not converge.
     "CONVERGENCE": {"SHARE": 0.9, "WINDOW": 1000},
-    **ADDED["TRAINER"],
 }
 
 _SOLVER: Settings = {
@@ -174,7 +173,7 @@ _SOLVER: Settings = {
         "WEIGHT_DECAY": 0.0001,
         "WEIGHT_DECAY_NORM": 0.0,
         "MOMENTUM": 0.9,
-        "MASK_HEAD_LR_FACTOR": 1.0,  # added by IFR to this host only: of the learning rate of the mask head
+        "MASK_HEAD_LR_FACTOR": 1.0,  # added by IFR, only in this host: multiplies the mask head's learning rate
     },
     # CLIP_TYPE: value (every entry) | norm (of the gradient of all parameters together)
     "CLIP_GRADIENTS": {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0},

@@ -39,7 +39,7 @@ class Predictor:
 
         Returns:
             `boxes` (n, 4) XYXY pixels, `scores` (n,) in [0, 1], descending, `classes` (n,) 0-based, and with a mask
-            head `masks` (n, H, W) bool.
+            head `masks` (n, H, W) bool, on the CPU if they take more than 512 MB.
 
         Raises:
             ValueError: the image is anything else; the message has its type, dtype, shape and range, and the fix.

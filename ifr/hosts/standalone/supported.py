@@ -85,6 +85,8 @@ def check_run(config: Any) -> None:
     if int(config.GLOBAL.LOG_INTERVAL) < 1:
         raise ValueError(f"GLOBAL.LOG_INTERVAL must be at least 1, got {config.GLOBAL.LOG_INTERVAL}")
     check_added(config)
+    if config.TEST.BOUNDARY and not config.MODEL.MASK_ON:
+        raise RunError("TEST.BOUNDARY scores masks, but MODEL.MASK_ON is False", "leave out one of the two")
     if config.TEST.BOUNDARY and importlib.util.find_spec("faster_coco_eval") is None:
         raise RunError("TEST.BOUNDARY needs faster-coco-eval, which is not installed", "pip install 'ifr[boundary]'")
     solver = config.SOLVER

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ifr.data.device_copy import device_copy
 from ifr.data.masks import polygons_to_masks
 from ifr.hosts.standalone.detector.roi_align import roi_align
 from ifr.hosts.standalone.detector.structures import LabelledProposals
-from ifr.solvers.host_copy import HostCopy, device_copy
+from ifr.solvers.host_copy import HostCopy
 
 _SMALLEST_SIDE = 0.1  # pixels; keeps the scale of a degenerate box finite
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ifr.checkpoints.names import unwrapped
 from ifr.data.annotations import Annotations, ImageSize
+from ifr.data.device_copy import device_copy
 from ifr.hosts.standalone.detector.backbone import PyramidBackbone
 from ifr.hosts.standalone.detector.boxes import by_column, clip, nonempty
 from ifr.hosts.standalone.detector.paste import paste_masks
@@ -16,7 +17,6 @@ from ifr.hosts.standalone.detector.roi_heads import ROIHeads
 from ifr.hosts.standalone.detector.rpn import RegionProposalNetwork
 from ifr.hosts.standalone.detector.structures import Detections, ImageBatch
 from ifr.refine import set_phase
-from ifr.solvers.host_copy import device_copy
 
 
 class RCNN(nn.Module):
@@ -107,10 +107,8 @@ class RCNN(nn.Module):
         for item, size, truth in zip(batch, images.sizes, objects, strict=True):
             height, width = _output_size(item)
             scale = torch.tensor((size[1] / width, size[0] / height)).repeat(2)
-            truth = truth.to(self.pixel_mean.device)
-            given.append(
-                Detections(truth.boxes * scale.to(truth.boxes), truth.boxes.new_ones(len(truth)), truth.classes)
-            )
+            boxes = (truth.boxes * scale.to(truth.boxes)).to(self.pixel_mean.device)
+            given.append(Detections(boxes, boxes.new_ones(len(boxes)), truth.classes.to(boxes.device)))
         masks = self.roi_heads.masks(self.backbone(images.tensor), given)
         if masks is None:
             raise ValueError("the model has no mask head")

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed, nn
 
-from ifr.solvers.host_copy import device_copy
+from ifr.data.device_copy import device_copy
 
 
 class Sampler(Protocol):

@@ -6,6 +6,7 @@ from torch import nn
 
 from ifr.data.classes import Classes
 from ifr.data.loader import open_test_sets
+from ifr.errors import RunError
 from ifr.hosts.standalone.evaluation import DETECTIONS, MASKS_ON_TRUTH, check_predicts_masks, evaluate_all
 from ifr.runs.folder import Results, checkpoints_to_test, sweep, write_results
 from ifr.runs.start import Run
@@ -26,6 +27,10 @@ def test(run: Run) -> dict[str, Results]:
     """
     config, worker = run.config, run.worker
     task = MASKS_ON_TRUTH if run.options.boxes == "truth" else DETECTIONS
+    if task is MASKS_ON_TRUTH and config.TEST.BOUNDARY:
+        raise RunError(
+            "TEST.BOUNDARY scores detections, not --boxes truth, which always scores boundaries", "leave it out"
+        )
     results: dict[str, Results] = {}
     classes: Classes | None = None
     model: nn.Module | None = None
@@ -43,7 +48,7 @@ def test(run: Run) -> dict[str, Results]:
         logger.info("testing %s on %d x %s", path, worker.world_size, run.device)
         load_trained(model, file, config)
         results[path] = evaluate_all(model, config, sets, worker, run.output, task)
-    worker.from_first(lambda: write_results(run.output, results))
+    worker.from_first(lambda: write_results(run.output, results, task.summary))
     return results
 
 

@@ -126,7 +126,7 @@ class Trainer:
         if self.worker.world_size > 1:
             gpus = [self.device.index] if self.device.type == "cuda" else None
             self._parallel = DistributedDataParallel(self.model, device_ids=gpus, gradient_as_bucket_view=True)
-            # No other buffer changes. As an argument, torch 2.14 deprecates it, and 2.10 has not the new name.
+            # No other buffer changes. torch 2.14 deprecates the argument, and 2.10 does not have its new name.
             self._parallel.broadcast_buffers = bool(self._statistics())
         self._pending: _Pending | None = None
         self._skipped = torch.zeros((), device=self.device)

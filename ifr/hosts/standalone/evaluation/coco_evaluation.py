@@ -44,7 +44,9 @@ class Task:
     """What an evaluation does with each batch, and with the results of all images."""
 
     file: str
-    """The name of the file with the results."""
+    """The name of the file with the results of a data set."""
+    summary: str
+    """The name of the file with the metrics of a test."""
     results: Callable[[nn.Module, CocoDataset, Batch], list[dict[str, Any]]]
     """Runs the model on a batch; a result can be written as JSON."""
     score: Callable[[CocoDataset, list[dict[str, Any]], Any], Metrics]
@@ -190,7 +192,7 @@ def _score_detections(dataset: CocoDataset, results: list[dict[str, Any]], confi
     return score(dataset, results, masks=bool(config.MODEL.MASK_ON), most=most, boundary=bool(config.TEST.BOUNDARY))
 
 
-DETECTIONS = Task(RESULTS_FILE, _detections, _score_detections)
+DETECTIONS = Task(RESULTS_FILE, "results.json", _detections, _score_detections)
 
 
 def score(

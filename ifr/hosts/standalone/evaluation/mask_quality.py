@@ -22,7 +22,9 @@ from ifr.errors import RunError
 from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.evaluation.coco_evaluation import Batch, Metrics, Task
 from ifr.refine import Implicit
+from ifr.runs.folder import json_number
 from ifr.solvers import Solution, Status
+from ifr.solvers.iteration import as_rows, root_mean_square
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +73,15 @@ def _masks_on_truth(model: nn.Module, dataset: CocoDataset, batch: Batch) -> lis
     solved = [entry for solution in solves for entry in _solved(solution)]
     results = []
     for item, truth, masks in zip(batch, truths, found, strict=True):
-        true_masks = torch.as_tensor(truth.masks)
-        overlap, boundary = mask_iou(masks, true_masks), mask_iou(boundary_of(masks), boundary_of(true_masks))
-        for label, *values in zip(truth.classes.tolist(), overlap.tolist(), boundary.tolist(), strict=True):
+        for label, *pair in zip(truth.classes.tolist(), masks, torch.as_tensor(truth.masks), strict=True):
             names = {"image_id": item["image_id"], "category_id": dataset.category_ids[label]}
-            results.append({**names, **dict(zip(("iou", "boundary_iou"), values, strict=True))})
+            results.append({**names, **_quality(*(mask[None] for mask in pair))})  # each takes 24 times its bytes
     return [{**result, **entry} for result, entry in zip(results, solved, strict=True)] if solved else results
+
+
+def _quality(mask: Tensor, truth: Tensor) -> dict[str, float]:
+    """Return `iou` and `boundary_iou` of a mask (1, H, W) bool and the true one."""
+    return {"iou": float(mask_iou(mask, truth)), "boundary_iou": float(mask_iou(boundary_of(mask), boundary_of(truth)))}
 
 
 @contextlib.contextmanager
@@ -96,11 +101,10 @@ def _observed(model: RCNN) -> Iterator[list[Solution]]:
 
 
 def _solved(solution: Solution) -> list[dict[str, Any]]:
-    """Return `residual`, RMS of f(z) - z over RMS of z, and `converged` of every region."""
-    size = solution.z.flatten(1).square().mean(1).sqrt()
-    converged = solution.status == int(Status.CONVERGED)
-    residuals = (solution.residual / size).tolist()
-    return [{"residual": r, "converged": c} for r, c in zip(residuals, converged.tolist(), strict=True)]
+    """Return `residual`, RMS of f(z) - z over RMS of z, None if not finite, and `converged` of every region."""
+    residuals = (solution.residual / root_mean_square(as_rows(solution.z))).tolist()
+    converged = (solution.status == int(Status.CONVERGED)).tolist()
+    return [{"residual": json_number(r), "converged": c} for r, c in zip(residuals, converged, strict=True)]
 
 
 def _score(dataset: CocoDataset, results: list[dict[str, Any]], config: Any) -> Metrics:
@@ -113,8 +117,12 @@ def _score(dataset: CocoDataset, results: list[dict[str, Any]], config: Any) -> 
         return {}
     numbers = {"IoU": _mean(results, "iou"), "boundary IoU": _mean(results, "boundary_iou")}
     if all("residual" in result for result in results):
-        residuals, ious = ([result[name] for result in results] for name in ("residual", "iou"))
-        numbers["residual"] = 100 * statistics.median(residuals)
+        finite = [(r["residual"], r["iou"]) for r in results if r["residual"] is not None]
+        if len(finite) < len(results):
+            part = share(len(results) - len(finite), len(results), "regions")
+            logger.warning("%s: %s have no finite residual", dataset.source.name, part)
+        residuals, ious = zip(*finite, strict=True) if finite else ((), ())
+        numbers["residual"] = 100 * statistics.median(residuals) if finite else math.nan
         numbers["converged"] = _mean(results, "converged")
         numbers["rank correlation"] = 100 * _rank_correlation(residuals, ious)
     for identity, name in zip(dataset.category_ids, dataset.classes.distinct_names(), strict=True):
@@ -126,16 +134,16 @@ def _mean(results: list[dict[str, Any]], name: str) -> float:
     return 100 * math.fsum(result[name] for result in results) / len(results) if results else math.nan
 
 
-def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return Spearman's correlation in [-1, 1]; NaN if a side is constant or an entry is not finite."""
+def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's correlation in [-1, 1]; NaN if one of them is empty or constant."""
     ranks = []
-    for values in (one, other):
+    for values in (first, second):
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(counts) - (counts + 1) / 2)[inverse])
-    if not np.isfinite([one, other]).all() or min(np.ptp(each) for each in ranks) == 0:
+    if not first or min(np.ptp(rank) for rank in ranks) == 0:
         return math.nan
-    one_rank, other_rank = (each - each.mean() for each in ranks)
-    return float(one_rank @ other_rank / math.sqrt((one_rank @ one_rank) * (other_rank @ other_rank)))
+    a, b = (rank - rank.mean() for rank in ranks)
+    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
 
 
-MASKS_ON_TRUTH = Task("masks_on_truth.json", _masks_on_truth, _score)
+MASKS_ON_TRUTH = Task("masks_on_truth.json", "results_on_truth.json", _masks_on_truth, _score)
