@@ -4,10 +4,14 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_experiment import CONFIG, make_dataset
+
+from ifr.data.annotations import Annotations
 
 DATA = Path(__file__).parent / "reference"
 ROOT = Path(__file__).parents[1]
@@ -74,3 +78,19 @@ def tiny(datasets: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "config.py").write_text(CONFIG % {"train": train, "test": test})
     (folder / "net.py").write_text("from ifr.hosts import build_mask_rcnn as build_model\n")
     return folder
+
+
+@pytest.fixture
+def polygon_batch() -> list[dict[str, Any]]:
+    """Two small images of different sizes, each with a triangle."""
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for height, width in ((64, 96), (80, 70)):
+        triangle = np.array([10.0, 12.0, 50.0, 15.0, 30.0, 55.0])
+        batch.append(
+            {
+                "image": torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8),
+                "instances": Annotations(torch.tensor([[10.0, 12.0, 50.0, 55.0]]), torch.tensor([1]), [[triangle]]),
+            }
+        )
+    return batch

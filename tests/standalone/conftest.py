@@ -1,15 +1,12 @@
 """The official models' checkpoints and outputs, and the marker of slow tests."""
 
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from official import Reference, sample_evenly, threads
 from official_outputs import EXPERIMENTS, REFERENCE, ROOT, load_official, write_official_checkpoint
 
-from ifr.data.annotations import Annotations
 from ifr.experiment import load_experiment
 
 
@@ -45,19 +42,3 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     model.proposal_generator.sampler = model.roi_heads.sampler = sample_evenly
     io = torch.load(REFERENCE / f"{name}.a.io.pt", weights_only=True)
     return Reference(name, model.eval(), io)
-
-
-@pytest.fixture
-def polygon_batch() -> list[dict[str, Any]]:
-    """Two small images of different sizes, each with a triangle."""
-    generator = torch.Generator().manual_seed(0)
-    batch = []
-    for height, width in ((64, 96), (80, 70)):
-        triangle = np.array([10.0, 12.0, 50.0, 15.0, 30.0, 55.0])
-        batch.append(
-            {
-                "image": torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8),
-                "instances": Annotations(torch.tensor([[10.0, 12.0, 50.0, 55.0]]), torch.tensor([1]), [[triangle]]),
-            }
-        )
-    return batch
