@@ -143,11 +143,12 @@ class _Krylov:
             (N,): false for samples whose residual is not finite or larger than at the start, the better solution then.
         """
         residual, start = root_mean_square(residuals), self._norm / self._root
-        moved, finite = self.steps > 0, residual.isfinite()
+        # Where a product was not finite, the recurrence has the residual of the directions before it.
+        moved, finite = (self.steps > 0) & (self.status != int(Status.NONFINITE)), residual.isfinite()
         converged = residual <= tolerance(z, self._tol, max(roundoff, ROUNDOFF[z.dtype]))
         status = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
         status = torch.where(finite, status, int(Status.NONFINITE))
-        self.status = torch.where(moved & (self.status != int(Status.NONFINITE)), status, self.status)
+        self.status = torch.where(moved, status, self.status)
         improved = ~moved | (residual <= start)
         self.residual = torch.where(moved, torch.where(improved, residual, start), self.residual)
         self.steps = torch.where(moved, self.steps + 1, self.steps)

@@ -220,7 +220,7 @@ def test_two_workers_score_masks_in_true_boxes_like_one(tiny: Path, uninterrupte
         overrides = (*weights, "OUTPUT_DIR", str(tmp_path / name))
         start(run_test, check_run, load_experiment(tiny), TestOptions(layout, boxes="truth", overrides=overrides))
         inference = tmp_path / name / "inference"
-        ((metrics,),) = (tasks.values() for tasks in json.loads((inference / "results.json").read_text()).values())
+        ((metrics,),) = (t.values() for t in json.loads((inference / "results_on_truth.json").read_text()).values())
         found.append(metrics)
         entries = json.loads((inference / "masks_on_truth.json").read_text())
         objects.append(sorted(entries, key=lambda entry: (entry["image_id"], entry["category_id"])))
