@@ -77,7 +77,8 @@ def _run(job: Job, workers: Sequence[Worker], url: str, device: str, arguments: 
     errors = [report.restored() for report in received]
     stop = next((error for error in errors if isinstance(error, Stopped)), None)
     others = [error for error in errors if not isinstance(error, Stopped)]
-    died = any(processes[index].exitcode < 0 for index in failed)  # which may have caused the others' errors
+    # A death may have caused the others' errors; but a worker that reported its own may still abort as it exits.
+    died = any(processes[index].exitcode < 0 and reports[index] is None for index in failed)
     if (stop or (failed and signals.requested)) and (died or not others):
         stop = stop or Stopped(signals.requested, 0, None)
         raise Stopped(signals.requested or stop.number, stop.iteration, stop.saved)

@@ -232,7 +232,9 @@ def joined(worker: Worker, url: str, device: str) -> Iterator[Worker]:
         )
         group: Any = distributed.new_group(backend="gloo", timeout=_CONNECTION)
         distributed.barrier(group=group)
-        distributed_c10d._set_pg_timeout(_PATIENCE, group)
+        # torch 2.10 has only the private name.
+        set_timeout: Any = getattr(distributed, "set_timeout", None) or distributed_c10d._set_pg_timeout
+        set_timeout(_PATIENCE, group)
     except distributed.DistNetworkError as error:
         if "EADDRINUSE" in str(error) or "in use" in str(error):
             raise RunError(f"the port of {url} is in use", "give another port, or leave --dist-url out") from error
