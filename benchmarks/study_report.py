@@ -69,10 +69,8 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
         if missing:
             unfinished.append({"run": str(run), "state": f"trained, not measured: {', '.join(missing)}"})
         record = json.loads((run.folder / "run.json").read_text())
-        expected = [*pairs(run.head.settings), "SEED", str(run.seed)]
-        if not set(zip(expected[::2], expected[1::2], strict=True)) <= set(
-            zip(record["settings"][::2], record["settings"][1::2], strict=True)
-        ):
+        *settings, _, _ = record["settings"]  # MODEL.DEVICE comes last
+        if settings != [*pairs(run.head.settings), "SEED", str(run.seed)]:
             unfinished.append({"run": str(run), "state": "trained with other settings than the grid's; left out"})
             continue
         rows[run.head.name].runs[run.seed] = {**record, "measures": dict(_measures(run, grid.measures))}

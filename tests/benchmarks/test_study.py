@@ -144,6 +144,14 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     assert "| `implicit` - `sharing_2` | mask AP | 1 |" in text
     for name in ("frontier", "curves", "masks", "fields"):
         assert (output / f"grid_{name}.png").stat().st_size > 1000
+    record = output / "sharing_2/seed_2/run.json"
+    content = json.loads(record.read_text())
+    content["settings"] = ["SOLVER.OPTIMIZER.BASE_LR", "0.5", *content["settings"]]  # as of a trial with --set
+    record.write_text(json.dumps(content))
+    finish(start("report", grid, output))
+    study = json.loads((output / "grid.json").read_text())
+    assert [run["seed"] for run in study["heads"]["sharing_2"]["runs"]] == [1]
+    assert "other settings than the grid's" in study["unfinished"][-1]["state"]
 
 
 def test_a_killed_study_leaves_a_run_that_no_other_process_touches(grid, tmp_path):
