@@ -149,17 +149,17 @@ class Monitor:
         self.active = torch.ones(samples, dtype=torch.bool, device=device)
         self._stop = StopFlag()
 
-    def update(self, step: int, z: Tensor, residuals: Tensor) -> None:
-        """Record the iterate z (N, D) after `step` steps, with f(z) - z = `residuals` (N, D)."""
+    def update(self, step: int, z: Tensor, image: Tensor, residuals: Tensor) -> None:
+        """Record the iterate z (N, D) after `step` steps, its image f(z) and f(z) - z = `residuals`, both (N, D)."""
         residual = root_mean_square(residuals)
         finite = residual.isfinite()
         if step == 0:
             self._limit = DIVERGENCE_FACTOR * residual
-            self._best = z
+            self._best, self._image = z, image
             self._residual = torch.where(finite, residual, torch.inf)
         else:
             better = self.active & (residual < self._residual)
-            self._best = select(better, z, self._best)
+            self._best, self._image = select(better, z, self._best), select(better, image, self._image)
             self._residual = torch.where(better, residual, self._residual)
         self._steps = torch.where(self.active, step, self._steps)
         for ended, status in (
@@ -180,7 +180,8 @@ class Monitor:
 
     def solution(self, flat: FlatMap) -> Solution:
         """Return the result of the solve."""
-        return Solution(flat.restore(self._best), self._residual, self._steps, self._status)
+        best, image = flat.restore(self._best), flat.restore(self._image)
+        return Solution(best, self._residual, self._steps, self._status, image)
 
 
 class StopFlag:
@@ -218,8 +219,9 @@ def iterate(f: Map, z0: Tensor, move: Callable[[Tensor, Tensor], Tensor], *, max
     monitor = Monitor(len(z0), z0.device, tol, flat.roundoff)
     z = flat.start
     for step in range(max_steps + 1):
-        residuals = flat(z) - z
-        monitor.update(step, z, residuals)
+        image = flat(z)
+        residuals = image - z
+        monitor.update(step, z, image, residuals)
         if step == max_steps or monitor.finished():
             break
         z = monitor.hold(move(z, residuals))

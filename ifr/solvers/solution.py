@@ -53,12 +53,15 @@ class Solution:
             infinite where f(z0) is not finite.
         steps: (N,) number of steps taken before the sample stopped.
         status: (N,) values of `Status`.
+        image: f(z) like `z`, as f returned it when the residual was measured: bit for bit, because it is kept, not
+            computed from the residual. None from a solver that does not evaluate f at its result, such as `GMRES`.
     """
 
     z: Tensor
     residual: Tensor
     steps: Tensor
     status: Tensor
+    image: Tensor | None = None
 
 
 class Solver(Protocol):
@@ -73,8 +76,8 @@ class Solver(Protocol):
         """Find z with f(z) = z for each of the N samples independently.
 
         Args:
-            f: the map; it keeps the shape of its argument, does not modify it in place and treats samples
-                independently. The first call is at `z0`.
+            f: the map; it keeps the shape of its argument, does not modify it in place, treats samples independently
+                and leaves what it has returned unchanged. The first call is at `z0`.
             z0: (N, ...) starting point, floating point.
 
         Returns:
