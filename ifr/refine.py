@@ -81,15 +81,24 @@ class RefinementBlock(nn.Module):
         """
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must be (N, {self.channels}, H, W); got {tuple(x.shape)}")
-        weight1, weight2 = self.conv1.weight, self.conv2.weight
+        return RoundedMap(_BlockMap(self, x, self.conv1.weight, self.conv2.weight), convolution_roundoff(x))
 
-        def f(z: Tensor) -> Tensor:
-            h = z + x
-            inner = functional.relu(self.gn1(functional.conv2d(h, weight1, padding=1)), inplace=True)
-            inner = self.gn2(functional.conv2d(inner, weight2, padding=1))
-            return self.gn3(functional.relu(inner + h, inplace=True))
 
-        return RoundedMap(f, convolution_roundoff(x))
+class _BlockMap:
+    """The map z -> f(z; x) of a block; `rows` restricts it to some of the regions."""
+
+    def __init__(self, block: RefinementBlock, x: Tensor, weight1: Tensor, weight2: Tensor) -> None:
+        self._block, self._x, self._weight1, self._weight2 = block, x, weight1, weight2
+
+    def __call__(self, z: Tensor) -> Tensor:
+        block, h = self._block, z + self._x
+        inner = functional.relu(block.gn1(functional.conv2d(h, self._weight1, padding=1)), inplace=True)
+        inner = block.gn2(functional.conv2d(inner, self._weight2, padding=1))
+        return block.gn3(functional.relu(inner + h, inplace=True))
+
+    def rows(self, index: Tensor) -> _BlockMap:
+        """Return the map of the regions at `index` (K,)."""
+        return _BlockMap(self._block, self._x.index_select(0, index), self._weight1, self._weight2)
 
 
 def _convolution(channels: int, weight_norm: bool) -> nn.Conv2d | WeightNormConv2d:
