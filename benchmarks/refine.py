@@ -1,6 +1,6 @@
 """Compare the cost of the solvers with the published algorithm, torchdeq and the four convolutions they replace.
 
-    python benchmarks/refine.py [--device cuda] [--regions 32] [--rounds 5]
+    python benchmarks/refine.py [--device cuda] [--regions 32] [--rounds 5] [--parts leaving]
 
 Every round runs all methods in turn; medians over the rounds are printed. `overhead` is the time of a solve divided by
 the time of its evaluations of f (and, in training, vector-Jacobian products) without a solver, measured in the same
@@ -264,6 +264,8 @@ def main() -> None:
     parser.add_argument("--regions", default=32, type=int, help="batch size N")
     parser.add_argument("--rounds", default=5, type=int, help="number of repetitions; medians are printed")
     parser.add_argument("--threads", default=2, type=int)
+    parts = {part.__name__: part for part in (evaluation, training, leaving, half_precision, graph)}
+    parser.add_argument("--parts", nargs="+", choices=parts, metavar="PART", help=f"{', '.join(parts)}; default all")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cuda = arguments.device.type == "cuda"
@@ -271,12 +273,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {hardware}, {platform.machine()}")
     print(f"{arguments.regions} regions of {CHANNELS}x{SIDE}x{SIDE}, {arguments.rounds} rounds")
     setting = Setting(arguments.regions, arguments.device)
-    evaluation(setting, arguments.rounds)
-    training(setting, arguments.rounds)
-    leaving(setting, arguments.rounds)
-    half_precision(setting, arguments.rounds)
-    if cuda:
-        graph(setting, arguments.rounds)
+    for name in arguments.parts or [name for name in parts if cuda or name != "graph"]:
+        parts[name](setting, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -69,18 +69,29 @@ class GMRES:
                 offset = offset.index_select(0, index)
             direction = krylov.direction()
             krylov.extend(direction - (flat(flat.start + direction) - offset))
-        z, residual, steps, status = results.put_back(krylov.state(flat.start))
+        state = results.put_back(krylov.state(flat.start))
         if krylov.count and measures:
-            measured = root_mean_square(whole(z) - z)
-            moved, finite = steps > 0, measured.isfinite()
-            converged = measured <= tolerance(z, self.tol, max(flat.roundoff, ROUNDOFF[z.dtype]))
-            found = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
-            found = torch.where(finite, found, int(Status.NONFINITE))
-            status = torch.where(moved & (status != int(Status.NONFINITE)), found, status)
-            residual = torch.where(moved & finite, torch.minimum(measured, start_residual), residual)
-            steps = torch.where(moved, steps + 1, steps)
-            z = select(~(moved & (measured > start_residual)), z, whole.start)
+            state = _measure(whole, self.tol, start_residual, *state)
+        z, residual, steps, status = state
         return Solution(whole.restore(z), residual, steps, status)
+
+
+def _measure(
+    flat: FlatMap, tol: float, start: Tensor, z: Tensor, residual: Tensor, steps: Tensor, status: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the state of the recurrence with the residuals and status that another product finds at z (N, D).
+
+    A sample whose residual is larger than `start` (N,), that at the starting point, returns to it.
+    """
+    measured = root_mean_square(flat(z) - z)
+    moved, finite = steps > 0, measured.isfinite()
+    converged = measured <= tolerance(z, tol, max(flat.roundoff, ROUNDOFF[z.dtype]))
+    found = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
+    found = torch.where(finite, found, int(Status.NONFINITE))
+    status = torch.where(moved & (status != int(Status.NONFINITE)), found, status)
+    residual = torch.where(moved & finite, torch.minimum(measured, start), residual)
+    z = select(~(moved & (measured > start)), z, flat.start)
+    return z, residual, torch.where(moved, steps + 1, steps), status
 
 
 class _Krylov(PerSample):

@@ -112,10 +112,8 @@ class FlatMap(PerSample):
         return rows_of(self._f) is not None
 
     def keep(self, index: Tensor) -> None:
-        """Restrict f to the samples at `index` (K,)."""
-        rows = rows_of(self._f)
-        assert rows is not None
-        self._f = rows(index)
+        """Restrict f to the samples at `index` (K,), if it `has_rows`."""
+        self._f = self._f.rows(index)  # type: ignore[attr-defined]
         super().keep(index)
 
     def restore(self, rows: Tensor) -> Tensor:
