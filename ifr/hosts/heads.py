@@ -52,7 +52,7 @@ def _implicit(head: Any) -> Implicit:
         return Implicit.published(max_steps=head.F_THRES, warmup_steps=head.NUM_CONV)
     if head.BUDGET:
         logger.info(
-            "evaluation applies the mask block %d times (MODEL.ROI_MASK_HEAD.BUDGET) instead of F_THRES + 1 = %d",
+            "evaluations of the block for a mask: %d (MODEL.ROI_MASK_HEAD.BUDGET) instead of F_THRES + 1 = %d",
             head.BUDGET,
             head.F_THRES + 1,
         )

@@ -26,7 +26,7 @@ def test_predict(
     common += ["--score", "0", "MODEL.WEIGHTS", str(experiment / "weights.pth")]
     with caplog.at_level("INFO"):
         assert main([*common, *given]) == 0
-    assert caplog.text.count("block 2 times (MODEL.ROI_MASK_HEAD.BUDGET)") == 1
+    assert caplog.text.count("for a mask: 2 (MODEL.ROI_MASK_HEAD.BUDGET)") == 1
 
 
 def test_test(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -39,7 +39,7 @@ def test_test(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
             settings = ["MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / name)]
             threshold = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
             assert main(["test", str(tiny), *given, *settings, *threshold]) == 0
-        assert caplog.text.count("block 1 times (MODEL.ROI_MASK_HEAD.BUDGET)") == (name != "none")
+        assert caplog.text.count("for a mask: 1 (MODEL.ROI_MASK_HEAD.BUDGET)") == (name != "none")
         found[name] = json.loads((tmp_path / name / "inference" / "coco_instances_results.json").read_text())
     assert found["option"] == found["setting"] != found["none"]
 

@@ -50,7 +50,7 @@ def test_a_model_applies_its_block_as_often_as_the_budget_says(
         assert evaluations(host, config) == expected
     said = [record.getMessage() for record in caplog.records if "BUDGET" in record.getMessage()]
     assert len(said) == bool(budget)
-    assert all(f"block {budget} times (MODEL.ROI_MASK_HEAD.BUDGET) instead of F_THRES + 1 = 8" in line for line in said)
+    assert all(f"for a mask: {budget} (MODEL.ROI_MASK_HEAD.BUDGET) instead of F_THRES + 1 = 8" in line for line in said)
 
 
 @pytest.mark.parametrize(
