@@ -1,6 +1,6 @@
 """Compare the cost of the solvers with the published algorithm, torchdeq and the four convolutions they replace.
 
-    python benchmarks/refine.py [--device cuda] [--regions 32] [--rounds 5]
+    python benchmarks/refine.py [--device cuda] [--regions 32] [--rounds 5] [--parts leaving]
 
 Every round runs all methods in turn; medians over the rounds are printed. `overhead` is the time of a solve divided by
 the time of its evaluations of f (and, in training, vector-Jacobian products) without a solver, measured in the same
@@ -187,6 +187,35 @@ def training(setting: Setting, rounds: int) -> None:
 
 
 @torch.no_grad()
+def leaving(setting: Setting, rounds: int) -> None:
+    """Compare solves with and without the departure of regions that have stopped, where regions differ in their steps.
+
+    The features of each region are scaled by a factor from 1 to 30: the larger, the less f depends on z.
+    """
+    x = setting.x * torch.logspace(0, 1.5, len(setting.x), device=setting.device)[:, None, None, None]
+    f = setting.block.at(x)
+    print(f"\nEvaluation until a residual of 0.001 or {2 * STEPS} steps; regions that have stopped leave the batch")
+    print(f"{'solver':12}{'mean steps':>11}{'most':>6}{'rows':>7}{'whole':>7}{'seconds':>9}{'whole':>8}{'ratio':>7}")
+    for solver in (Picard(2 * STEPS, 1e-3), Anderson(2 * STEPS, 1e-3), Broyden(2 * STEPS, 1e-3)):
+        sizes: dict[str, list[int]] = {"leaving": [], "whole": []}
+        seconds: dict[str, list[float]] = {"leaving": [], "whole": []}
+        maps: dict[str, Callable[[Tensor], Tensor]] = {"leaving": f, "whole": lambda z: f(z)}
+        for name, map_ in maps.items():
+            handle = setting.block.gn3.register_forward_hook(lambda *io, out=sizes[name]: out.append(len(io[2])))
+            steps = solver.solve(map_, setting.zero).steps
+            handle.remove()
+        for _ in range(rounds):
+            for name, map_ in maps.items():
+                seconds[name].append(timed(lambda m=map_, s=solver: s.solve(m, setting.zero), setting.device))
+        ratio = statistics.median(a / b for a, b in zip(seconds["leaving"], seconds["whole"], strict=True))
+        print(
+            f"{type(solver).__name__:12}{float(steps.float().mean()):11.1f}{int(steps.max()):6}"
+            f"{sum(sizes['leaving']):7}{sum(sizes['whole']):7}{statistics.median(seconds['leaving']):9.3f}"
+            f"{statistics.median(seconds['whole']):8.3f}{ratio:7.2f}"
+        )
+
+
+@torch.no_grad()
 def half_precision(setting: Setting, rounds: int) -> None:
     """Time f in bfloat16, channels last, with a float32 solver state; the residual is measured with f in float32."""
     f = setting.block.at(setting.x)
@@ -237,6 +266,8 @@ def main() -> None:
     parser.add_argument("--regions", default=32, type=int, help="batch size N")
     parser.add_argument("--rounds", default=5, type=int, help="number of repetitions; medians are printed")
     parser.add_argument("--threads", default=2, type=int)
+    parts = {part.__name__: part for part in (evaluation, training, leaving, half_precision, graph)}
+    parser.add_argument("--parts", nargs="+", choices=parts, metavar="PART", help=f"{', '.join(parts)}; default all")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     use_tf32(arguments.tf32)
@@ -246,11 +277,8 @@ def main() -> None:
     print(f"TF32: {arguments.tf32}")
     print(f"{arguments.regions} regions of {CHANNELS}x{SIDE}x{SIDE}, {arguments.rounds} rounds")
     setting = Setting(arguments.regions, arguments.device)
-    evaluation(setting, arguments.rounds)
-    training(setting, arguments.rounds)
-    half_precision(setting, arguments.rounds)
-    if cuda:
-        graph(setting, arguments.rounds)
+    for name in arguments.parts or [name for name in parts if cuda or name != "graph"]:
+        parts[name](setting, arguments.rounds)
 
 
 if __name__ == "__main__":

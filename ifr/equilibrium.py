@@ -41,8 +41,8 @@ def fixed_point(
             `per_sample` gets one divisor for the whole batch. u starts at zero, which needs no product.
         observe: called with ("forward", solution) after the solve and ("backward", scaled solution) after the adjoint
             solve.
-        return_image: return f(z*) instead of z*, like the 2021 code in training. Both have the same gradient, and they
-            agree if the solve has converged.
+        return_image: return f(z*) instead of z*. It is one evaluation closer to the equilibrium and costs none, because
+            the solver has it in hand. Both have the same gradient, and they agree if the solve has converged.
         jacobian_at_image: evaluate J at f(z*) instead of z*, at the cost of another evaluation of f. Use it only to
             reproduce the gradients of the 2021 code; both agree if the solve has converged.
 
@@ -59,7 +59,9 @@ def fixed_point(
     if observe is not None:
         observe("forward", solution)
     if not torch.is_grad_enabled():
-        return _image(f, solution.z) if return_image else solution.z
+        if not return_image:
+            return solution.z
+        return _image(f, solution.z) if solution.image is None else solution.image
     z = solution.z.detach().requires_grad_()
     image = linear = _image(f, z)
     if not _depends_on_more_than(z, image):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import torch
@@ -83,15 +84,24 @@ class RefinementBlock(nn.Module):
             raise TypeError(f"x must be floating point; got {x.dtype}")
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must be (N, {self.channels}, H, W); got {tuple(x.shape)}")
-        weight1, weight2 = self.conv1.weight, self.conv2.weight
+        return RoundedMap(_BlockMap(self, x, self.conv1.weight, self.conv2.weight), convolution_roundoff(x))
 
-        def f(z: Tensor) -> Tensor:
-            h = z + x
-            inner = functional.relu(self.gn1(functional.conv2d(h, weight1, padding=1)), inplace=True)
-            inner = self.gn2(functional.conv2d(inner, weight2, padding=1))
-            return self.gn3(functional.relu(inner + h, inplace=True))
 
-        return RoundedMap(f, convolution_roundoff(x))
+class _BlockMap:
+    """The map z -> f(z; x) of a block; `rows` restricts it to some of the regions."""
+
+    def __init__(self, block: RefinementBlock, x: Tensor, weight1: Tensor, weight2: Tensor) -> None:
+        self._block, self._x, self._weight1, self._weight2 = block, x, weight1, weight2
+
+    def __call__(self, z: Tensor) -> Tensor:
+        block, h = self._block, z + self._x
+        inner = functional.relu(block.gn1(functional.conv2d(h, self._weight1, padding=1)), inplace=True)
+        inner = block.gn2(functional.conv2d(inner, self._weight2, padding=1))
+        return block.gn3(functional.relu(inner + h, inplace=True))
+
+    def rows(self, index: Tensor) -> _BlockMap:
+        """Return the map of the regions at `index` (K,)."""
+        return _BlockMap(self._block, self._x.index_select(0, index), self._weight1, self._weight2)
 
 
 def _convolution(channels: int, weight_norm: bool) -> nn.Conv2d | WeightNormConv2d:
@@ -131,7 +141,11 @@ class Implicit(nn.Module):
         adjoint: the solver of the gradient; see `ifr.equilibrium.fixed_point`.
         warmup_steps: number of block applications in the explicit phase.
         observe: called with "forward" or "backward" and the solution after each solve.
-        jacobian_at_image: see `ifr.equilibrium.fixed_point`.
+        as_published: reproduce the 2021 code: z* in evaluation, and `jacobian_at_image` of
+            `ifr.equilibrium.fixed_point`.
+        budget: number of evaluations of f in evaluation, instead of the `max_steps` + 1 of the solver, which hold in
+            training. With 1 the result is f(0; x), and nothing is solved. Fewer are spent only if all regions have
+            converged before. Gradients in evaluation mode cost another one.
 
     Attributes:
         phase: "explicit" or "implicit". It affects training only; evaluation is always implicit.
@@ -139,8 +153,9 @@ class Implicit(nn.Module):
     Copies and pickles drop `observe`, because its records belong to one object in one process.
 
     Raises:
-        TypeError: solver or adjoint is not a solver.
-        ValueError: warmup_steps is below 1, phase is unknown, or solver is `GMRES`.
+        TypeError: solver or adjoint is not a solver, or the budget is not an integer or its solver has no max_steps.
+        ValueError: warmup_steps or budget is below 1, phase is unknown, solver is `GMRES`, or the budget is given with
+            as_published.
     """
 
     weight_norm: ClassVar[bool] = True
@@ -151,7 +166,8 @@ class Implicit(nn.Module):
         adjoint: Solver,
         warmup_steps: int = 4,
         observe: Observer | None = None,
-        jacobian_at_image: bool = False,
+        as_published: bool = False,
+        budget: int | None = None,
     ) -> None:
         super().__init__()
         if warmup_steps < 1:
@@ -165,7 +181,10 @@ class Implicit(nn.Module):
         self.adjoint = adjoint
         self.warmup_steps = warmup_steps
         self.observe = observe
-        self.jacobian_at_image = jacobian_at_image
+        self.as_published = as_published
+        if budget is not None:
+            _check_budget(budget, solver, as_published)
+        self.budget = budget
         self.phase = "implicit"
 
     @classmethod
@@ -175,21 +194,26 @@ class Implicit(nn.Module):
         Both solvers use `max_steps`. The adjoint's tolerance is below what float32 can reach.
         """
         solver, adjoint = Broyden.published(max_steps), Broyden.published(max_steps, tol=2e-10)
-        return cls(solver, adjoint, warmup_steps, jacobian_at_image=True)
+        return cls(solver, adjoint, warmup_steps, as_published=True)
 
     def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
-        """Refine features x (N, C, H, W); return (N, C, H, W): f(z*; x) in training, z* in evaluation."""
+        """Refine features x (N, C, H, W); return f(z*; x) (N, C, H, W)."""
         f, z0 = block.at(x), _zeros(x)
         if self.training and self.phase == "explicit":
             return _unroll(f, z0, self.warmup_steps)
+        solver = self.solver
+        if self.budget is not None and not self.training:
+            if self.budget == 1:
+                return f(z0)
+            solver = dataclasses.replace(solver, max_steps=self.budget - 1)  # type: ignore[type-var]
         return fixed_point(
             f,
             z0,
-            solver=self.solver,
+            solver=solver,
             adjoint=self.adjoint,
             observe=self.observe,
-            return_image=self.training,
-            jacobian_at_image=self.jacobian_at_image,
+            return_image=self.training or not self.as_published,
+            jacobian_at_image=self.as_published,
         )
 
     @property
@@ -208,7 +232,19 @@ class Implicit(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, for printing."""
-        return f"{self.solver}, adjoint={self.adjoint}, warmup_steps={self.warmup_steps}, phase={self.phase!r}"
+        budget = "" if self.budget is None else f", budget={self.budget}"
+        return f"{self.solver}, adjoint={self.adjoint}, warmup_steps={self.warmup_steps}, phase={self.phase!r}{budget}"
+
+
+def _check_budget(budget: int, solver: Solver, as_published: bool) -> None:
+    if not isinstance(budget, int) or isinstance(budget, bool):
+        raise TypeError(f"budget must be an integer or None; got {budget!r}")
+    if budget < 1:
+        raise ValueError(f"budget must be at least 1; got {budget}")
+    if as_published:
+        raise ValueError(f"as_published reproduces the 2021 code, which has no budget; got budget {budget}")
+    if not (dataclasses.is_dataclass(solver) and hasattr(solver, "max_steps")):
+        raise TypeError(f"budget needs a solver with max_steps, such as ifr.solvers.Broyden(); got {solver!r}")
 
 
 def set_phase(module: nn.Module, phase: str) -> None:

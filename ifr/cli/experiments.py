@@ -3,11 +3,11 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ifr.errors import CheckpointError, CheckpointWriteError, ConfigError, UserError, advise, explained
-from ifr.experiment import Experiment, load_experiment
+from ifr.experiment import Experiment, given_keys, load_experiment
 from ifr.hosts import host_name
 from ifr.processes.layout import Layout
 
@@ -32,6 +32,20 @@ def find_experiment(name: str) -> Experiment:
     """
     with advise("name an experiment's folder", FileNotFoundError, AttributeError):
         return load_experiment(name)
+
+
+def with_budget(args: argparse.Namespace, overrides: Sequence[str]) -> Sequence[str]:
+    """Add --budget to the settings of the command line.
+
+    Raises:
+        UserError: the setting is given, too.
+    """
+    key = "MODEL.ROI_MASK_HEAD.BUDGET"
+    if args.budget is None:
+        return overrides
+    if key in given_keys(overrides):
+        raise UserError(f"--budget {args.budget} and {key} are both given", "give one of them")
+    return [*overrides, key, str(args.budget)]
 
 
 def layout_of(args: argparse.Namespace) -> Layout:

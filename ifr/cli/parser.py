@@ -55,8 +55,8 @@ def _add_test(commands: Any) -> argparse.ArgumentParser:
         commands,
         "test",
         help="test a trained experiment",
-        usage=f"ifr test EXPERIMENT {_WORKERS} [--start-iter I] [--end-iter I] [--boxes detected|truth] [--debug] "
-        "[KEY VALUE ...]",
+        usage=f"ifr test EXPERIMENT {_WORKERS} [--start-iter I] [--end-iter I] [--boxes detected|truth] [--budget N] "
+        "[--debug] [KEY VALUE ...]",
         description="Test the newest checkpoint in OUTPUT_DIR, or the MODEL.WEIGHTS of the command line, on every data "
         "set in DATASETS.TEST. Reports the 12 COCO metrics and the AP of each class for boxes and masks, and writes "
         "results to OUTPUT_DIR/inference. " + _SETTINGS,
@@ -73,6 +73,7 @@ def _add_test(commands: Any) -> argparse.ArgumentParser:
         help="truth: score only the mask head, by the mean IoU of masks and boundaries in the ground-truth boxes, for "
         "the true classes (standalone host; default detected)",
     )
+    _add_budget(parser)
     return parser
 
 
@@ -84,7 +85,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         description="Detect objects in images and draw them. Give trained weights as MODEL.WEIGHTS FILE. " + _SETTINGS,
         usage="ifr predict EXPERIMENT --input IMAGE|FOLDER|GLOB --output DIR [--dataset DATASET] [--score T] "
         "[--json FILE] [--format jpg|png] [--labels full|name|score|none] [--line-width PIXELS] [--scale N] "
-        "[--device DEVICE] [--debug] [KEY VALUE ...]",
+        "[--device DEVICE] [--budget N] [--debug] [KEY VALUE ...]",
     )
     parser.add_argument("--input", metavar="WHAT", help="an image, a folder of images, or a quoted glob")
     parser.add_argument(
@@ -110,6 +111,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", metavar="FILE", help="also write the detections to FILE in COCO's results format")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
+    _add_budget(parser)
     return parser
 
 
@@ -242,6 +244,15 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="rank of this machine, 0 to M - 1")
     parser.add_argument(
         "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of machine 0, the same on all machines"
+    )
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--budget",
+        type=_positive,
+        metavar="N",
+        help="apply the block of the implicit mask head N times (MODEL.ROI_MASK_HEAD.BUDGET; default F_THRES + 1)",
     )
 
 

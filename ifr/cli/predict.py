@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ifr.checkpoints import load_weights, read_checkpoint, resolve
-from ifr.cli.experiments import find_experiment, require_standalone
+from ifr.cli.experiments import find_experiment, require_standalone, with_budget
 from ifr.cli.pictures import Picture, find_pictures, is_named_picture, number_pictures, output_files, pictures_of
 from ifr.data.catalog import CATEGORY_IDS, CLASS_NAMES
 from ifr.data.classes import Classes
@@ -51,7 +51,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     else:
         raise UserError("there is nothing to predict on", "give --input, or --dataset IMAGES_FOLDER:ANNOTATIONS.json")
     targets = output_files(pictures, Path(args.output).expanduser(), f".{args.format}")
-    model = _build(args, overrides)
+    model = _build(args, with_budget(args, overrides))
     category_ids = model.category_ids if dataset is None else _category_ids(model, dataset)
     style = Style(args.labels, args.line_width, args.scale)
     results: list[dict[str, Any]] = []

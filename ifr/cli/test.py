@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ifr import hosts
-from ifr.cli.experiments import find_experiment, helpful, layout_of
+from ifr.cli.experiments import find_experiment, helpful, layout_of, with_budget
 from ifr.runs.start import TestOptions, start
 
 
@@ -16,7 +16,8 @@ def test(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """
     experiment = find_experiment(args.experiment)
     with helpful(experiment.folder):
-        options = TestOptions(layout_of(args), args.start_iter, args.end_iter, args.boxes, tuple(overrides))
+        settings = tuple(with_budget(args, overrides))
+        options = TestOptions(layout_of(args), args.start_iter, args.end_iter, args.boxes, settings)
         start(hosts.test, hosts.check_run, experiment, options)
 
 

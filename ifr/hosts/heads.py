@@ -1,13 +1,17 @@
 """Builds the mask head that IFR adds to a host."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from ifr.hosts.settings import check_budget
 from ifr.mask_head import MaskHead
 from ifr.refine import Explicit, Implicit
 from ifr.solvers import make_solver
+
+logger = logging.getLogger(__name__)
 
 
 def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Module]) -> nn.Module:
@@ -19,8 +23,9 @@ def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Mo
         conv_head: builds the host's own head of plain convolutions, for "conv".
 
     Raises:
-        ValueError: the refinement or a solver is unknown.
+        ValueError: the refinement or a solver is unknown, or the budget does not fit.
     """
+    check_budget(config)
     head = config.MODEL.ROI_MASK_HEAD
     if head.REFINEMENT == "conv":
         return conv_head()
@@ -45,8 +50,15 @@ def _implicit(head: Any) -> Implicit:
     """Build the implicit refinement; "broyden-published" reproduces the whole refinement of the published code."""
     if head.SOLVER == "broyden-published":
         return Implicit.published(max_steps=head.F_THRES, warmup_steps=head.NUM_CONV)
+    if head.BUDGET:
+        logger.info(
+            "evaluations of the block for a mask: %d (MODEL.ROI_MASK_HEAD.BUDGET) instead of F_THRES + 1 = %d",
+            head.BUDGET,
+            head.F_THRES + 1,
+        )
     return Implicit(
         solver=make_solver(head.SOLVER, max_steps=head.F_THRES, tol=head.F_TOL),
         adjoint=make_solver(head.ADJOINT_SOLVER, max_steps=head.B_THRES, tol=head.B_TOL),
         warmup_steps=head.NUM_CONV,
+        budget=head.BUDGET or None,
     )

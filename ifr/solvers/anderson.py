@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ifr.solvers.iteration import check_memory, check_settings, iterate
+from ifr.solvers.leaving import PerSample
 from ifr.solvers.precision import ROUNDING, full_precision
 from ifr.solvers.solution import Map, Solution
 
@@ -48,26 +49,27 @@ class Anderson:
         return iterate(f, z0, move, max_steps=self.max_steps, tol=self.tol)
 
 
-class _AndersonMove:
+class _AndersonMove(PerSample):
     """The step rule of one solve; keeps ring buffers of the differences of f(z) - z and of f(z)."""
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
         self._count = 0
-        self._previous: tuple[Tensor, Tensor] | None = None
+        self._previous_residuals: Tensor | None = None
+        self._previous_value: Tensor | None = None
 
     def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
         """Return the next iterate (N, D)."""
         value = z + residuals
-        if self._previous is None:
+        if self._previous_residuals is None or self._previous_value is None:
             samples, dimension = residuals.shape
             self._memory = max(1, min(self._memory, dimension))  # more differences would be linearly dependent
             self._residual_steps = residuals.new_zeros(samples, self._memory, dimension)
             self._value_steps = torch.zeros_like(self._residual_steps)
             self._gram = residuals.new_zeros(samples, self._memory, self._memory)
         else:
-            self._remember(residuals - self._previous[0], value - self._previous[1])
-        self._previous = residuals, value
+            self._remember(residuals - self._previous_residuals, value - self._previous_value)
+        self._previous_residuals, self._previous_value = residuals, value
         if self._count == 0:
             return value
         used = min(self._count, self._memory)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ifr.solvers.iteration import check_memory, check_settings, iterate
+from ifr.solvers.leaving import PerSample
 from ifr.solvers.precision import full_precision
 from ifr.solvers.published import PublishedBroyden
 from ifr.solvers.solution import Map, Solution
@@ -56,7 +57,7 @@ class Broyden:
         return iterate(f, z0, move, max_steps=self.max_steps, tol=self.tol)
 
 
-class _BroydenMove:
+class _BroydenMove(PerSample):
     """The step rule of one solve.
 
     With steps s_0 .. s_n and g = f(z) - z at the current iterate, the next step is w_n / (1 - c_n), where

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ifr.solvers.iteration import FlatMap, StopFlag, check_settings, root_mean_square, select, tolerance
+from ifr.solvers.iteration import FlatMap, check_settings, root_mean_square, select, tolerance
+from ifr.solvers.leaving import PerSample, Results, StopFlag
 from ifr.solvers.precision import ROUNDING, ROUNDOFF, full_precision
 from ifr.solvers.solution import Map, Solution, Status
 
@@ -48,24 +50,51 @@ class GMRES:
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:
         """See `Solver.solve`."""
-        flat = FlatMap(f, z0)
+        whole = FlatMap(f, z0)
+        flat = copy.copy(whole)
         offset = flat(flat.start)
         measures = self.max_steps > 1 and not flat.is_exact
         directions = self.max_steps - measures
         krylov = _Krylov(offset - flat.start, directions, self.tol)
+        start_residual = krylov.residual
+        results, flag = Results(len(z0), z0.device), StopFlag()
         for _ in range(directions):
-            if krylov.finished():
+            if flag.all_stopped(krylov.active()):
                 break
+            index = flag.staying() if flat.has_rows else None
+            if index is not None:
+                results.leave(index, krylov.state(flat.start))
+                flat.keep(index)
+                krylov.keep(index)
+                offset = offset.index_select(0, index)
             direction = krylov.direction()
             krylov.extend(direction - (flat(flat.start + direction) - offset))
-        z = flat.start + krylov.correction()
+        state = results.put_back(krylov.state(flat.start))
         if krylov.count and measures:
-            improved = krylov.measure(z, flat(z) - z, flat.roundoff)
-            z = select(improved, z, flat.start)
-        return Solution(flat.restore(z), krylov.residual, krylov.steps, krylov.status)
+            state = _measure(whole, self.tol, start_residual, *state)
+        z, residual, steps, status = state
+        return Solution(whole.restore(z), residual, steps, status)
 
 
-class _Krylov:
+def _measure(
+    flat: FlatMap, tol: float, start: Tensor, z: Tensor, residual: Tensor, steps: Tensor, status: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the state of the recurrence with the residuals and status that another product finds at z (N, D).
+
+    A sample whose residual is not finite, or larger than `start` (N,), that at the starting point, returns to it.
+    """
+    measured = root_mean_square(flat(z) - z)
+    # Where a product was not finite, the recurrence has the residual of the directions before it.
+    moved, finite = (steps > 0) & (status != int(Status.NONFINITE)), measured.isfinite()
+    converged = measured <= tolerance(z, tol, max(flat.roundoff, ROUNDOFF[z.dtype]))
+    found = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
+    status = torch.where(moved, torch.where(finite, found, int(Status.NONFINITE)), status)
+    improved = ~moved | (measured <= start)
+    residual = torch.where(moved, torch.where(improved, measured, start), residual)
+    return select(improved, z, flat.start), residual, torch.where(moved, steps + 1, steps), status
+
+
+class _Krylov(PerSample):
     """An orthonormal basis of each sample's Krylov space and its triangular least-squares system.
 
     With r = f(z0) - z0 and M = I - A, the correction d minimises |r - M d| over span(r, M r, ...). Directions are
@@ -86,16 +115,15 @@ class _Krylov:
         self.count = 0
         self._noise = ROUNDING * torch.finfo(residuals.dtype).eps
         self._exhausted = torch.zeros_like(finite)
-        self._stop = StopFlag()
         self.residual = torch.where(finite, root_mean_square(residuals), torch.inf)
         self.steps = torch.zeros(samples, dtype=torch.long, device=residuals.device)
         self.status = torch.full_like(self.steps, int(Status.MAX_STEPS))
         self._end(~finite, Status.NONFINITE)
         self._end(self.residual <= tol, Status.CONVERGED)
 
-    def finished(self) -> bool:
-        """Whether all samples have stopped; see `StopFlag` for the delay on a GPU."""
-        return self._stop(self._active())
+    def state(self, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the solution (N, D), its residual, steps and status, for the starting point (N, D)."""
+        return start + self.correction(), self.residual, self.steps, self.status
 
     def direction(self) -> Tensor:
         """Return the newest basis vector (N, D), scaled to the norm of r."""
@@ -108,7 +136,7 @@ class _Krylov:
         product = product / self._scale()[:, None]
         noise = self._noise * torch.linalg.vector_norm(product, dim=1).clamp(min=1)
         column, remainder, length = self._orthogonalise(product)
-        usable = self._active() & length.isfinite()
+        usable = self.active() & length.isfinite()
         self._end(~length.isfinite(), Status.NONFINITE)
         column = (self._rotation[:, : k + 1, : k + 1] @ column[:, :, None]).squeeze(2)
         diagonal = torch.hypot(column[:, k], length)
@@ -136,24 +164,6 @@ class _Krylov:
             return torch.zeros_like(self._basis[:, 0])
         return (self._weights()[:, None] @ self._basis[:, :n]).squeeze(1)
 
-    def measure(self, z: Tensor, residuals: Tensor, roundoff: float) -> Tensor:
-        """Replace the residuals and status of the recurrence by those of the residual vectors at the solution z (N, D).
-
-        Returns:
-            (N,): false for samples whose residual is not finite or larger than at the start, the better solution then.
-        """
-        residual, start = root_mean_square(residuals), self._norm / self._root
-        # Where a product was not finite, the recurrence has the residual of the directions before it.
-        moved, finite = (self.steps > 0) & (self.status != int(Status.NONFINITE)), residual.isfinite()
-        converged = residual <= tolerance(z, self._tol, max(roundoff, ROUNDOFF[z.dtype]))
-        status = torch.where(converged, int(Status.CONVERGED), int(Status.MAX_STEPS))
-        status = torch.where(finite, status, int(Status.NONFINITE))
-        self.status = torch.where(moved, status, self.status)
-        improved = ~moved | (residual <= start)
-        self.residual = torch.where(moved, torch.where(improved, residual, start), self.residual)
-        self.steps = torch.where(moved, self.steps + 1, self.steps)
-        return improved
-
     def _weights(self) -> Tensor:
         """Return the components (N, n) of the correction in the basis."""
         n = self.count
@@ -166,7 +176,8 @@ class _Krylov:
         self._right[:, k] = torch.where(dropped, 0, self._right[:, k])
         self._exhausted |= dropped
 
-    def _active(self) -> Tensor:
+    def active(self) -> Tensor:
+        """Return which samples (N,) have not stopped."""
         return (self.status == int(Status.MAX_STEPS)) & ~self._exhausted
 
     def _end(self, ended: Tensor, status: Status) -> None:

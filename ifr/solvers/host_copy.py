@@ -13,9 +13,13 @@ class HostCopy:
 
     Args:
         values: the tensor to copy, on any device.
+
+    Attributes:
+        device: the device of the tensor.
     """
 
     def __init__(self, values: Tensor) -> None:
+        self.device = values.device
         self._values = values
         self._arrived: torch.cuda.Event | None = None
         if values.is_cuda:

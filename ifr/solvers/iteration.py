@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ifr.solvers.host_copy import HostCopy
+from ifr.solvers.leaving import PerSample, Results, StopFlag
 from ifr.solvers.precision import ROUNDOFF, autocast_enabled
-from ifr.solvers.solution import Map, RoundedMap, Solution, Status
+from ifr.solvers.solution import Map, RoundedMap, Solution, Status, rows_of
 
 DIVERGENCE_FACTOR = 1e6
 
@@ -72,7 +72,7 @@ def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask[:, None], new, old)
 
 
-class FlatMap:
+class FlatMap(PerSample):
     """f as a map of rows (N, D) in at least float32, for a z0 of any shape, floating dtype and memory format.
 
     Attributes:
@@ -106,13 +106,23 @@ class FlatMap:
             raise ValueError(f"f must not change its argument in place; it changed z of shape {tuple(z.shape)}")
         return self._rows(fz)
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether `keep` can restrict f."""
+        return rows_of(self._f) is not None
+
+    def keep(self, index: Tensor) -> None:
+        """Restrict f to the samples at `index` (K,), if it `has_rows`."""
+        self._f = self._f.rows(index)  # type: ignore[attr-defined]
+        super().keep(index)
+
     def restore(self, rows: Tensor) -> Tensor:
-        """Convert the (N, D) state to the shape, dtype and memory format of z0."""
+        """Convert a (K, D) state of some of the samples to the shape, dtype and memory format of z0."""
         rows = rows.to(self._dtype)
         if not self._channels_last:
-            return rows.reshape(self._shape)
-        samples, channels, height, width = self._shape
-        return rows.reshape(samples, height, width, channels).permute(0, 3, 1, 2)
+            return rows.reshape(len(rows), *self._shape[1:])
+        _, channels, height, width = self._shape
+        return rows.reshape(len(rows), height, width, channels).permute(0, 3, 1, 2)
 
     def _rows(self, z: Tensor) -> Tensor:
         if self._channels_last:
@@ -139,7 +149,7 @@ def _is_channels_last(z: Tensor) -> bool:
     return z.is_contiguous(memory_format=torch.channels_last)
 
 
-class Monitor:
+class Monitor(PerSample):
     """The best iterate, residual and status of every sample, updated after each evaluation of f."""
 
     def __init__(self, samples: int, device: torch.device, tol: float, roundoff: float) -> None:
@@ -147,19 +157,19 @@ class Monitor:
         self._status = torch.full((samples,), int(Status.MAX_STEPS), device=device)
         self._steps = torch.zeros_like(self._status)
         self.active = torch.ones(samples, dtype=torch.bool, device=device)
-        self._stop = StopFlag()
+        self._results = Results(samples, device)
 
-    def update(self, step: int, z: Tensor, residuals: Tensor) -> None:
-        """Record the iterate z (N, D) after `step` steps, with f(z) - z = `residuals` (N, D)."""
+    def update(self, step: int, z: Tensor, image: Tensor, residuals: Tensor) -> None:
+        """Record the iterate z (N, D) after `step` steps, its image f(z) and f(z) - z = `residuals`, both (N, D)."""
         residual = root_mean_square(residuals)
         finite = residual.isfinite()
         if step == 0:
             self._limit = DIVERGENCE_FACTOR * residual
-            self._best = z
+            self._best, self._image = z, image
             self._residual = torch.where(finite, residual, torch.inf)
         else:
             better = self.active & (residual < self._residual)
-            self._best = select(better, z, self._best)
+            self._best, self._image = select(better, z, self._best), select(better, image, self._image)
             self._residual = torch.where(better, residual, self._residual)
         self._steps = torch.where(self.active, step, self._steps)
         for ended, status in (
@@ -170,9 +180,13 @@ class Monitor:
             self._status = torch.where(self.active & ended, int(status), self._status)
         self.active = self._status == int(Status.MAX_STEPS)
 
-    def finished(self) -> bool:
-        """Whether all samples have stopped; see `StopFlag` for the delay on a GPU."""
-        return self._stop(self.active)
+    def keep(self, index: Tensor) -> None:
+        """Continue with the samples at `index` (K,); the results of the others are kept."""
+        self._results.leave(index, self._state())
+        super().keep(index)
+
+    def _state(self) -> tuple[Tensor, ...]:
+        return self._best, self._residual, self._steps, self._status, self._image
 
     def hold(self, z: Tensor) -> Tensor:
         """Return the next iterate (N, D): `z` for active samples, the best iterate for stopped ones."""
@@ -180,48 +194,48 @@ class Monitor:
 
     def solution(self, flat: FlatMap) -> Solution:
         """Return the result of the solve."""
-        return Solution(flat.restore(self._best), self._residual, self._steps, self._status)
+        best, residual, steps, status, image = self._results.put_back(self._state())
+        return Solution(flat.restore(best), residual, steps, status, flat.restore(image))
 
 
-class StopFlag:
-    """Tells whether all samples have stopped: immediately on a CPU, one call late on a GPU.
+class StepRule(Protocol):
+    """Maps the iterate (N, D) and its residual vectors (N, D) to the next iterate (N, D)."""
 
-    On a GPU each step copies its flag to the host asynchronously and reads the previous one, so the device never waits
-    for the host. Stopped samples keep their result, so the extra step changes nothing. During CUDA graph capture the
-    flag is not read and all steps are taken.
-    """
+    def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
+        """Return the next iterate."""
+        ...
 
-    def __init__(self) -> None:
-        self._pending: HostCopy | None = None
-
-    def __call__(self, active: Tensor) -> bool:
-        """Whether all samples have stopped."""
-        if active.device.type != "cuda":
-            return not bool(active.any())
-        with torch.cuda.device(active.device):
-            if torch.cuda.is_current_stream_capturing():
-                return False
-        previous, self._pending = self._pending, HostCopy(active.any())
-        return previous is not None and not bool(previous.read())
+    def keep(self, index: Tensor) -> None:
+        """Keep the samples at `index` (K,)."""
+        ...
 
 
-def iterate(f: Map, z0: Tensor, move: Callable[[Tensor, Tensor], Tensor], *, max_steps: int, tol: float) -> Solution:
+def iterate(f: Map, z0: Tensor, move: StepRule, *, max_steps: int, tol: float) -> Solution:
     """Repeat z <- move(z, f(z) - z) until every sample has stopped; evaluate f at most max_steps + 1 times.
+
+    If f has `rows`, samples that have stopped leave the batch in groups.
 
     Args:
         f: the map; see `Solver.solve`.
         z0: (N, ...) starting point.
-        move: maps the iterate (N, D) and its residual vectors (N, D) to the next iterate (N, D).
+        move: the step rule.
         max_steps: maximum number of steps per sample.
         tol: a sample has converged when the root mean square of f(z) - z is at most `tol`.
     """
     flat = FlatMap(f, z0)
     monitor = Monitor(len(z0), z0.device, tol, flat.roundoff)
+    flag = StopFlag()
     z = flat.start
     for step in range(max_steps + 1):
-        residuals = flat(z) - z
-        monitor.update(step, z, residuals)
-        if step == max_steps or monitor.finished():
+        image = flat(z)
+        residuals = image - z
+        monitor.update(step, z, image, residuals)
+        if step == max_steps or flag.all_stopped(monitor.active):
             break
+        index = flag.staying() if flat.has_rows else None
+        if index is not None:
+            for part in (flat, monitor, move):
+                part.keep(index)
+            z, residuals = z.index_select(0, index), residuals.index_select(0, index)
         z = monitor.hold(move(z, residuals))
     return monitor.solution(flat)

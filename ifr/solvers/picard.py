@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ifr.solvers.iteration import check_settings, iterate
+from ifr.solvers.leaving import PerSample
 from ifr.solvers.precision import full_precision
 from ifr.solvers.solution import Map, Solution
 
@@ -40,10 +41,15 @@ class Picard:
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:
         """See `Solver.solve`."""
-        return iterate(
-            f,
-            z0,
-            lambda z, residuals: torch.add(z, residuals, alpha=self.damping),
-            max_steps=self.max_steps,
-            tol=self.tol,
-        )
+        return iterate(f, z0, _PicardMove(self.damping), max_steps=self.max_steps, tol=self.tol)
+
+
+class _PicardMove(PerSample):
+    """The step rule; it has no state."""
+
+    def __init__(self, damping: float) -> None:
+        self._damping = damping
+
+    def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
+        """Return the next iterate (N, D)."""
+        return torch.add(z, residuals, alpha=self._damping)

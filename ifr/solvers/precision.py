@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ifr.solvers.solution import Map, RoundedMap, Solution
+from ifr.solvers.solution import Map, RoundedMap, Solution, rows_of
 
 TF32 = "tf32"
 ROUNDOFF: dict[torch.dtype | str, float] = {
@@ -61,21 +61,33 @@ def full_precision(
         autocast = torch.get_autocast_dtype(device_type) if autocast_enabled(device_type) else None
         backend: Any = torch.backends.cuda.matmul if z0.is_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
         products = backend.fp32_precision
-
-        def evaluate(z: Tensor) -> Tensor:
-            with _float32_products(backend, products):
-                if autocast is None:
-                    return f(z)
-                with torch.autocast(device_type, autocast, cache_enabled=False):
-                    fz = f(z)
-            return fz.to(z.dtype) if isinstance(fz, Tensor) and fz.is_floating_point() else fz
-
-        inner = RoundedMap(evaluate, f.roundoff) if isinstance(f, RoundedMap) else evaluate
+        inner: Map = _CallersPrecision(f, device_type, autocast, backend, products)
+        if isinstance(f, RoundedMap):
+            inner = RoundedMap(inner, f.roundoff)
         outside = contextlib.nullcontext() if autocast is None else torch.autocast(device_type, enabled=False)
         with torch.no_grad(), outside, _float32_products(backend, products if products in _FULL else "ieee"):
             return solve(self, inner, z0)
 
     return wrapped
+
+
+class _CallersPrecision:
+    """f in the caller's autocast mode and precision of products; it has `rows` if f has."""
+
+    def __init__(self, f: Map, device_type: str, autocast: torch.dtype | None, backend: Any, products: str) -> None:
+        self._f, self._device_type, self._autocast = f, device_type, autocast
+        self._backend, self._products = backend, products
+        rows = rows_of(f)
+        if rows is not None:
+            self.rows = lambda index: _CallersPrecision(rows(index), device_type, autocast, backend, products)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        with _float32_products(self._backend, self._products):
+            if self._autocast is None:
+                return self._f(z)
+            with torch.autocast(self._device_type, self._autocast, cache_enabled=False):
+                fz = self._f(z)
+        return fz.to(z.dtype) if isinstance(fz, Tensor) and fz.is_floating_point() else fz
 
 
 @contextlib.contextmanager

@@ -47,18 +47,20 @@ class PublishedBroyden:
         """See `Solver.solve`; all samples take the same number of steps and converge together."""
         flat = FlatMap(f, z0)
         z = flat.start
-        residuals = flat(z) - z
+        image = flat(z)
+        residuals = image - z
         target = self.tol * z.numel() ** 0.5
         norms = [_norm(residuals)]
-        best = (norms[0], z, residuals)
+        best = (norms[0], z, residuals, image)
         pairs = _Pairs(residuals, min(self.max_steps, MOST_PAIRS))
         update, moved_residuals = -residuals, residuals
         while norms[-1] >= target and len(norms) <= self.max_steps:
             moved = z + update
-            moved_residuals = flat(moved) - moved
+            image = flat(moved)
+            moved_residuals = image - moved
             norms.append(_norm(moved_residuals))
             if norms[-1] < best[0]:
-                best = (norms[-1], moved, moved_residuals)
+                best = (norms[-1], moved, moved_residuals, image)
             if norms[-1] < target or _stalled(norms, target) or norms[-1] > DIVERGENCE_FACTOR * norms[0]:
                 break
             pairs.add(moved - z, moved_residuals - residuals)
@@ -71,6 +73,7 @@ class PublishedBroyden:
             torch.where(residual.isfinite(), residual, torch.inf),
             torch.full_like(residual, len(norms) - 1, dtype=torch.long),
             _status(last, norms, best[0] <= target),
+            flat.restore(best[3]),
         )
 
 

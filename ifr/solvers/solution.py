@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
+Rows = Callable[[Tensor], Map]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,18 @@ class RoundedMap:
     def __call__(self, z: Tensor) -> Tensor:
         """Evaluate f."""
         return self.f(z)
+
+    @property
+    def rows(self) -> Rows | None:
+        """The restriction of f to some samples, in the same precision; see `rows_of`."""
+        rows = rows_of(self.f)
+        return None if rows is None else lambda index: RoundedMap(rows(index), self.roundoff)
+
+
+def rows_of(f: Map) -> Rows | None:
+    """Return the method `rows` of f, which restricts it to the samples at `index` (K,); None if it has none."""
+    rows = getattr(f, "rows", None)
+    return rows if callable(rows) else None
 
 
 class Status(IntEnum):
@@ -53,12 +66,15 @@ class Solution:
             infinite where f(z0) is not finite.
         steps: (N,) number of steps taken before the sample stopped.
         status: (N,) values of `Status`.
+        image: f(z) like `z`, as f returned it when the residual was measured: bit for bit, because it is kept, not
+            computed from the residual. None from a solver that does not evaluate f at its result, such as `GMRES`.
     """
 
     z: Tensor
     residual: Tensor
     steps: Tensor
     status: Tensor
+    image: Tensor | None = None
 
 
 class Solver(Protocol):
@@ -73,8 +89,9 @@ class Solver(Protocol):
         """Find z with f(z) = z for each of the N samples independently.
 
         Args:
-            f: the map; it keeps the shape of its argument, does not modify it in place and treats samples
-                independently. The first call is at `z0`.
+            f: the map; it keeps the shape of its argument, does not modify it in place, treats samples independently
+                and leaves what it has returned unchanged. The first call is at `z0`. If f has a method `rows(index)`
+                that returns the map of the samples at `index` (K,), samples that have stopped leave the batch.
             z0: (N, ...) starting point, floating point.
 
         Returns:
