@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +17,8 @@ from ifr.solvers.precision import autocast_enabled, convolution_roundoff
 from ifr.solvers.solution import Map, RoundedMap
 
 PHASES = ("explicit", "implicit")
+GROUP_ELEMENTS = 2**22
+"""The most elements of a group of regions that are solved together: solvers store dozens of vectors of its size."""
 
 
 class WeightNormConv2d(nn.Module):
@@ -140,7 +144,7 @@ class Implicit(nn.Module):
         solver: the solver of the equilibrium.
         adjoint: the solver of the gradient; see `ifr.equilibrium.fixed_point`.
         warmup_steps: number of block applications in the explicit phase.
-        observe: called with "forward" or "backward" and the solution after each solve.
+        observe: called with "forward" or "backward" and the solution after each solve of a group of regions.
         as_published: reproduce the 2021 code: z* in evaluation, and `jacobian_at_image` of
             `ifr.equilibrium.fixed_point`.
         budget: number of evaluations of f in evaluation, instead of the `max_steps` + 1 of the solver, which hold in
@@ -198,23 +202,33 @@ class Implicit(nn.Module):
 
     def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
         """Refine features x (N, C, H, W); return f(z*; x) (N, C, H, W)."""
-        f, z0 = block.at(x), _zeros(x)
         if self.training and self.phase == "explicit":
-            return _unroll(f, z0, self.warmup_steps)
-        solver = self.solver
-        if self.budget is not None and not self.training:
-            if self.budget == 1:
-                return f(z0)
-            solver = dataclasses.replace(solver, max_steps=self.budget - 1)  # type: ignore[type-var]
-        return fixed_point(
-            f,
-            z0,
-            solver=solver,
-            adjoint=self.adjoint,
-            observe=self.observe,
-            return_image=self.training or not self.as_published,
-            jacobian_at_image=self.as_published,
-        )
+            return _unroll(block.at(x), _zeros(x), self.warmup_steps)
+        solver = self._solver()
+        if solver is None:
+            return block.at(x)(_zeros(x))
+        groups = _groups(x) if solver.per_sample and self.adjoint.per_sample else [x]
+        refined = [
+            fixed_point(
+                block.at(group),
+                _zeros(group),
+                solver=solver,
+                adjoint=self.adjoint,
+                observe=self.observe,
+                return_image=self.training or not self.as_published,
+                jacobian_at_image=self.as_published,
+            )
+            for group in groups
+        ]
+        return refined[0] if len(refined) == 1 else torch.cat(refined)
+
+    def _solver(self) -> Solver | None:
+        """Return the solver with the steps of the budget in evaluation; None for a budget of one evaluation."""
+        if self.budget is None or self.training:
+            return self.solver
+        if self.budget == 1:
+            return None
+        return dataclasses.replace(self.solver, max_steps=self.budget - 1)  # type: ignore[type-var]
 
     @property
     def phase(self) -> str:
@@ -264,6 +278,12 @@ def _unroll(f: Map, z: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         z = f(z)
     return z
+
+
+def _groups(x: Tensor) -> Sequence[Tensor]:
+    """Split regions x (N, C, H, W) into equal groups whose solves take a bounded memory."""
+    count = max(1, math.ceil(x.numel() / GROUP_ELEMENTS))
+    return x.tensor_split(min(count, max(1, len(x))))
 
 
 def _zeros(x: Tensor) -> Tensor:

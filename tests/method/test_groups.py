@@ -1,0 +1,66 @@
+"""Regions are solved in groups, so that what the solvers store is bounded."""
+
+import pytest
+import torch
+from measure import LiveBytes
+from torch import Tensor
+
+import ifr.refine
+from ifr.refine import Implicit, RefinementBlock
+from ifr.solvers import GMRES, Anderson, Broyden, Solution
+
+STEPS = 12
+
+
+def refined(regions: int, per_group: int, monkeypatch: pytest.MonkeyPatch, refinement: Implicit) -> list[Tensor]:
+    """Return the refined features and every gradient, and check the regions of the groups that were solved."""
+    torch.manual_seed(0)
+    block, x = RefinementBlock(16), torch.randn(regions, 16, 8, 8, requires_grad=True)
+    monkeypatch.setattr(ifr.refine, "GROUP_ELEMENTS", per_group * 16 * 8 * 8)
+    groups: dict[str, list[int]] = {"forward": [], "backward": []}
+    refinement.observe = lambda name, solution: groups[name].append(len(solution.z))
+    features = refinement(block, x)
+    features.square().sum().backward()
+    assert max(groups["forward"]) <= per_group
+    assert sum(groups["forward"]) == sum(groups["backward"]) == regions
+    return [features, x.grad, *(p.grad for p in block.parameters())]
+
+
+@pytest.mark.parametrize("solver", [Broyden(STEPS, 0.0), Anderson(STEPS, 0.0)], ids=repr)
+@pytest.mark.parametrize("regions", [0, 1, 7, 9])
+def test_groups_have_the_features_and_gradients_of_one(
+    solver: Broyden | Anderson, regions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven regions are groups of 3, 2 and 2."""
+    refinement = Implicit(solver, GMRES(STEPS, 1e-6))
+    whole = refined(regions, 100, monkeypatch, refinement)
+    for found, expected in zip(refined(regions, 3, monkeypatch, refinement), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_the_published_solver_has_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes its steps for the batch as a whole."""
+    monkeypatch.setattr(ifr.refine, "GROUP_ELEMENTS", 1)
+    sizes = []
+
+    def observe(_: str, solution: Solution) -> None:
+        sizes.append(len(solution.z))
+
+    refinement = Implicit.published(max_steps=3)
+    refinement.observe = observe
+    refinement(RefinementBlock(4), torch.randn(5, 4, 6, 6))
+    assert sizes == [5]
+
+
+def test_the_vectors_that_gmres_stores_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its basis of 30 vectors would otherwise be most of the memory of the step."""
+    peaks = {}
+    for per_group in (64, 8):
+        torch.manual_seed(0)
+        block, x = RefinementBlock(16), torch.randn(64, 16, 8, 8)
+        monkeypatch.setattr(ifr.refine, "GROUP_ELEMENTS", per_group * 16 * 8 * 8)
+        with LiveBytes() as live:
+            Implicit(Broyden(5), GMRES(30, 0.0))(block, x).sum().backward()
+        peaks[per_group] = live.peak
+    basis = 30 * x.numel() * x.element_size()
+    assert peaks[8] < peaks[64] - 0.75 * basis, (peaks, basis)
