@@ -86,8 +86,9 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
         for column in columns
         if (found := bootstrap.difference(rows[first], rows[second], column)) is not None
     }
-    (output / f"{name}.json").write_text(json.dumps(_plain(grid, rows, columns, differences, unfinished), indent=1))
-    (output / f"{name}.md").write_text("\n".join(_markdown(grid, rows, columns, differences, unfinished)) + "\n")
+    report = Report(grid, rows, columns, differences, unfinished)
+    (output / f"{name}.json").write_text(json.dumps(report.plain(), indent=1))
+    (output / f"{name}.md").write_text("\n".join(report.markdown()) + "\n")
     points = {head: (row.cost, row.points) for head, row in rows.items()}
     shown = [column for column in columns if column in _TITLES]
     draw_frontier(points, shown, title, output / f"{name}_frontier.png")
@@ -169,86 +170,87 @@ def _last_line(log: Path) -> str:
     return log.read_text().splitlines()[-1] if log.exists() else "not started"
 
 
-def _plain(
-    grid: Grid,
-    rows: Mapping[str, Row],
-    columns: Sequence[Column],
-    differences: Mapping[tuple[str, str, Column], Difference],
-    unfinished: Sequence[Mapping[str, str]],
-) -> dict[str, Any]:
-    return {
-        "test": grid.test,
-        "baseline": grid.baseline,
-        "heads": {
-            name: {
-                "cost": row.cost,
-                "means": {title(column): _summary(row.points(column)) for column in columns},
-                "runs": list(row.runs.values()),
-            }
-            for name, row in rows.items()
-        },
-        "differences": [
-            {
-                "heads": [first, second],
-                "measure": title(column),
-                "seeds": found.seeds,
-                "difference": found.value,
-                "bootstrap_95": found.bootstrap,
-                "student_95": None if np.isnan(found.student[0]) else found.student,
-                "verdict": found.verdict,
-            }
-            for (first, second, column), found in differences.items()
-        ],
-        "unfinished": list(unfinished),
-    }
+@dataclass(frozen=True)
+class Report:
+    """What a report says: the results of the heads and their differences."""
+
+    grid: Grid
+    rows: Mapping[str, Row]
+    columns: Sequence[Column]
+    differences: Mapping[tuple[str, str, Column], Difference]
+    unfinished: Sequence[Mapping[str, str]]
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "test": self.grid.test,
+            "baseline": self.grid.baseline,
+            "heads": {
+                name: {
+                    "cost": row.cost,
+                    "means": {title(column): _summary(row.points(column)) for column in self.columns},
+                    "runs": list(row.runs.values()),
+                }
+                for name, row in self.rows.items()
+            },
+            "differences": [
+                {
+                    "heads": [first, second],
+                    "measure": title(column),
+                    "seeds": found.seeds,
+                    "difference": found.value,
+                    "bootstrap_95": found.bootstrap,
+                    "student_95": None if np.isnan(found.student[0]) else found.student,
+                    "verdict": found.verdict,
+                }
+                for (first, second, column), found in self.differences.items()
+            ],
+            "unfinished": list(self.unfinished),
+        }
+
+    def markdown(self) -> Iterator[str]:
+        runs = [run for row in self.rows.values() for run in row.runs.values()]
+        drafts = sum(run["draft"] for run in runs)
+        yield f"{len(runs)} runs on {self.grid.test}; mean and standard deviation over seeds."
+        if drafts:
+            yield f"\n**{drafts} of these runs are drafts from uncommitted code; do not report them.**"
+        yield (
+            "\n| head | seeds | parameters | multiply-adds (10^6) | evaluations | "
+            + " | ".join(map(title, self.columns))
+            + " |"
+        )
+        yield "|---" * (5 + len(self.columns)) + "|"
+        for name, row in self.rows.items():
+            numbers = [_summary(row.points(column)) for column in self.columns]
+            cells = [_cell(each) for each in numbers]
+            size = [
+                f"{row.cost['parameters']}",
+                f"{row.cost['multiply_adds'] / 1e6:.1f}",
+                f"{row.cost['evaluations'] or '-'}",
+            ]
+            yield f"| `{name}` | " + " | ".join([str(len(row.runs)), *size, *cells]) + " |"
+        baseline = self.grid.baseline
+        for heading, chosen in (
+            ("The questions of the protocol", self.grid.comparisons),
+            (f"Every head minus `{baseline}`", [(name, baseline) for name in self.rows if name != baseline]),
+        ):
+            yield f"\n{heading}, in points, paired by seed; 95 % intervals.\n"
+            yield "| difference | measure | seeds | value | bootstrap | t | the first is |"
+            yield "|---|---|---|---|---|---|---|"
+            for first, second in chosen:
+                for column in self.columns:
+                    if (found := self.differences.get((first, second, column))) is not None:
+                        values = f"{found.value:+.2f} | {_interval(found.bootstrap)} | {_interval(found.student)}"
+                        heads = f"`{first}` - `{second}`"
+                        yield f"| {heads} | {title(column)} | {found.seeds} | {values} | {found.verdict} |"
+        if self.unfinished:
+            yield "\nNot complete:\n"
+            yield from (f"- {each['run']}: {each['state']}" for each in self.unfinished)
 
 
 def _summary(points: Mapping[int, float]) -> dict[str, Any]:
     values = list(points.values())
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)) if values else None, "deviation": deviation, "seeds": len(values)}
-
-
-def _markdown(
-    grid: Grid,
-    rows: Mapping[str, Row],
-    columns: Sequence[Column],
-    differences: Mapping[tuple[str, str, Column], Difference],
-    unfinished: Sequence[Mapping[str, str]],
-) -> Iterator[str]:
-    runs = [run for row in rows.values() for run in row.runs.values()]
-    drafts = sum(run["draft"] for run in runs)
-    yield f"{len(runs)} runs on {grid.test}; mean and standard deviation over seeds."
-    if drafts:
-        yield f"\n**{drafts} of these runs are drafts from uncommitted code; do not report them.**"
-    yield (
-        "\n| head | seeds | parameters | multiply-adds (10^6) | evaluations | " + " | ".join(map(title, columns)) + " |"
-    )
-    yield "|---" * (5 + len(columns)) + "|"
-    for name, row in rows.items():
-        numbers = [_summary(row.points(column)) for column in columns]
-        cells = [_cell(each) for each in numbers]
-        size = [
-            f"{row.cost['parameters']}",
-            f"{row.cost['multiply_adds'] / 1e6:.1f}",
-            f"{row.cost['evaluations'] or '-'}",
-        ]
-        yield f"| `{name}` | " + " | ".join([str(len(row.runs)), *size, *cells]) + " |"
-    for heading, chosen in (
-        ("The questions of the protocol", grid.comparisons),
-        (f"Every head minus `{grid.baseline}`", [(n, grid.baseline) for n in rows if n != grid.baseline]),
-    ):
-        yield f"\n{heading}, in points, paired by seed; 95 % intervals.\n"
-        yield "| difference | measure | seeds | value | bootstrap | t | the first is |"
-        yield "|---|---|---|---|---|---|---|"
-        for first, second in chosen:
-            for column in columns:
-                if (found := differences.get((first, second, column))) is not None:
-                    values = f"{found.value:+.2f} | {_interval(found.bootstrap)} | {_interval(found.student)}"
-                    yield f"| `{first}` - `{second}` | {title(column)} | {found.seeds} | {values} | {found.verdict} |"
-    if unfinished:
-        yield "\nNot complete:\n"
-        yield from (f"- {each['run']}: {each['state']}" for each in unfinished)
 
 
 def _cell(summary: Mapping[str, Any]) -> str:
