@@ -1,4 +1,4 @@
-"""The residual block of the paper and the two ways to iterate it."""
+"""The two ways to iterate the residual block of the paper, and the module that refines features with it."""
 
 from __future__ import annotations
 
@@ -9,108 +9,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from ifr.block import RefinementBlock as RefinementBlock
 from ifr.equilibrium import Observer, fixed_point
 from ifr.solvers import GMRES, Broyden, Solver
-from ifr.solvers.precision import autocast_enabled, convolution_roundoff
-from ifr.solvers.solution import Map, RoundedMap
+from ifr.solvers.precision import autocast_enabled
+from ifr.solvers.solution import Map
 
 PHASES = ("explicit", "implicit")
 GROUP_ELEMENTS = 2**22
 """The most elements of a group of regions that are solved together: solvers store dozens of vectors of its size."""
-
-
-class WeightNormConv2d(nn.Module):
-    """The weight of a 3x3 convolution, parametrised as w = g v / |v| for every output channel.
-
-    Source: T. Salimans and D. P. Kingma, Weight Normalization, NeurIPS 2016, equation 2.
-
-    Attributes:
-        weight_g: (C, 1, 1, 1) magnitudes.
-        weight_v: (C, C, 3, 3) directions of any nonzero length.
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        weight = weight.detach()
-        self.weight_g = nn.Parameter(_channel_norm(weight))
-        self.weight_v = nn.Parameter(weight.clone())
-
-    @property
-    def weight(self) -> Tensor:
-        """The convolution's weight (C, C, 3, 3), differentiable in both parameters."""
-        return self.weight_v * (self.weight_g / _channel_norm(self.weight_v))
-
-
-def _channel_norm(weight: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
-
-
-class RefinementBlock(nn.Module):
-    """The residual block f(z; x) that is iterated to refine the features x of a region (figure 2 of the paper).
-
-    With h = z + x: f(z; x) = gn3(relu(gn2(conv2(relu(gn1(conv1 h)))) + h)).
-
-    Args:
-        channels: number of channels C of x and z.
-        groups: number of groups in each of the three group normalisations.
-        weight_norm: use weight normalisation in the convolutions, like the implicit variant of the paper.
-
-    Raises:
-        ValueError: groups is below 1 or does not divide channels.
-    """
-
-    def __init__(self, channels: int, groups: int = 4, weight_norm: bool = True) -> None:
-        super().__init__()
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1; got {groups}")
-        if channels < 1 or channels % groups:
-            raise ValueError(f"channels must be a positive multiple of groups = {groups}; got {channels}")
-        self.channels = channels
-        self.conv1, self.conv2 = (_convolution(channels, weight_norm) for _ in range(2))
-        self.gn1, self.gn2, self.gn3 = (nn.GroupNorm(groups, channels) for _ in range(3))
-
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """Apply the block once: z and x (N, C, H, W) to f(z; x) (N, C, H, W)."""
-        return self.at(x)(z)
-
-    def at(self, x: Tensor) -> RoundedMap:
-        """Return the map z -> f(z; x) for features x (N, C, H, W); the weights are normalised once, not at every call.
-
-        Its roundoff is that of a convolution under the current autocast mode and TF32 settings.
-
-        Raises:
-            ValueError: x is not (N, C, H, W).
-            TypeError: x is not floating point.
-        """
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point; got {x.dtype}")
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"x must be (N, {self.channels}, H, W); got {tuple(x.shape)}")
-        return RoundedMap(_BlockMap(self, x, self.conv1.weight, self.conv2.weight), convolution_roundoff(x))
-
-
-class _BlockMap:
-    """The map z -> f(z; x) of a block; `rows` restricts it to some of the regions."""
-
-    def __init__(self, block: RefinementBlock, x: Tensor, weight1: Tensor, weight2: Tensor) -> None:
-        self._block, self._x, self._weight1, self._weight2 = block, x, weight1, weight2
-
-    def __call__(self, z: Tensor) -> Tensor:
-        block, h = self._block, z + self._x
-        inner = functional.relu(block.gn1(functional.conv2d(h, self._weight1, padding=1)), inplace=True)
-        inner = block.gn2(functional.conv2d(inner, self._weight2, padding=1))
-        return block.gn3(functional.relu(inner + h, inplace=True))
-
-    def rows(self, index: Tensor) -> _BlockMap:
-        """Return the map of the regions at `index` (K,)."""
-        return _BlockMap(self._block, self._x.index_select(0, index), self._weight1, self._weight2)
-
-
-def _convolution(channels: int, weight_norm: bool) -> nn.Conv2d | WeightNormConv2d:
-    convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-    return WeightNormConv2d(convolution.weight) if weight_norm else convolution
 
 
 class Explicit(nn.Module):
@@ -259,6 +167,36 @@ def _check_budget(budget: int, solver: Solver, as_published: bool) -> None:
         raise ValueError(f"as_published reproduces the 2021 code, which has no budget; got budget {budget}")
     if not (dataclasses.is_dataclass(solver) and hasattr(solver, "max_steps")):
         raise TypeError(f"budget needs a solver with max_steps, such as ifr.solvers.Broyden(); got {solver!r}")
+
+
+class Refiner(nn.Module):
+    """Refines features of any size with one residual block, such as those of a dense head (figure 2b of the paper).
+
+    Parameter names match the published code: repeat_block.*.
+
+    Args:
+        channels: number of channels C of the features.
+        refinement: how the block is iterated; it also decides whether the convolutions are weight-normalised.
+
+    Raises:
+        TypeError: refinement is not an `Explicit` or an `Implicit`.
+        ValueError: channels is not a multiple of 4.
+    """
+
+    def __init__(self, channels: int, refinement: Explicit | Implicit) -> None:
+        super().__init__()
+        if not isinstance(refinement, Explicit | Implicit):
+            raise TypeError(f"refinement must be an Explicit or an Implicit; got {refinement!r}")
+        self.refinement = refinement
+        self.repeat_block = RefinementBlock(channels, weight_norm=refinement.weight_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine features x (N, C, H, W), each of the N samples on its own; return (N, C, H, W).
+
+        Raises:
+            ValueError: x is not (N, C, H, W).
+        """
+        return self.refinement(self.repeat_block, x)
 
 
 def set_phase(module: nn.Module, phase: str) -> None:

@@ -1,5 +1,6 @@
-"""Builds the mask head that IFR adds to a host."""
+"""What IFR adds to a host's model: the mask head, and the phase of its training."""
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ from torch import nn
 
 from ifr.hosts.settings import check_budget
 from ifr.mask_head import MaskHead
-from ifr.refine import Explicit, Implicit
+from ifr.refine import Explicit, Implicit, set_phase
 from ifr.solvers import make_solver
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,22 @@ def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Mo
 def mask_classes(config: Any) -> int:
     """Return the number of masks that the head predicts for each region."""
     return 1 if config.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else int(config.MODEL.ROI_HEADS.NUM_CLASSES)
+
+
+def follow_training(module: nn.Module, explicit_iterations: int, iteration: Callable[[], int]) -> None:
+    """Make a module select the phase of its refinements from the training iteration, in every forward pass.
+
+    Args:
+        module: a mask head, or another module with `Implicit` refinements.
+        explicit_iterations: number of iterations on the explicit path at the start of training.
+        iteration: returns the trainer's current iteration, counted from 0 and restored when it resumes.
+    """
+    module.register_forward_pre_hook(functools.partial(_choose_phase, explicit_iterations, iteration))
+
+
+def _choose_phase(explicit_iterations: int, iteration: Callable[[], int], module: nn.Module, _inputs: Any) -> None:
+    if module.training:
+        set_phase(module, "explicit" if iteration() < explicit_iterations else "implicit")
 
 
 def _implicit(head: Any) -> Implicit:

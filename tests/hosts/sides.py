@@ -5,12 +5,15 @@ import importlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import pytest
 import torch
+from official_outputs import ROOT
 from torch import Tensor, nn
 
 from ifr.data.annotations import Annotations
+from ifr.experiment import load_experiment
 from ifr.hosts.standalone.detector.sampling import random_sample, set_sampler, split_labels
-from ifr.hosts.standalone.detector.structures import Proposals
+from ifr.hosts.standalone.detector.structures import Detections, Proposals
 
 
 def sample_evenly(labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
@@ -19,6 +22,27 @@ def sample_evenly(labels: Tensor, count: int, positive_fraction: float, backgrou
     positives = min(len(positive), int(count * positive_fraction))
     negatives = min(len(negative), count - positives)
     return positive[:positives], negative[torch.arange(negatives) * len(negative) // max(negatives, 1)]
+
+
+def small_model(host: str, explicit_iterations: int = 0) -> nn.Module:
+    """Build the smallest experiment, of digits, in a host."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IFR_HOST", host)
+        experiment = load_experiment(ROOT / "mask_rcnn.ifr.res18.fpn.digits")
+        settings = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+        experiment.config.merge_from_list([*settings, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", explicit_iterations])
+        return experiment.build_model(experiment.config)
+
+
+class Regions(nn.Module):
+    """Stands in for a pooler: returns these region features."""
+
+    def __init__(self, regions: Tensor) -> None:
+        super().__init__()
+        self.regions = regions
+
+    def forward(self, *_: Any) -> Tensor:
+        return self.regions
 
 
 class Side(Protocol):
@@ -38,6 +62,9 @@ class Side(Protocol):
 
     def iterate(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
         """Return the losses of one training iteration as computed by the host's own training."""
+
+    def masks(self, model: nn.Module, regions: Tensor, classes: Tensor) -> Tensor:
+        """Return the mask probabilities (N, 2H, 2W) of region features (N, C, H, W), for these classes (N,)."""
 
     def sampling_evenly(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Make the model sample like the reference within this context."""
@@ -73,6 +100,13 @@ class Standalone:
     def iterate(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
         model.set_iteration(iteration)
         return model(batch)
+
+    def masks(self, model: nn.Module, regions: Tensor, classes: Tensor) -> Tensor:
+        model.roi_heads.mask_pooler = Regions(regions)
+        boxes = torch.zeros(len(classes), 4)
+        features = dict.fromkeys(model.roi_heads.in_features, regions)
+        (found,) = model.roi_heads.masks(features, [Detections(boxes, boxes[:, 0], classes)])
+        return found
 
     @contextlib.contextmanager
     def sampling_evenly(self, model: nn.Module) -> Iterator[None]:
@@ -123,6 +157,13 @@ class Cvpods:
     def iterate(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
         with importlib.import_module("cvpods.utils").EventStorage(iteration):
             return model(batch)
+
+    def masks(self, model: nn.Module, regions: Tensor, classes: Tensor) -> Tensor:
+        instances = importlib.import_module("cvpods.structures").Instances((1, 1))
+        instances.pred_classes = classes
+        inference = importlib.import_module("cvpods.modeling.roi_heads.mask_head").mask_rcnn_inference
+        inference(model.roi_heads.mask_head(regions), [instances])
+        return instances.pred_masks[:, 0]
 
     @contextlib.contextmanager
     def sampling_evenly(self, model: nn.Module) -> Iterator[None]:

@@ -4,11 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from official_outputs import ROOT
-from sides import SIDES
+from sides import SIDES, small_model
 from torch import nn
 
-from ifr.experiment import load_experiment
 from ifr.processes.workers import Worker
 from ifr.refine import Implicit
 from ifr.runs.solver_figures import SolverFigures
@@ -18,14 +16,8 @@ FIGURES = ("residual", "steps", "converged")
 
 
 @pytest.fixture
-def model(host: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    monkeypatch.setenv("IFR_HOST", host)
-    experiment = load_experiment(ROOT / "mask_rcnn.ifr.res18.fpn.digits")
-    settings = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
-    experiment.config.merge_from_list([*settings, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", PRETRAINED_STEPS])
-    model = experiment.build_model(experiment.config)
-    assert isinstance(model, nn.Module)
-    return model
+def model(host: str) -> nn.Module:
+    return small_model(host, PRETRAINED_STEPS)
 
 
 def test_detections_have_the_output_size(model: nn.Module, host: str) -> None:
@@ -59,16 +51,16 @@ def test_solver_metrics_go_to_cvpods_event_storage(checkout: object) -> None:
     """The standalone host's metrics are tested with its engine."""
     from cvpods.utils import EventStorage
 
-    from ifr.hosts.cvpods.builders import follow_training
     from ifr.hosts.cvpods.engine.runner import RecordSolver
+    from ifr.hosts.heads import follow_training
     from ifr.mask_head import MaskHead
 
     head = MaskHead(8, 2, Implicit.published(max_steps=3))
-    follow_training(head, explicit_iterations=5)
     hook = RecordSolver(SolverFigures(head), Worker(), interval=7)
     x = torch.randn(4, 8, 6, 6)
     nothing, names = set[str](), {f"solver_{way}_{what}" for way in ("forward", "backward") for what in FIGURES}
     with EventStorage(0) as storage:
+        follow_training(head, explicit_iterations=5, iteration=lambda: storage.iter)
         for iteration, wanted in ((0, nothing), (5, nothing), (6, names)):  # written at 0, 6, 13, ... and 14
             hook.trainer = SimpleNamespace(iter=iteration, max_iter=15, storage=storage)
             storage._iter = iteration

@@ -1,6 +1,5 @@
 """Builds cvpods' detectors with IFR's mask head from a config."""
 
-import functools
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from ifr.hosts.cvpods.framework import (
     build_resnet_fpn_backbone,
     get_event_storage,
 )
-from ifr.refine import set_phase
 
 
 def build_mask_rcnn(config: Any) -> nn.Module:
@@ -46,7 +44,7 @@ def build_mask_head(config: Any, input_shape: Any) -> nn.Module:
     """
     head = heads.build_mask_head(config, input_shape.channels, lambda: MaskRCNNConvUpsampleHead(config, input_shape))
     if config.MODEL.ROI_MASK_HEAD.REFINEMENT == "implicit":
-        follow_training(head, explicit_iterations=config.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS)
+        heads.follow_training(head, config.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS, _iteration)
     return head
 
 
@@ -65,16 +63,5 @@ def _build(config: Any, roi_heads: Any) -> nn.Module:
     return model
 
 
-def follow_training(head: nn.Module, explicit_iterations: int) -> None:
-    """Make a mask head select its phase from the training iteration.
-
-    Args:
-        head: a mask head with an `Implicit` refinement.
-        explicit_iterations: number of iterations on the explicit path at the start of training.
-    """
-    head.register_forward_pre_hook(functools.partial(_choose_phase, explicit_iterations))
-
-
-def _choose_phase(explicit_iterations: int, head: nn.Module, _inputs: Any) -> None:
-    if head.training:
-        set_phase(head, "explicit" if get_event_storage().iter < explicit_iterations else "implicit")
+def _iteration() -> int:
+    return int(get_event_storage().iter)

@@ -1,0 +1,109 @@
+"""The mask head in torchvision's Mask R-CNN, and its weights under the published names."""
+
+import copy
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from ifr.checkpoints import CheckpointFile, LoadReport, load_weights, read_checkpoint, resolve, save_checkpoint
+from ifr.checkpoints.load import unwrapped
+from ifr.errors import CheckpointError
+from ifr.mask_head import MaskHead
+from ifr.refine import Explicit, Implicit
+
+logger = logging.getLogger(__name__)
+_PREFIX = "roi_heads.mask_head."  # in torchvision as in the published code
+
+
+class BackgroundFirst(nn.Module):
+    """Adds a channel for torchvision's class 0, the background, which neither its loss nor its masks ever read."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Map the logits of the foreground classes (N, K, H, W) to (N, 1 + K, H, W)."""
+        return functional.pad(logits, (0, 0, 0, 0, 1, 0))
+
+
+def replace_mask_head(
+    model: nn.Module, refinement: Explicit | Implicit, deconv_channels: int | None = None
+) -> MaskHead:
+    """Replace the mask head of a torchvision Mask R-CNN; the rest of the model keeps its modules and weights.
+
+    The new head predicts a mask for every class but the background, so label k is its class k - 1. It has new weights
+    on the device, in the dtype and in the mode (training or evaluation) of the old head. Load weights that belong to
+    the old head before.
+
+    Args:
+        model: a `MaskRCNN`, or another `GeneralizedRCNN` with a mask head; changed in place.
+        refinement: how the head's block is iterated.
+        deconv_channels: number of channels of the upsampled features; default that of the backbone's features.
+
+    Returns:
+        The new head, `model.roi_heads.mask_head`.
+
+    Raises:
+        TypeError: the model is not a torchvision R-CNN with a mask head, or refinement is not a refinement.
+        ValueError: the number of the backbone's channels is not a multiple of 4.
+    """
+    if not isinstance(model, GeneralizedRCNN) or not model.roi_heads.has_mask():
+        raise TypeError(f"model must be a torchvision MaskRCNN; got {type(model).__name__}")
+    roi_heads, channels = model.roi_heads, model.backbone.out_channels
+    old = nn.Sequential(roi_heads.mask_head, roi_heads.mask_predictor)
+    like = next(old.parameters())
+    regions = like.new_zeros(1, channels, *roi_heads.mask_roi_pool.output_size)
+    with torch.no_grad():
+        classes = copy.deepcopy(old).eval()(regions).shape[1] - 1
+    head = MaskHead(channels, classes, refinement, deconv_channels).to(like).train(roi_heads.mask_head.training)
+    roi_heads.mask_head, roi_heads.mask_predictor = head, BackgroundFirst()
+    return head
+
+
+def load_mask_head(model: nn.Module, source: str | Path | CheckpointFile) -> LoadReport:
+    """Load the mask head's weights from a checkpoint of IFR or of the published code, of a whole detector or the head.
+
+    Args:
+        model: a torchvision Mask R-CNN with the mask head of `replace_mask_head`.
+        source: see `ifr.checkpoints.load_weights`.
+
+    Raises:
+        CheckpointError: the file cannot be read, has no mask head, or has one of another size or refinement.
+        TypeError: the model has no mask head of IFR.
+    """
+    part = _published_part(model)
+    checkpoint = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
+    weights = {name: value for name, value in checkpoint.weights.items() if name.startswith(_PREFIX)}
+    if not weights:
+        raise CheckpointError(checkpoint.path, f"it has no mask head: none of its weights begins with {_PREFIX}")
+    report = load_weights(part, dataclasses.replace(checkpoint, weights=weights))
+    left_out = len(checkpoint.weights) - len(weights)
+    text = "%s: only the mask head is loaded, %d other weights are not; its classes are labels 1, 2, ... in their order"
+    logger.info(text, checkpoint.path, left_out)
+    return report
+
+
+def save_mask_head(path: str | Path, model: nn.Module, **extras: Any) -> None:
+    """Write the mask head's weights in the published form; `load_weights` reads them in every host.
+
+    Args:
+        path: see `ifr.checkpoints.save_checkpoint`.
+        model: a torchvision Mask R-CNN with the mask head of `replace_mask_head`.
+        extras: see `ifr.checkpoints.save_checkpoint`.
+
+    Raises:
+        CheckpointWriteError: the file cannot be written.
+        TypeError: the model has no mask head of IFR, or an extra holds something that `read_checkpoint` would refuse.
+    """
+    save_checkpoint(path, _published_part(model), **extras)
+
+
+def _published_part(model: nn.Module) -> nn.Module:
+    """Return the mask head in modules that give its weights their published names."""
+    head = getattr(getattr(unwrapped(model), "roi_heads", None), "mask_head", None)
+    if not isinstance(head, MaskHead):
+        raise TypeError(f"model must have the mask head of replace_mask_head; got {type(head).__name__}")
+    return nn.ModuleDict({"roi_heads": nn.ModuleDict({"mask_head": head})})
