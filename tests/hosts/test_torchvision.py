@@ -111,6 +111,20 @@ def test_a_checkpoint_moves_there_and_back(host: str, other: nn.Module, tmp_path
     assert all(torch.equal(value, wanted[key]) for key, value in back.roi_heads.mask_head.state_dict().items())
 
 
+def test_a_file_of_the_published_code_gives_its_logits(ifr_head: dict[str, Tensor], tmp_path: Path) -> None:
+    """A data-parallel detector's file, with the published code's second registrations of the block."""
+    weights = {f"module.{HEAD}{key[3:]}": value for key, value in ifr_head.items() if key.startswith("sd.")}
+    assert any("deq.func_copy." in key for key in weights)
+    torch.save({"model": {**weights, "module.backbone.stem.conv1.weight": torch.zeros(1)}}, tmp_path / "published.pth")
+    model = mask_rcnn(channels=16, classes=5)
+    head = replace_mask_head(model, Implicit.published())
+    report = load_mask_head(model, tmp_path / "published.pth")
+    assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
+    head.refinement.phase = "explicit"
+    logits = model.roi_heads.mask_predictor(head.train()(ifr_head["x"]))
+    torch.testing.assert_close(logits[:, 1:], ifr_head["train.explicit.logits"], rtol=1e-4, atol=1e-5)
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model = mask_rcnn()
     with pytest.raises(TypeError, match="must have the mask head of replace_mask_head; got MaskRCNNHeads"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from ifr.checkpoints import CheckpointFile, LoadReport, load_weights, read_checkpoint, resolve, save_checkpoint
+from ifr.checkpoints import CheckpointFile, LoadReport, load_weights, names, read_checkpoint, resolve, save_checkpoint
 from ifr.checkpoints.load import unwrapped
 from ifr.errors import CheckpointError
 from ifr.mask_head import MaskHead
@@ -76,7 +76,7 @@ def load_mask_head(model: nn.Module, source: str | Path | CheckpointFile) -> Loa
     """
     part = _published_part(model)
     checkpoint = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
-    weights = {name: value for name, value in checkpoint.weights.items() if name.startswith(_PREFIX)}
+    weights = {key: value for key, value in checkpoint.weights.items() if names.unwrapped(key).startswith(_PREFIX)}
     if not weights:
         raise CheckpointError(checkpoint.path, f"it has no mask head: none of its weights begins with {_PREFIX}")
     report = load_weights(part, dataclasses.replace(checkpoint, weights=weights))
