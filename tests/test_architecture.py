@@ -17,7 +17,7 @@ FLOORS = (
     ("ifr.errors", "ifr.whole_file"),
     ("ifr.processes",),
     ("ifr.data", "ifr.checkpoints"),
-    ("ifr.experiment",),
+    ("ifr.experiment", "ifr.description", "ifr.overrides"),
     ("ifr.runs",),
     ("ifr.hosts.heads", "ifr.hosts.settings", "ifr.hosts.recipes"),
     ("ifr.hosts.standalone", "ifr.hosts.cvpods"),

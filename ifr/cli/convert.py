@@ -14,8 +14,8 @@ from ifr.checkpoints import load_weights, read_checkpoint, resolve, save_checkpo
 from ifr.checkpoints.names import is_published_duplicate
 from ifr.checkpoints.save import published_weights
 from ifr.cli.experiments import find_experiment, helpful, require_standalone
+from ifr.description import take_classes
 from ifr.errors import CheckpointError, UserError, advise
-from ifr.experiment import take_classes
 from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)

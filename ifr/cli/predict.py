@@ -19,10 +19,11 @@ from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
 from ifr.data.intensity import Intensity, build_intensity
 from ifr.data.loader import open_test_set
+from ifr.description import take_classes
 from ifr.errors import CheckpointError, DatasetError, ImageError, UserError, advise
-from ifr.experiment import given_keys, take_classes
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.predictor import Predictor
+from ifr.overrides import given_keys
 from ifr.runs.settings import apply_tf32
 from ifr.visualize import Style, draw_detections
 from ifr.whole_file import whole_file
