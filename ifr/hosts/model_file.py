@@ -21,21 +21,22 @@ def is_model_file(name: str | Path) -> bool:
     return "://" in str(name) or Path(name).expanduser().is_file()
 
 
-def load_model_file(name: str | Path) -> Experiment:
+def load_model_file(name: str | Path, host: Any = hosts) -> Experiment:
     """Read a model file; its folder takes the place of the experiment's.
 
     Args:
         name: a checkpoint of IFR, also as safetensors, or its `https://` address.
+        host: the package of the host that the model is built in; by default the selected one.
 
     Raises:
         CheckpointError: the file cannot be read, does not state its settings, or its model is not built by a host.
     """
     file = read_checkpoint(resolve(name))
     folder = Path.cwd() if "://" in str(name) else file.path.absolute().parent
-    return dataclasses.replace(_experiment(file, folder), file=file)
+    return dataclasses.replace(_experiment(file, folder, host), file=file)
 
 
-def _experiment(file: CheckpointFile, folder: Path) -> Experiment:
+def _experiment(file: CheckpointFile, folder: Path, host: Any = hosts) -> Experiment:
     description = file.extras.get(KEY)
     if description is None:
         raise CheckpointError(
@@ -50,14 +51,14 @@ def _experiment(file: CheckpointFile, folder: Path) -> Experiment:
             "its model is built by the net.py of its experiment",
             f"name that experiment, with MODEL.WEIGHTS {file.path}",
         )
-    config = hosts.RCNNFPNConfig()
+    config = host.RCNNFPNConfig()
     merge_settings(config, file)
     take_classes(config, file, ())
     config.merge_from_list(["OUTPUT_DIR", str(folder)])
 
     def build_model(settings: Any) -> nn.Module:
         use_device(str(settings.MODEL.DEVICE))
-        model: nn.Module = getattr(hosts, builder)(settings)
+        model: nn.Module = getattr(host, builder)(settings)
         return model
 
     # Another process gets all but the weights, and reads the file itself.
