@@ -13,12 +13,14 @@ from ifr.errors import CheckpointError
 from ifr.experiment import Experiment
 from ifr.processes.layout import use_device
 
+_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors")
 _BUILDERS = ("build_mask_rcnn", "build_cascade_rcnn")
 
 
 def is_model_file(name: str | Path) -> bool:
     """Return whether this names a file or an address, rather than an experiment."""
-    return "://" in str(name) or Path(name).expanduser().is_file()
+    path = Path(name).expanduser()
+    return "://" in str(name) or path.is_file() or (path.suffix in _SUFFIXES and not path.is_dir())
 
 
 def load_model_file(name: str | Path, host: Any = hosts) -> Experiment:

@@ -29,6 +29,7 @@ from ifr.prediction.masks import Mask, pasted
 from ifr.prediction.result import Result
 from ifr.prediction.tiles import Piece, Tile, merge, tiles
 from ifr.processes.layout import check_device
+from ifr.runs.settings import apply_tf32
 
 Picture = str | Path | Image.Image | NDArray[Any]
 _DEVICE = "MODEL.DEVICE"
@@ -39,7 +40,7 @@ class Model:
 
     Args:
         experiment: the experiment, from a folder or a model file.
-        weights: the weights; None for those of the experiment's model file.
+        file: the weights.
         overrides: settings that replace those of the file and the experiment, as `["KEY.SUBKEY", value, ...]`.
         device: where it runs; by default MODEL.DEVICE of the overrides, else a GPU if there is one.
 
@@ -51,17 +52,15 @@ class Model:
     def __init__(
         self,
         experiment: Experiment,
-        weights: CheckpointFile | None,
+        file: CheckpointFile,
         overrides: Sequence[Any] = (),
         device: str | torch.device | None = None,
     ) -> None:
         """Settle the settings, build the network and load the weights."""
-        config, file = experiment.config, weights or experiment.file
-        if file is None:
-            raise ValueError(f"{experiment.folder} needs weights")
+        config = experiment.config
         if not isinstance(config, standalone.RCNNFPNConfig):
             raise RunError("only the standalone host loads models for prediction", "set IFR_HOST=standalone")
-        if weights is None:
+        if experiment.file is not None:
             config.merge_from_list(list(overrides))
         else:
             take_settings(config, file, overrides)
@@ -69,6 +68,7 @@ class Model:
         if device is not None or _DEVICE not in given_keys(overrides):
             config.merge_from_list([_DEVICE, str(device or ("cuda" if torch.cuda.is_available() else "cpu"))])
         check_device(str(config.MODEL.DEVICE))
+        apply_tf32(config)
         count = int(config.MODEL.ROI_HEADS.NUM_CLASSES)
         self.config = config
         self.path = file.path
@@ -220,6 +220,5 @@ def load(
         FileNotFoundError: the experiment does not exist.
         ValueError: a setting does not fit.
     """
-    if experiment is None:
-        return Model(load_model_file(weights, standalone), None, overrides, device)
-    return Model(load_experiment(experiment), read_checkpoint(resolve(weights)), overrides, device)
+    own = load_model_file(weights, standalone) if experiment is None else load_experiment(experiment)
+    return Model(own, own.file or read_checkpoint(resolve(weights)), overrides, device)
