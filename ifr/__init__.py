@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ifr.experiment import build_model as build_model
     from ifr.prediction import load as load
+    from ifr.training import train as train
 
 __version__ = "0.1.0"
 
-_OFFERED = {"build_model": "ifr.experiment", "load": "ifr.prediction"}
+_OFFERED = {"build_model": "ifr.experiment", "load": "ifr.prediction", "train": "ifr.training"}
 
 
 def __dir__() -> list[str]:

@@ -23,7 +23,7 @@ FLOORS = (
     ("ifr.hosts.standalone", "ifr.hosts.cvpods"),
     ("ifr.hosts",),
     ("ifr.fonts", "ifr.visualize"),
-    ("ifr.prediction",),
+    ("ifr.prediction", "ifr.training"),
     ("ifr.cli", "ifr.__main__"),
 )
 METHOD = 4  # floors
