@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RATE = "SOLVER.OPTIMIZER.BASE_LR"
 MOST = "TEST.DETECTIONS_PER_IMAGE"
 LENGTH = "SOLVER.LR_SCHEDULER.MAX_ITER"
+LOWEST = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
+GIVEN = [RATE, "0.02", MOST, "9", LOWEST, "0"]
 DIFFERENCES = "its settings apply where config.py has others"
-Train = Callable[..., Path]
+PICTURE = str(Path(__file__).parents[2] / "docs/images/digits.jpg")
 
 
 @pytest.fixture(scope="module")
 def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OUTPUT_DIR of a run of two iterations with settings that config.py does not have."""
     output = tmp_path_factory.mktemp("a run")
-    given = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(output), LENGTH, "2", RATE, "0.02", MOST, "9"]
+    given = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(output), LENGTH, "2", *GIVEN]
     assert main(["train", str(tiny), *given]) == 0
     return output
 
@@ -96,7 +97,7 @@ def test_test_and_show(model_file: Path, run: Path, tiny: Path, caplog: pytest.L
     assert differences(caplog) == []
     own = results(model_file.parent)
     assert main(["test", str(tiny), "OUTPUT_DIR", str(run), "MODEL.DEVICE", "cpu"]) == 0
-    assert differences(caplog) == [f"{MOST} 9 (100); KEY VALUE changes them"]
+    assert differences(caplog) == [f"{LOWEST} 0.0 (0.05), {MOST} 9 (100); KEY VALUE changes them"]
     assert results(run) == own
     assert f"{MOST} 9 (100)" in (run / "log.txt").read_text()
     detections = json.loads((model_file.parent / "inference/coco_instances_results.json").read_text())
@@ -104,7 +105,7 @@ def test_test_and_show(model_file: Path, run: Path, tiny: Path, caplog: pytest.L
     assert main(["test", str(model_file), "MODEL.DEVICE", "cpu", MOST, "4"]) == 0
     detections = json.loads((model_file.parent / "inference/coco_instances_results.json").read_text())
     assert sum(result["image_id"] == 1 for result in detections) == 4
-    assert main(["test", str(tiny), "OUTPUT_DIR", str(run), "MODEL.DEVICE", "cpu", MOST, "100"]) == 0
+    assert main(["test", str(tiny), "OUTPUT_DIR", str(run), "MODEL.DEVICE", "cpu", MOST, "100", LOWEST, "0"]) == 0
     assert differences(caplog) == []
     assert main(["show", str(model_file), "MODEL.DEVICE", "cpu", "--samples", "1"]) == 0
     assert (model_file.parent / "pictures" / "found_beside_truth.png").is_file()
@@ -124,11 +125,12 @@ def test_resuming_needs_none_of_the_first_settings(
     caplog.set_level(logging.INFO)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     shared = ["MODEL.DEVICE", "cpu", LENGTH, "4", "OUTPUT_DIR"]
-    assert main(["train", str(tiny), *shared, str(whole), RATE, "0.02", MOST, "9"]) == 0
+    assert main(["train", str(tiny), *shared, str(whole), *GIVEN]) == 0
     shutil.copytree(run, resumed)
     caplog.clear()
     assert main(["train", str(tiny), "--resume", *shared, str(resumed)]) == 0
-    assert differences(caplog) == [f"SOLVER.OPTIMIZER.BASE_LR 0.02 (0.01), {MOST} 9 (100); KEY VALUE changes them"]
+    listed = f"{LOWEST} 0.0 (0.05), {RATE} 0.02 (0.01), {MOST} 9 (100); KEY VALUE changes them"
+    assert differences(caplog) == [listed]
     one, other = (read_checkpoint(folder / "model_final.pth") for folder in (whole, resumed))
     assert all(torch.equal(value, other.weights[name]) for name, value in one.weights.items())
     assert one.extras["description"] == other.extras["description"]
@@ -159,7 +161,7 @@ def test_a_resumed_run_keeps_its_batch_and_schedule_with_any_number_of_workers(
 @pytest.mark.parametrize(
     ("arguments", "extras", "cause", "remedy"),
     [
-        (["predict", "FILE", "."], {"description": None}, "it does not state its settings", "name the experiment"),
+        (["predict", "FILE", PICTURE], {"description": None}, "it does not state its settings", "name the experiment"),
         (["test", "FILE"], {"description": None}, "it does not state its settings", "MODEL.WEIGHTS FILE"),
         (["test", "nothing.pth"], {}, "nothing.pth: no such file", ""),
         (["train", "FILE"], {}, "is a model file", "MODEL.WEIGHTS FILE to start from its weights"),
