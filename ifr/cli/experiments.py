@@ -7,9 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ifr.errors import CheckpointError, CheckpointWriteError, ConfigError, UserError, advise, explained
-from ifr.experiment import Experiment, given_keys, load_experiment
+from ifr.experiment import Experiment, load_experiment
 from ifr.hosts import host_name
+from ifr.hosts.model_file import is_model_file, load_model_file
+from ifr.overrides import given_keys
 from ifr.processes.layout import Layout
+
+_WEIGHTS = "MODEL.WEIGHTS"
 
 
 def require_standalone(command: str) -> None:
@@ -25,11 +29,13 @@ def require_standalone(command: str) -> None:
 
 
 def find_experiment(name: str) -> Experiment:
-    """Load the experiment that EXPERIMENT names.
+    """Load the experiment that EXPERIMENT names, or that a model file states.
 
     Raises:
-        UserError: it does not exist, or one of its files is incomplete.
+        UserError: it does not exist, one of its files is incomplete, or the model file does not state its settings.
     """
+    if is_model_file(name):
+        return load_model_file(name)
     with advise("name an experiment's folder", FileNotFoundError, AttributeError):
         return load_experiment(name)
 
@@ -46,6 +52,19 @@ def with_budget(args: argparse.Namespace, overrides: Sequence[str]) -> Sequence[
     if key in given_keys(overrides):
         raise UserError(f"--budget {args.budget} and {key} are both given", "give one of them")
     return [*overrides, key, str(args.budget)]
+
+
+def with_weights(experiment: Experiment, overrides: Sequence[str]) -> list[str]:
+    """Return the settings of the command line, with the model file as MODEL.WEIGHTS if it takes an experiment's place.
+
+    Raises:
+        UserError: MODEL.WEIGHTS is given as well.
+    """
+    if experiment.file is None:
+        return list(overrides)
+    if _WEIGHTS in given_keys(overrides):
+        raise UserError(f"{experiment.file.path} and {_WEIGHTS} both name weights", f"leave out {_WEIGHTS}")
+    return [_WEIGHTS, str(experiment.file.path), *overrides]
 
 
 def layout_of(args: argparse.Namespace) -> Layout:
