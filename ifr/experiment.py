@@ -29,6 +29,8 @@ class Experiment:
     """The settings from config.py; every load has its own copy."""
     build_model: Callable[[Any], nn.Module]
     """From net.py: builds the model from settings. If they name a GPU, it becomes torch's current device."""
+    builder: str | None
+    """The name in `ifr.hosts` of the function that net.py takes; None if net.py has its own."""
 
     def __reduce__(self) -> Any:
         """Pickle the experiment as its folder: another process runs the two files itself."""
@@ -53,7 +55,9 @@ def load_experiment(folder_or_name: str | Path) -> Experiment:
         use_device(str(settings.MODEL.DEVICE))
         return build(settings)
 
-    return Experiment(folder, _defined(config, "config"), build_model)
+    in_hosts = str(getattr(build, "__module__", "")).startswith("ifr.hosts.")
+    builder = getattr(build, "__name__", None) if in_hosts else None
+    return Experiment(folder, _defined(config, "config"), build_model, builder)
 
 
 def build_model(

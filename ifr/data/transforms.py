@@ -48,6 +48,11 @@ class ResizeShortestEdge:
             return int(torch.randint(lengths[0], lengths[1] + 1, (), generator=generator))
         return lengths[int(torch.randint(len(lengths), (), generator=generator))]
 
+    def middle(self) -> int:
+        """Return the length in the middle of those to choose from."""
+        lengths = sorted(self._lengths())
+        return sum(lengths) // 2 if self.sample_style == "range" else lengths[len(lengths) // 2]
+
     def output_size(self, height: int, width: int, short_edge: int) -> tuple[int, int]:
         """Return the height and width after scaling, each rounded half up."""
         if short_edge == 0:

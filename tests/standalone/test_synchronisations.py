@@ -106,7 +106,9 @@ def test_a_step_that_failed_on_a_gpu_is_repeated_on_the_cpu(
     trainer.step(1, polygon_batch)
     with pytest.raises(NotFinite) as raised:
         trainer.settle()
-    error = failures.save(tmp_path, trainer, raised.value, experiment.config, Classes(("a", "b"), (1, 2)))
+    error = failures.save(
+        tmp_path, trainer, raised.value, experiment.config, {"classes": Classes(("a", "b"), (1, 2)).as_dict()}
+    )
     repeated = failures.repeat(load_experiment(str(tiny)), error.saved)
     finite = {name: loss.item() for name, loss in raised.value.step.losses.items() if name != "loss_cls"}
     assert math.isfinite(repeated.losses.pop("loss_cls"))

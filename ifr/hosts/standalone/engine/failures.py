@@ -14,7 +14,6 @@ from torch import Tensor
 from ifr.checkpoints import read_checkpoint, save_checkpoint
 from ifr.checkpoints.files import read_content
 from ifr.data.annotations import Annotations
-from ifr.data.classes import Classes
 from ifr.errors import CheckpointError, NonFiniteError
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer, build_trainer
@@ -29,7 +28,7 @@ BATCH = "batch_{}.pth"
 REPORT = "report.json"
 
 
-def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, classes: Classes) -> NonFiniteError:
+def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, about: Mapping[str, Any]) -> NonFiniteError:
     """Save everything needed to repeat the step, and return the error that ends the run.
 
     OUTPUT_DIR/nonfinite_iter_0000123 contains `state.pth`, a checkpoint from before the step; `batch_0.pth`, ..., the
@@ -52,7 +51,7 @@ def save(output: Path, trainer: Trainer, failure: NotFinite, config: Any, classe
     try:  # all workers take part, even if their batches could not be written
         size = int(config.SOLVER.IMS_PER_BATCH)
         snapshots.save(
-            folder / STATE, trainer, iteration=iteration, batch_size=size, classes=classes, together=failure.together
+            folder / STATE, trainer, iteration=iteration, batch_size=size, about=about, together=failure.together
         )
         if worker.is_first or not failure.together:
             workers = [

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
 from ifr.data.loader import build_train_loader
 from ifr.errors import CheckpointWriteError, Stopped
@@ -34,7 +33,7 @@ class TrainingLoop:
         trainer: the trainer, in its state after `start` iterations.
         sets: the training sets.
         test_sets: the data sets of evaluations, by entry.
-        classes: the model's classes.
+        about: what checkpoints say about the model, from `ifr.runs.description.describe`.
         output: OUTPUT_DIR.
         start: number of completed iterations.
         signals: requests to stop this worker.
@@ -44,7 +43,7 @@ class TrainingLoop:
     trainer: Trainer
     sets: Sequence[CocoDataset]
     test_sets: Mapping[str, CocoDataset]
-    classes: Classes
+    about: Mapping[str, Any]
     output: Path
     start: int
     signals: StopSignals
@@ -70,7 +69,7 @@ class TrainingLoop:
             self._catch_up()
             self._iterate()
         except NotFinite as failure:
-            raise failures.save(self.output, self.trainer, failure, self.config, self.classes) from failure
+            raise failures.save(self.output, self.trainer, failure, self.config, self.about) from failure
         finally:
             if self.records is not None:
                 self.records.close()
@@ -169,7 +168,7 @@ class TrainingLoop:
         try:
             size = int(settings.IMS_PER_BATCH)
             snapshots.save(
-                self.output / name, self.trainer, iteration=done, batch_size=size, classes=self.classes, together=True
+                self.output / name, self.trainer, iteration=done, batch_size=size, about=self.about, together=True
             )
             if self.worker.is_first:
                 folder.note(self.output, name, done, int(settings.CHECKPOINTS_KEPT))

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from ifr.checkpoints import CheckpointFile, load_weights, save_checkpoint
-from ifr.data.classes import Classes
 from ifr.errors import CheckpointError
 from ifr.hosts.standalone.engine.optimizer import load_state
 from ifr.hosts.standalone.engine.trainer import Trainer
@@ -17,7 +16,9 @@ from ifr.hosts.standalone.engine.trainer import Trainer
 _REQUIRED = ("iteration", "seed", "batch_size", "optimizer", "random")
 
 
-def save(path: Path, trainer: Trainer, *, iteration: int, batch_size: int, classes: Classes, together: bool) -> None:
+def save(
+    path: Path, trainer: Trainer, *, iteration: int, batch_size: int, about: Mapping[str, Any], together: bool
+) -> None:
     """Write a checkpoint after `iteration` iterations.
 
     With a moving average, "model" holds the average, for testing, and "ema" the trained weights. The position in the
@@ -28,7 +29,7 @@ def save(path: Path, trainer: Trainer, *, iteration: int, batch_size: int, class
         trainer: the trainer, after `settle`.
         iteration: number of completed iterations.
         batch_size: images per iteration over all workers.
-        classes: the model's classes.
+        about: what it says about the model, from `ifr.runs.description.describe`.
         together: whether all workers call this and the first one writes; otherwise only this one does.
 
     Raises:
@@ -49,7 +50,7 @@ def save(path: Path, trainer: Trainer, *, iteration: int, batch_size: int, class
         "seed": trainer.seed,
         "batch_size": batch_size,
         "random": states,
-        "classes": classes.as_dict(),
+        **about,
     }
     if trainer.average is None:
         save_checkpoint(path, trainer.model, **extras)

@@ -8,6 +8,7 @@ from ifr.checkpoints import CheckpointFile, read_checkpoint
 from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
 from ifr.data.loader import check_classes, open_test_sets, open_training_sets
+from ifr.data.sizes import object_sizes
 from ifr.errors import RunError
 from ifr.experiment import given_keys
 from ifr.hosts.standalone.engine import snapshots
@@ -16,6 +17,7 @@ from ifr.hosts.standalone.engine.trainer import build_trainer
 from ifr.processes.signals import StopSignals
 from ifr.processes.workers import Worker
 from ifr.runs import folder
+from ifr.runs.description import describe
 from ifr.runs.start import Run
 from ifr.runs.weights import match_classes, start_from
 from ifr.whole_file import whole_file
@@ -58,9 +60,11 @@ def train(run: Run) -> None:
         logger.info("resuming from %s, after %d iterations", last.path, start)
     begins = last is None
     worker.from_first(lambda: _note_start(config, output, begins=begins))
+    sizes = object_sizes(sets, config.INPUT.AUG.TRAIN_PIPELINES)
+    about = describe(config, run.experiment.builder, classes, sizes)
     del last  # free the checkpoint's weights
     with StopSignals() as signals:
-        TrainingLoop(config, trainer, sets, test_sets, classes, output, start, signals).go()
+        TrainingLoop(config, trainer, sets, test_sets, about, output, start, signals).go()
 
 
 def _note_start(config: Any, output: Path, *, begins: bool) -> None:
