@@ -21,10 +21,41 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ifr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_test, _add_predict, _add_show, _add_data, _add_convert, _add_info):
+    for add in (
+        *(_add_new, _add_train, _add_test, _add_predict, _add_show, _add_data),
+        *(_add_experiments, _add_settings, _add_convert, _add_info),
+    ):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help=_DEBUG)
         command.set_defaults(refuse=command.error)
+    return parser
+
+
+def _add_new(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "new",
+        help="write an experiment for a data set",
+        usage="ifr new NAME --train DATASET [--val DATASET] [--base EXPERIMENT] "
+        "[--refinement implicit|explicit|conv] [--seed S] [--debug]",
+        description="Write the folder of an experiment whose image size, anchors, limits, batch and schedule are "
+        "fitted to a data set and this machine: config.py, which gives the reason of each number, net.py and two scripts.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help="folder to write")
+    parser.add_argument("--train", required=True, metavar="DATASET", help="IMAGES_FOLDER:ANNOTATIONS.json to train on")
+    parser.add_argument(
+        "--val", metavar="DATASET", help="IMAGES_FOLDER:ANNOTATIONS.json to test on (default: a fifth of the images)"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="EXPERIMENT",
+        help="experiment that all other settings come from (default: a ResNet-50 with ImageNet weights on a GPU, else "
+        "the small ResNet-18 of the digits)",
+    )
+    parser.add_argument(
+        "--refinement", choices=("implicit", "explicit", "conv"), help="mask head (default: the base's)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the images held out (default 0)")
     return parser
 
 
@@ -214,6 +245,29 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--weights", required=True, metavar="FILE", help="a file or an https:// address")
     parser.add_argument("--output", required=True, metavar="FILE", help="output file, .pth or .safetensors")
+    return parser
+
+
+def _add_experiments(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "experiments",
+        help="list the experiments",
+        description="List the experiments in the working directory and those that IFR brings, with what they are.",
+        usage="ifr experiments [--debug]",
+        allow_abbrev=False,
+    )
+    return parser
+
+
+def _add_settings(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "settings",
+        help="list settings with default and meaning",
+        description="List the settings of the standalone host whose name or meaning contains PATTERN, or all.",
+        usage="ifr settings [PATTERN] [--debug]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("pattern", nargs="?", default="", metavar="PATTERN", help="such as anchor or SOLVER.EMA")
     return parser
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ifr.errors import RunError
-from ifr.experiment import given_keys
+from ifr.experiment import given_keys, is_installed
 from ifr.processes.layout import check_device
 from ifr.processes.workers import Worker
 
@@ -71,7 +71,8 @@ def requested_device(config: Any, overrides: Sequence[Any], num_gpus: int | None
 def settle(config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, device: str, *, training: bool) -> Path:
     """Change the settings of config.py to those of the run; return OUTPUT_DIR as an absolute path.
 
-    In config.py, OUTPUT_DIR is relative to the experiment's folder; on the command line, to the working directory.
+    In config.py, OUTPUT_DIR is relative to the experiment's folder, or for an experiment of the installed package to a
+    folder of its name in the working directory; on the command line, to the working directory.
 
     Args:
         config: the experiment's settings, changed in place.
@@ -89,7 +90,8 @@ def settle(config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, 
     else:
         config.merge_from_list(list(overrides))
     config.merge_from_list([_DEVICE, str(worker.device(device))])
-    base = Path.cwd() if _OUTPUT in given_keys(overrides) else folder
+    own = Path.cwd() / folder.name if is_installed(folder) else folder
+    base = Path.cwd() if _OUTPUT in given_keys(overrides) else own
     output = (base / Path(str(config.OUTPUT_DIR)).expanduser()).resolve()
     config.merge_from_list([_OUTPUT, str(output)])
     if int(config.SEED) < 0:
