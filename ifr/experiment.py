@@ -133,7 +133,7 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
         yield from _leaves(f"{key}.{name}", entry)
 
 
-def experiments() -> list[Path]:
+def experiment_folders() -> list[Path]:
     """Return the folders of the experiments in the working directory and of the package, by name."""
     found = {path.parent.name: path.parent for place in (_SHIPPED, Path.cwd()) for path in place.glob("*/config.py")}
     return [found[name] for name in sorted(found) if not _missing(found[name])]
@@ -150,7 +150,8 @@ def _find(folder_or_name: str | Path) -> Path:
             if missing := _missing(folder):
                 raise FileNotFoundError(f"the experiment {folder} has no {' and no '.join(missing)}")
             return folder.resolve()
-    names = f"; found {', '.join(path.name for path in experiments())}" if experiments() else ""
+    found = ", ".join(path.name for path in experiment_folders())
+    names = f"; found {found}" if found else ""
     looked = " and ".join(str(folder) for folder in dict.fromkeys((Path.cwd(), _SHIPPED)))
     raise FileNotFoundError(f"there is no experiment {str(folder_or_name)!r} in {looked}{names}")
 

@@ -38,7 +38,8 @@ def _add_new(commands: Any) -> argparse.ArgumentParser:
         usage="ifr new NAME --train DATASET [--val DATASET] [--base EXPERIMENT] "
         "[--refinement implicit|explicit|conv] [--seed S] [--debug]",
         description="Write the folder of an experiment whose image size, anchors, limits, batch and schedule are "
-        "fitted to a data set and this machine: config.py, which gives the reason of each number, net.py and two scripts.",
+        "fitted to a data set and this machine: config.py, which gives a reason for each number, net.py and two "
+        "scripts.",
         allow_abbrev=False,
     )
     parser.add_argument("name", metavar="NAME", help="folder to write")
@@ -190,15 +191,19 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
     inspect = actions.add_parser(
         "inspect",
         help="summarize and draw a data set",
-        description="Count the images, objects and classes of a data set and report missing images. With --output, "
-        "also draw some images with their annotations. Of the settings, it takes INPUT.INTENSITY.BOUNDS and "
-        "INPUT.INTENSITY.PERCENTILES.",
-        usage="ifr data inspect DATASET [--output FILE] [--samples N] [KEY VALUE ...]",
+        description="Count the images, objects and classes of a data set and report missing images. With --experiment, "
+        "also compare its objects with the image size, anchors and limits of an experiment, as training does when it "
+        "starts, and warn of what does not fit. With --output, draw some images with their annotations. Without "
+        "--experiment, it takes the settings INPUT.INTENSITY.BOUNDS and INPUT.INTENSITY.PERCENTILES only.",
+        usage="ifr data inspect DATASET [--experiment EXPERIMENT [--histograms FILE]] [--output FILE] [--samples N] "
+        "[KEY VALUE ...]",
         allow_abbrev=False,
     )
     inspect.add_argument(
         "dataset", metavar="DATASET", help="coco_2017_train, digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json"
     )
+    inspect.add_argument("--experiment", metavar="EXPERIMENT", help="folder or name of an experiment to compare with")
+    inspect.add_argument("--histograms", metavar="FILE", help="draw sizes, overlaps, counts and classes into FILE")
     inspect.add_argument("--output", metavar="FILE", help="draw annotated images into FILE, such as samples.png")
     inspect.add_argument("--samples", type=_positive, default=12, metavar="N", help="images to draw (default 12)")
     _add_check(actions)

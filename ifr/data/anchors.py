@@ -80,6 +80,8 @@ def fit_anchors(boxes: Floats, sizes: Floats) -> Anchors:
     rated = [(choice.best_overlap(boxes, sizes), choice) for choice in _choices(boxes)]
     for overlap, enough in _ENOUGH.items():
         shares = [float((best >= overlap).mean()) for best, _ in rated]
+        if not any(shares):
+            return max(rated, key=lambda pair: float(pair[0].mean()))[1]
         least = min(enough, max(shares) - _NEAR)
         rated = [pair for pair, share in zip(rated, shares, strict=True) if share >= least]
     return min((choice for _, choice in rated), key=_density)

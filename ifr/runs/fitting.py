@@ -99,8 +99,8 @@ def _pipelines(base: Any, edge: ResizeShortestEdge, seen: Objects) -> Choice:
 
     low, middle, high = np.percentile(seen.sizes, (5, 50, 95))
     return Choice(
-        f"Objects are {middle:.0f} pixels large at this size, 90 % of them {low:.0f} to {high:.0f}. Take out RandomFlip "
-        "if left and right differ.",
+        f"Objects are {middle:.0f} pixels large at this size, 90 % of them {low:.0f} to {high:.0f}. Take out "
+        "RandomFlip if left and right differ.",
         {
             "INPUT.AUG.TRAIN_PIPELINES": (resize(tuple(scaled)), ("RandomFlip", {})),
             "INPUT.AUG.TEST_PIPELINES": (resize(length),),

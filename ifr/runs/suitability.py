@@ -1,8 +1,10 @@
 """How well settings suit a data set: what the network sees of its objects, and which settings to change."""
 
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from ifr.data.anchors import Anchors, Floats, fit_anchors
 from ifr.data.augmentation import build_augmentations
 from ifr.data.coco import CocoDataset
 from ifr.data.objects import Objects, objects_of
+
+logger = logging.getLogger(__name__)
 
 FEW = 10  # objects of a class
 _COVERED = 0.9  # share of the objects at IoU 0.5
@@ -61,7 +65,8 @@ class Suitability:
         if small:
             yield (
                 f"{small} of {len(self.seen.images)} images are narrower at network size than the stride of the "
-                f"coarsest level in MODEL.RPN.IN_FEATURES, {coarsest} pixels: set short_edge_length {4 * coarsest} {_PIPELINES}"
+                f"coarsest level in MODEL.RPN.IN_FEATURES, {coarsest} pixels: set short_edge_length {4 * coarsest} "
+                f"{_PIPELINES}"
             )
         rare = [f"{name} ({count})" for name, count in self.by_class.items() if count < FEW]
         if rare:
@@ -104,6 +109,27 @@ def examine(config: Any, sets: Sequence[CocoDataset]) -> Suitability:
     return Suitability(seen, anchors, anchors.best_overlap(seen.boxes, seen.image_sizes), caps, by_class)
 
 
+def report(config: Any, sets: Sequence[CocoDataset], picture: Path | None) -> None:
+    """Log what `examine` finds, and draw it if a path is given."""
+    if not sum(int(part.counts.sum()) for part in sets):
+        return
+    found = examine(config, sets)
+    for line in found.lines():
+        logger.info("%s", line)
+    for text in found.warnings():
+        logger.warning("%s", text)
+    if picture is None:
+        return
+    try:
+        drawn = histograms(found)
+    except ImportError:
+        logger.info("to draw the sizes, anchors and classes in %s: pip install matplotlib", picture)
+        return
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    drawn.save(picture)
+    logger.info("sizes, anchors and classes are drawn in %s", picture)
+
+
 def anchors_of(config: Any) -> Anchors:
     """Return the anchors that the settings describe."""
     strides = tuple(2 ** int(str(name)[1:]) for name in config.MODEL.RPN.IN_FEATURES)  # p2, p3, ...
@@ -143,8 +169,8 @@ def other_scale(trained: Sequence[float] | None, tested: Sequence[float] | None)
         return None
     return (
         f"at network size, objects are {now:.0f} pixels large, and were {before:.0f} in training; the model finds "
-        f"objects of the size that it was trained on: multiply short_edge_length and max_size in INPUT.AUG.TEST_PIPELINES by "
-        f"{before / now:.2g}"
+        f"objects of the size that it was trained on: multiply short_edge_length and max_size in "
+        f"INPUT.AUG.TEST_PIPELINES by {before / now:.2g}"
     )
 
 
@@ -170,11 +196,11 @@ def histograms(found: Suitability) -> Image.Image:
     overlaps.set(title=f"best anchor: {found.covered(0.5):.0%} of the objects above 0.5", xlabel="IoU")
     counts.hist(found.seen.counts, bins=30)
     counts.axvline(found.caps["TEST.DETECTIONS_PER_IMAGE"], color="black", linewidth=0.8)
-    counts.set(title="objects of an image; line: TEST.DETECTIONS_PER_IMAGE", xlabel="objects")
+    counts.set(title="images by objects; line: DETECTIONS_PER_IMAGE", xlabel="objects of an image")
     shown = sorted(found.by_class.items(), key=lambda item: -item[1])[:20]
-    classes.barh([f"class {place}" for place in range(len(shown))], [count for _, count in shown])
+    classes.barh(range(len(shown)), [count for _, count in shown])
     classes.set_yticks(range(len(shown)), [name for name, _ in shown], parse_math=False)
-    classes.set(title="objects of the most frequent classes", xscale="log")
+    classes.set(title="most frequent classes", xlabel="objects")
     classes.invert_yaxis()
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)

@@ -59,9 +59,11 @@ def test_sets_unlike_the_digits_are_covered(tmp_path, kind: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 9000])
 def test_any_number_of_objects_gets_anchors(count: int) -> None:
-    boxes = random_boxes(count, 500, 700)
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 1, (count, 2)) * (550, 350)
+    boxes = np.concatenate((corners, corners + random.uniform(20, 150, (count, 2))), axis=1)
     sizes = np.tile([500.0, 700.0], (count, 1))
-    assert (fit_anchors(boxes, sizes).best_overlap(boxes, sizes) >= 0.5).mean() > 0.7  # of boxes of any shape
+    assert (fit_anchors(boxes, sizes).best_overlap(boxes, sizes) >= 0.5).mean() > 0.9
 
 
 def test_objects_grow_with_their_own_picture() -> None:
@@ -74,3 +76,8 @@ def test_objects_grow_with_their_own_picture() -> None:
     assert larger.images.tolist() == [[75, 150], [100, 100]]
     assert larger.boxes.tolist() == [[0, 0, 7.5, 15], [7.5, 7.5, 22.5, 15], [0, 0, 10, 10]]
     assert larger.image_sizes.tolist() == [[75, 150], [75, 150], [100, 100]]
+
+
+def test_objects_that_no_anchor_covers_get_the_nearest() -> None:
+    boxes, sizes = np.array([[101.5, 201.5, 102.5, 202.5]]), np.array([[500.0, 700.0]])
+    assert fit_anchors(boxes, sizes).strides[0] == 4
