@@ -158,8 +158,8 @@ class TrainingLoop:
         if self.trainer.scaler.is_enabled():
             figures["gradient_scale"] = self.trainer.scaler.get_scale()
         if self.records is not None:
-            self.records.write(done, figures)
             self.residuals.add(done, solver)
+            self.records.write(done, figures)
 
     def _save(self, name: str, done: int, *, required: bool = False) -> None:
         """Write a checkpoint; only log a failure unless it is required, final, or CHECKPOINT_FAILURE is "stop"."""
