@@ -130,6 +130,7 @@ class _Code(str):
 
 def _config(title: str, base: str, choices: Sequence[Choice]) -> Iterator[str]:
     """Yield the lines of config.py."""
+    title = title.replace("\\", "\\\\").replace('"', '\\"')
     yield f'"""{title}. Written by `ifr new`; change what you know better."""'
     yield from ("", "from pathlib import Path", "", "from ifr.experiment import load_experiment", "")
     yield "HERE = Path(__file__).resolve().parent"
