@@ -42,7 +42,7 @@ def trial(output: Path, kind: str, settings: str, extra: Sequence[str]) -> None:
     ifr(log, "train", experiment, "--resume", *own, *extra, "OUTPUT_DIR", str(run))
     ifr(log, "test", experiment, *own, *extra, "OUTPUT_DIR", str(run))
     found = ["--dataset", entries["val"], "--output", str(run / "found"), "--json", str(run / "found.json")]
-    ifr(log, "predict", experiment, *found, *own, *extra, "MODEL.WEIGHTS", str(run / "model_final.pth"))
+    ifr(log, "predict", str(run / "model_final.pth"), *found)
 
 
 def row(output: Path, kind: str, settings: str) -> str:

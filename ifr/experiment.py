@@ -1,10 +1,9 @@
 """Load an experiment's folder and build its model."""
 
-import ast
 import importlib.util
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,8 @@ import torch
 from torch import nn
 
 from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
+from ifr.description import take_classes, take_settings
+from ifr.overrides import given_keys
 from ifr.processes.layout import check_device, use_device
 
 # The experiments of this package: in a wheel setup.py has copied them into it; in a clone they lie beside it.
@@ -24,7 +25,7 @@ _counter = itertools.count()
 
 @dataclass(frozen=True)
 class Experiment:
-    """The definitions in the two files of an experiment's folder."""
+    """The definitions in the two files of an experiment's folder, or in a model file."""
 
     folder: Path
     config: Any
@@ -33,10 +34,14 @@ class Experiment:
     """From net.py: builds the model from settings. If they name a GPU, it becomes torch's current device."""
     builder: str | None
     """The name in `ifr.hosts` of the function that net.py takes; None if net.py has its own."""
+    file: CheckpointFile | None = None
+    """The model file that states the settings and the model, in place of a folder's files."""
+    source: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+    """What loads the experiment in another process, by default from its folder, and the arguments."""
 
     def __reduce__(self) -> Any:
-        """Pickle the experiment as its folder: another process runs the two files itself."""
-        return load_experiment, (self.folder,)
+        """Pickle the experiment as its source: another process runs the two files itself."""
+        return self.source or (load_experiment, (self.folder,))
 
 
 def load_experiment(folder_or_name: str | Path) -> Experiment:
@@ -72,8 +77,8 @@ def build_model(
 
     Args:
         folder_or_name: see `load_experiment`.
-        weights: a checkpoint to load; without it the model keeps its initial weights. The model gets as many classes
-            as the checkpoint says it was trained on.
+        weights: a checkpoint to load; without it the model keeps its initial weights. The settings and the number of
+            classes that the checkpoint states replace those of config.py.
         device: the model's device; by default MODEL.DEVICE from the overrides, else a GPU if there is one. A numbered
             GPU becomes torch's current device.
         overrides: settings that replace those of config.py, as `["KEY.SUBKEY", value, ...]`.
@@ -87,6 +92,7 @@ def build_model(
     config.merge_from_list(list(overrides))
     file = None if weights is None else read_checkpoint(resolve(weights))
     if file is not None:
+        take_settings(config, file, overrides)
         take_classes(config, file, overrides)
     if device is not None or "MODEL.DEVICE" not in given_keys(overrides):
         config.merge_from_list(["MODEL.DEVICE", str(device or ("cuda" if torch.cuda.is_available() else "cpu"))])
@@ -95,42 +101,6 @@ def build_model(
     if file is not None:
         load_weights(model, file)
     return model.eval()
-
-
-def take_classes(config: Any, file: CheckpointFile, overrides: Sequence[Any]) -> dict[str, Any] | None:
-    """Set NUM_CLASSES to the number of classes that a checkpoint was trained on, unless the overrides set it.
-
-    Args:
-        config: the model's settings, changed in place.
-        file: the checkpoint.
-        overrides: settings that are already in the config and take precedence over the file.
-
-    Returns:
-        The "names" and "category_ids" of the classes; None if the file does not hold them.
-    """
-    trained: dict[str, Any] | None = file.extras.get("classes")
-    if trained:
-        config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(trained["names"]), *overrides])
-    return trained
-
-
-def given_keys(overrides: Sequence[Any]) -> Iterator[str]:
-    """Yield the full name of every setting in `["KEY.SUBKEY", value, ...]`, including those inside sections."""
-    for key, value in zip(overrides[0::2], overrides[1::2], strict=False):
-        yield from _leaves(str(key), value)
-
-
-def _leaves(key: str, value: Any) -> Iterator[str]:
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            value = None  # it only looks like a section
-    if not isinstance(value, Mapping):
-        yield key
-        return
-    for name, entry in value.items():
-        yield from _leaves(f"{key}.{name}", entry)
 
 
 def experiment_folders() -> list[Path]:

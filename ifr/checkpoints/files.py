@@ -48,6 +48,7 @@ _TORCH_NAMES = re.compile(
 _safe_globals = threading.Lock()  # they apply to the whole process
 _LONGEST_NAME = 500
 _MOST_CLASSES = 100_000
+_DEEPEST = 20  # sections and lists inside each other
 _WEIGHT_NAMES = ("model", "blobs", "state_dict", "model_state_dict")
 
 
@@ -147,21 +148,22 @@ def _looks_like_safetensors(path: Path, head: bytes) -> bool:
 def _load_safetensors(path: Path) -> CheckpointFile:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            extras = _classes_in(file.metadata() or {})
+            extras = _extras_in(file.metadata() or {})
         return CheckpointFile(path, load_file(path, device="cpu"), _known_extras(path, extras))
     # The reader raises SafetensorError for a bad header, and any of the others for bad content.
     except (SafetensorError, ValueError, TypeError, RuntimeError, OSError, KeyError, AttributeError) as error:
         raise CheckpointError(path, f"a truncated or damaged safetensors file ({error})") from error
 
 
-def _classes_in(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the classes that `ifr convert` wrote into the metadata of a safetensors file as text."""
-    if "classes" not in metadata:
-        return {}
-    try:
-        return {"classes": json.loads(metadata["classes"])}
-    except (ValueError, RecursionError):
-        return {"classes": None}
+def _extras_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `ifr convert` wrote into the metadata of a safetensors file as JSON."""
+    extras = {}
+    for name in _CHECKS.keys() & metadata.keys():
+        try:
+            extras[name] = json.loads(metadata[name])
+        except (ValueError, RecursionError):
+            extras[name] = None
+    return extras
 
 
 def _split(path: Path, content: object) -> CheckpointFile:
@@ -183,11 +185,11 @@ def _split(path: Path, content: object) -> CheckpointFile:
 
 
 def _known_extras(path: Path, extras: dict[str, Any]) -> dict[str, Any]:
-    """Return what was saved beside the weights, without classes that a model could not be built for."""
-    if "classes" in extras and not _are_classes(extras["classes"]):
-        logger.warning("%s: its classes are in an unknown form and are ignored", path)
-        return {key: value for key, value in extras.items() if key != "classes"}
-    return extras
+    """Return what was saved beside the weights, without classes and settings that no model could be built from."""
+    unknown = [name for name, is_known in _CHECKS.items() if name in extras and not is_known(extras[name])]
+    for name in unknown:
+        logger.warning("%s: its %s are in an unknown form and are ignored", path, _STATED[name])
+    return {key: value for key, value in extras.items() if key not in unknown}
 
 
 def _are_classes(classes: object) -> bool:
@@ -200,6 +202,28 @@ def _are_classes(classes: object) -> bool:
         and all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names)
         and all(type(identity) is int for identity in ids)
     )
+
+
+def _is_description(description: object) -> bool:
+    """Return whether this is what IFR saves about a model: its settings, its builder, the object sizes of training."""
+    if not isinstance(description, dict) or not isinstance(description.get("settings"), dict):
+        return False
+    builder, sizes = description.get("model"), description.get("sizes")
+    are_sizes = sizes is None or (isinstance(sizes, list) and all(type(size) is float for size in sizes))
+    return (builder is None or isinstance(builder, str)) and are_sizes and _is_plain(description["settings"])
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """Return whether a setting, or a section of settings, holds nothing but what JSON has."""
+    if isinstance(value, dict | list):
+        entries = value.values() if isinstance(value, dict) else value
+        named = isinstance(value, list) or all(isinstance(key, str) for key in value)
+        return named and depth < _DEEPEST and all(_is_plain(entry, depth + 1) for entry in entries)
+    return value is None or type(value) in (bool, int, float, str)
+
+
+_CHECKS = {"classes": _are_classes, "description": _is_description}
+_STATED = {"classes": "classes", "description": "settings"}
 
 
 def _key(path: Path, key: object) -> str:

@@ -11,7 +11,11 @@ from pathlib import Path
 from ifr.errors import CheckpointError, CheckpointWriteError, ConfigError, UserError, advise, explained
 from ifr.experiment import Experiment, experiment_folders, load_experiment
 from ifr.hosts import host_name
+from ifr.hosts.model_file import is_model_file, load_model_file
+from ifr.overrides import given_keys
 from ifr.processes.layout import Layout
+
+_WEIGHTS = "MODEL.WEIGHTS"
 
 
 def experiments(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -41,13 +45,28 @@ def require_standalone(command: str) -> None:
 
 
 def find_experiment(name: str) -> Experiment:
-    """Load the experiment that EXPERIMENT names.
+    """Load the experiment that EXPERIMENT names, or that a model file states.
 
     Raises:
-        UserError: it does not exist, or one of its files is incomplete.
+        UserError: it does not exist, one of its files is incomplete, or the model file does not state its settings.
     """
+    if is_model_file(name):
+        return load_model_file(name)
     with advise("name an experiment's folder", FileNotFoundError, AttributeError):
         return load_experiment(name)
+
+
+def with_weights(experiment: Experiment, overrides: Sequence[str]) -> list[str]:
+    """Return the settings of the command line, with the model file as MODEL.WEIGHTS if it takes an experiment's place.
+
+    Raises:
+        UserError: MODEL.WEIGHTS is given as well.
+    """
+    if experiment.file is None:
+        return list(overrides)
+    if _WEIGHTS in given_keys(overrides):
+        raise UserError(f"{experiment.file.path} and {_WEIGHTS} both name weights", f"leave out {_WEIGHTS}")
+    return [_WEIGHTS, str(experiment.file.path), *overrides]
 
 
 def layout_of(args: argparse.Namespace) -> Layout:

@@ -87,8 +87,8 @@ def _add_test(commands: Any) -> argparse.ArgumentParser:
         commands,
         "test",
         help="test a trained experiment",
-        usage=f"ifr test EXPERIMENT {_WORKERS} [--start-iter I] [--end-iter I] [--boxes detected|truth] [--debug] "
-        "[KEY VALUE ...]",
+        usage=f"ifr test MODEL|EXPERIMENT {_WORKERS} [--start-iter I] [--end-iter I] [--boxes detected|truth] "
+        "[--debug] [KEY VALUE ...]",
         description="Test the newest checkpoint in OUTPUT_DIR, or the MODEL.WEIGHTS of the command line, on every data "
         "set in DATASETS.TEST. Reports the 12 COCO metrics and the AP of each class for boxes and masks, and writes "
         "results to OUTPUT_DIR/inference. " + _SETTINGS,
@@ -113,19 +113,29 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         commands,
         "predict",
         help="detect objects in images",
-        description="Detect objects in images and draw them. Give trained weights as MODEL.WEIGHTS FILE. " + _SETTINGS,
-        usage="ifr predict EXPERIMENT --input IMAGE|FOLDER|GLOB --output DIR [--dataset DATASET] [--score T] "
-        "[--json FILE] [--format jpg|png] [--labels full|name|score|none] [--line-width PIXELS] [--scale N] "
-        "[--device DEVICE] [--debug] [KEY VALUE ...]",
+        description="Detect objects in images and draw them, with a model file or, by MODEL.WEIGHTS FILE, with weights "
+        "trained in an experiment. " + _SETTINGS,
+        usage="ifr predict MODEL|EXPERIMENT IMAGE|FOLDER ... [--output DIR] [--dataset DATASET] [--score T] "
+        "[--tile SIZE[,OVERLAP]] [--json FILE] [--format jpg|png] [--labels full|name|score|none] "
+        "[--line-width PIXELS] [--scale N] [--device DEVICE] [--debug] [KEY VALUE ...]",
     )
     parser.add_argument("--input", metavar="WHAT", help="an image, a folder of images, or a quoted glob")
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        metavar="SIZE[,OVERLAP]",
+        help="detect in square tiles of SIZE pixels and join what lies across them, for large images; neighbours share "
+        "OVERLAP pixels (default a quarter of SIZE)",
+    )
     parser.add_argument(
         "--dataset",
         metavar="DATASET",
         help="take image ids, file names and category ids from digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json, so "
         "that pycocotools can load the --json file; without --input, all its images are used",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images with drawn detections")
+    parser.add_argument(
+        "--output", default="found", metavar="DIR", help="folder for the images with drawn detections (default found)"
+    )
     parser.add_argument("--score", type=_probability, metavar="T", help="lowest score of a detection (default 0.5)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the drawn images (default jpg)")
     parser.add_argument(
@@ -150,7 +160,7 @@ def _add_show(commands: Any) -> argparse.ArgumentParser:
         commands,
         "show",
         help="draw detections next to the ground truth",
-        usage="ifr show EXPERIMENT [--samples N] [--score T] [--debug] [KEY VALUE ...]",
+        usage="ifr show MODEL|EXPERIMENT [--samples N] [--score T] [--debug] [KEY VALUE ...]",
         description="Draw detections on the first data set in DATASETS.TEST next to the ground truth, plot how fast "
         "solvers reach the equilibrium of the mask head, and describe it: residual, share converged, spectral radius. "
         "Uses the newest checkpoint in OUTPUT_DIR, or the MODEL.WEIGHTS of the command line; writes to "
@@ -243,12 +253,13 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
         commands,
         "convert",
         help="convert trained weights",
-        usage="ifr convert EXPERIMENT --weights FILE --output FILE [--debug] [KEY VALUE ...]",
+        usage="ifr convert MODEL --output FILE [--debug] [KEY VALUE ...]\n"
+        "       ifr convert EXPERIMENT --weights FILE --output FILE [--debug] [KEY VALUE ...]",
         description="Check that weights fit an experiment, and write them without the training state. Reads every "
         "known format (.pth of cvpods and IFR, .pkl of Caffe2, .safetensors); writes .safetensors, or .pth, which "
         "cvpods and the published code read. " + _SETTINGS,
     )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="a file or an https:// address")
+    parser.add_argument("--weights", metavar="FILE", help="a file or an https:// address")
     parser.add_argument("--output", required=True, metavar="FILE", help="output file, .pth or .safetensors")
     return parser
 
@@ -289,7 +300,11 @@ def _add_info(commands: Any) -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, **texts: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, allow_abbrev=False, **texts)
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="folder or name of an experiment")
+    parser.add_argument(
+        "experiment",
+        metavar="EXPERIMENT",
+        help="folder or name of an experiment" + (", or a model file" if name != "train" else ""),
+    )
     return parser
 
 
@@ -318,6 +333,15 @@ def _whole(text: str, least: int) -> int:
         if value >= least:
             return value
     raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
+
+
+def _tile(text: str) -> tuple[int, int]:
+    with contextlib.suppress(ValueError):
+        size, comma, overlap = text.partition(",")
+        sides = int(size), int(overlap) if comma else int(size) // 4
+        if 0 <= sides[1] < sides[0]:
+            return sides
+    raise argparse.ArgumentTypeError(f"expected SIZE or SIZE,OVERLAP in pixels, such as 512,128; got {text}")
 
 
 def _probability(text: str) -> float:

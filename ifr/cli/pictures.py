@@ -29,8 +29,8 @@ class Picture:
     """Height and width in pixels that a data set states."""
 
 
-def find_pictures(what: str) -> list[Path]:
-    """List the pictures of a path, folder or glob, sorted by name.
+def find_pictures(given: Sequence[str]) -> list[Path]:
+    """List the pictures of paths, folders or globs, sorted by name.
 
     In a folder, files with a picture's suffix are taken, whether or not IFR reads that format. Hidden files and others
     are left out.
@@ -38,6 +38,11 @@ def find_pictures(what: str) -> list[Path]:
     Raises:
         UserError: no picture is found.
     """
+    found = [path for what in given for path in _found(what)]
+    return sorted({Path(os.path.abspath(file)): file for file in found}.values())
+
+
+def _found(what: str) -> list[Path]:
     path = Path(what).expanduser()
     if path.is_file():
         return [path]
@@ -50,7 +55,7 @@ def find_pictures(what: str) -> list[Path]:
     if not found:
         kinds = " ".join(sorted(picture_suffixes()))
         raise UserError(f"{what}: no image found", f"--input takes an image, a folder with {kinds}, or a quoted glob")
-    return sorted({Path(os.path.abspath(file)): file for file in found}.values())
+    return found
 
 
 def is_named_picture(file: Path) -> bool:

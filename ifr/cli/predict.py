@@ -1,29 +1,28 @@
 """`ifr predict`: draws detections on images and writes them to a COCO results file."""
 
 import argparse
+import copy
+import itertools
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ifr.checkpoints import load_weights, read_checkpoint, resolve
-from ifr.cli.experiments import find_experiment, require_standalone
+from ifr.checkpoints import read_checkpoint, resolve
+from ifr.cli.experiments import find_experiment, require_standalone, with_weights
 from ifr.cli.pictures import Picture, find_pictures, is_named_picture, number_pictures, output_files, pictures_of
-from ifr.data.catalog import CATEGORY_IDS, CLASS_NAMES
-from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
-from ifr.data.intensity import Intensity, build_intensity
+from ifr.data.intensity import build_intensity
 from ifr.data.loader import open_test_set
 from ifr.errors import CheckpointError, DatasetError, ImageError, UserError, advise
-from ifr.experiment import given_keys, take_classes
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
-from ifr.hosts.standalone.predictor import Predictor
-from ifr.runs.settings import apply_tf32
+from ifr.overrides import given_keys
+from ifr.prediction import Model
 from ifr.visualize import Style, draw_detections
 from ifr.whole_file import whole_file
 
@@ -31,6 +30,7 @@ logger = logging.getLogger(__name__)
 _DEFAULT_SCORE = 0.5
 _LONGEST_JPEG = 65_500  # of libjpeg
 _SCORE_KEY = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # of a setting
 
 
 def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -39,35 +39,38 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     Raises:
         UserError: the arguments do not fit together, or an image cannot be read.
     """
-    stray = [text for text in overrides if is_named_picture(Path(text))]
-    if stray:  # the shell expanded a glob
-        raise UserError(f"{stray[0]} is not a setting, and --input takes one argument", "put quotes around a glob")
+    given, overrides = _split(args.input, overrides)
     dataset = _open(args.dataset) if args.dataset else None
-    paths = find_pictures(args.input) if args.input else None
+    paths = find_pictures(given) if given else None
     if dataset is not None:
         pictures = pictures_of(dataset, paths)
     elif paths is not None:
         pictures = number_pictures(paths)
     else:
-        raise UserError("there is nothing to predict on", "give --input, or --dataset IMAGES_FOLDER:ANNOTATIONS.json")
+        raise UserError(
+            "there is nothing to predict on", "name images, or give --dataset IMAGES_FOLDER:ANNOTATIONS.json"
+        )
     targets = output_files(pictures, Path(args.output).expanduser(), f".{args.format}")
     model = _build(args, overrides)
-    category_ids = model.category_ids if dataset is None else _category_ids(model, dataset)
+    names, classes, score = model.classes.names, model.classes.category_ids, _score(args, overrides, model)
+    category_ids = classes if dataset is None else _category_ids(model, dataset)
     style = Style(args.labels, args.line_width, args.scale)
+    bounds = model.config.INPUT.INTENSITY
+    intensity = build_intensity(bounds.BOUNDS, bounds.PERCENTILES)
     results: list[dict[str, Any]] = []
     unreadable = []
     for picture, target in zip(pictures, targets, strict=True):
         try:
-            image = read_image(picture.path, picture.size, model.intensity)
+            image = read_image(picture.path, picture.size, intensity)
         except (ImageError, MemoryError) as error:
             logger.error("%s", error)
             unreadable.append(str(error))
             continue
         with advise("use --device cpu, or fewer pixels with INPUT.AUG.TEST_PIPELINES", torch.cuda.OutOfMemoryError):
-            found = model.predictor(image)
+            found = model(image, score=score, bgr=True, tile=args.tile).tensors()
         with advise("choose an --output that can be written", OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
-            drawn = draw_detections(image, found, model.names, model.category_ids, style)
+            drawn = draw_detections(image, found, names, classes, style)
             if args.format == "jpg" and max(drawn.size) > _LONGEST_JPEG:
                 raise UserError(f"{picture.path}: a JPEG has at most {_LONGEST_JPEG} pixels a side", "use --format png")
             drawn.save(target, quality=92)
@@ -88,16 +91,27 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """A predictor, and the classes that it was trained on."""
+def _split(given: str | None, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the images, from --input or in front of the settings, from the settings.
 
-    predictor: Predictor
-    intensity: Intensity | None
-    names: Sequence[str]
-    category_ids: Sequence[int | None]
-    are_named: bool
-    """Whether the weights have the names; otherwise they are a guess."""
+    Raises:
+        UserError: there are images in both places.
+    """
+    images = list(itertools.takewhile(lambda text: not _KEY.fullmatch(text), arguments))
+    if given is None:
+        return images, list(arguments[len(images) :])
+    if images and is_named_picture(Path(images[0])):  # the shell expanded a glob
+        raise UserError(f"{images[0]} is not a setting, and --input takes one argument", "put quotes around a glob")
+    return [given], list(arguments)
+
+
+def _score(args: argparse.Namespace, overrides: Sequence[str], model: Model) -> float:
+    """Return the lowest score that is kept: --score, else the setting if it is given, else 0.5."""
+    if args.score is not None:
+        return float(args.score)
+    return (
+        float(model.config.MODEL.ROI_HEADS.SCORE_THRESH_TEST) if _SCORE_KEY in given_keys(overrides) else _DEFAULT_SCORE
+    )
 
 
 def _open(entry: str) -> CocoDataset:
@@ -105,19 +119,18 @@ def _open(entry: str) -> CocoDataset:
         return open_test_set(entry, keep_truth=False)
 
 
-def _category_ids(model: _Trained, dataset: CocoDataset) -> Sequence[int | None]:
+def _category_ids(model: Model, dataset: CocoDataset) -> Sequence[int | None]:
     """Return a data set's category id of each class of the model, matched by name.
 
     Raises:
         UserError: a class of the data set is not the model's, or the names are unknown and the numbers differ.
     """
     with advise("give a --dataset with the same categories, or leave it out", DatasetError):
-        if model.are_named:
-            classes = Classes(tuple(model.names), tuple(model.category_ids))
-            return dataset.classes.numbered_like(classes, str(dataset.source.json)).category_ids
-        if len(dataset.class_names) != len(model.names):
-            count = len(dataset.class_names)
-            raise DatasetError(f"{dataset.source.json} has {count} classes, the weights have {len(model.names)}")
+        if model.knows_classes:
+            return dataset.classes.numbered_like(model.classes, str(dataset.source.json)).category_ids
+        count, own = len(dataset.class_names), len(model.classes.names)
+        if count != own:
+            raise DatasetError(f"{dataset.source.json} has {count} classes, the weights have {own}")
     logger.warning("the weights do not name their classes; they are taken in the order of %s", dataset.source.json)
     return dataset.category_ids
 
@@ -136,42 +149,22 @@ def _ids_are(pictures: Sequence[Picture]) -> str:
     return "1, 2, 3 ... in the order of the names" if counted else "the numbers in the file names"
 
 
-def _build(args: argparse.Namespace, overrides: Sequence[str]) -> _Trained:
+def _build(args: argparse.Namespace, overrides: Sequence[str]) -> Model:
     """Build the model with trained weights."""
     require_standalone("predict")
     experiment = find_experiment(args.experiment)
-    config = experiment.config
+    overrides = with_weights(experiment, overrides)
+    config = copy.deepcopy(experiment.config)
     settings = f"settings are in {experiment.folder / 'config.py'} and its host's defaults"
     with advise(settings, ValueError):
         config.merge_from_list(overrides)
     weights, advice = str(config.MODEL.WEIGHTS), "give MODEL.WEIGHTS FILE with weights trained in this experiment"
     if not weights or weights.startswith("detectron2://ImageNetPretrained/"):
         raise UserError(f"there are no trained weights: MODEL.WEIGHTS is {weights!r}", advice)
-    with advise(advice, CheckpointError):
-        file = read_checkpoint(resolve(weights))
-    trained = take_classes(config, file, overrides)
-    with advise(settings, ValueError):
-        given = set(given_keys(overrides))
-        if args.score is not None or _SCORE_KEY not in given:
-            config.merge_from_list([_SCORE_KEY, _DEFAULT_SCORE if args.score is None else args.score])
-        if args.device is not None or "MODEL.DEVICE" not in given:
-            config.merge_from_list(["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")])
-    apply_tf32(config)
-    names, category_ids, are_named = _classes(int(config.MODEL.ROI_HEADS.NUM_CLASSES), trained)
-    with advise(settings, ValueError):
-        with advise("use --device cpu", RuntimeError, AssertionError):  # torch without CUDA raises AssertionError
-            model = experiment.build_model(config)
-        predictor = Predictor(model, config)
-        intensity = build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
-    with advise(advice, CheckpointError):
-        load_weights(model, file, allow_backbone_only=False)
-    return _Trained(predictor, intensity, names, category_ids, are_named)
-
-
-def _classes(count: int, trained: Mapping[str, Any] | None) -> tuple[Sequence[str], Sequence[int], bool]:
-    """Return class names, category ids, and whether they are the weights'; else COCO's for 80 classes, or numbers."""
-    if trained and len(trained["names"]) == count:
-        return trained["names"], trained["category_ids"], True
-    if count == len(CLASS_NAMES):
-        return CLASS_NAMES, CATEGORY_IDS, False
-    return [f"class {label}" for label in range(count)], range(1, count + 1), False
+    with (
+        advise(settings, ValueError),
+        advise("use --device cpu", RuntimeError, AssertionError),  # torch without CUDA raises AssertionError
+        advise(advice, CheckpointError),
+    ):
+        file = experiment.file or read_checkpoint(resolve(weights))
+        return Model(experiment, file, overrides, args.device)

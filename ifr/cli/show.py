@@ -13,21 +13,21 @@ from PIL import Image
 from torch import Tensor
 
 from ifr.cli.data import draw_truth
-from ifr.cli.experiments import find_experiment, helpful, require_standalone
+from ifr.cli.experiments import find_experiment, helpful, require_standalone, with_weights
 from ifr.data.catalog import find_dataset
 from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
 from ifr.data.intensity import Intensity, build_intensity
 from ifr.equilibrium import spectral_radius
 from ifr.errors import UserError, advise
-from ifr.experiment import given_keys
 from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.predictor import Predictor
 from ifr.hosts.standalone.supported import check_run
+from ifr.overrides import given_value
 from ifr.processes.workers import Worker
 from ifr.refine import Implicit, RefinementBlock
 from ifr.runs.folder import newest_checkpoint
-from ifr.runs.settings import apply_tf32, requested_device, settle
+from ifr.runs.settings import apply_tf32, output_folder, requested_device, settle
 from ifr.runs.weights import load_trained, match_classes, read_once, trained_classes
 from ifr.solvers import Anderson, Broyden, Picard, Solver, Status
 from ifr.solvers.iteration import as_rows, root_mean_square
@@ -48,19 +48,20 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """
     require_standalone("show")
     experiment = find_experiment(args.experiment)
-    config = experiment.config
+    config, overrides = experiment.config, with_weights(experiment, overrides)
     with helpful(experiment.folder):
         device = requested_device(config, overrides)
-        output = settle(config, experiment.folder, overrides, Worker(), device, training=False)
+        output = output_folder(config, experiment.folder, overrides)
+        weights = given_value("MODEL.WEIGHTS", overrides) or newest_checkpoint(output)
+        if weights is None:
+            raise UserError(f"{output} has no model_*.pth", "train first, or give MODEL.WEIGHTS or OUTPUT_DIR")
+        file = experiment.file or read_once(weights, Worker())
+        settle(config, overrides, Worker(), device, output, training=False, file=file)
         check_run(config)
         apply_tf32(config)
         config.merge_from_list(["MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.score])
         if not config.DATASETS.TEST:
             raise ValueError("no data set: DATASETS.TEST is empty")
-        weights = str(config.MODEL.WEIGHTS) if "MODEL.WEIGHTS" in given_keys(overrides) else newest_checkpoint(output)
-        if weights is None:
-            raise UserError(f"{output} has no model_*.pth", "train first, or give MODEL.WEIGHTS or OUTPUT_DIR")
-        file = read_once(weights, Worker())
         entry, classes = config.DATASETS.TEST[0], trained_classes(file, config)
         dataset = CocoDataset(find_dataset(entry), masks=True, keep_empty=True, classes=classes)
         match_classes(config, dataset.classes, entry, overrides)

@@ -10,29 +10,32 @@ from torch import Tensor
 
 from ifr.data.intensity import SETTING, Intensity
 
-_EXPECTED = "an image is a numpy array (H, W, 3) uint8 BGR 0-255, or (H, W) or (H, W, 1) grey"
+_EXPECTED = "an image is a numpy array (H, W, 3) uint8 {} 0-255, or (H, W) or (H, W, 1) grey"
 
 
-def as_bgr(image: Any, intensity: Intensity | None = None) -> NDArray[np.uint8]:
+def as_bgr(image: Any, intensity: Intensity | None = None, order: str = "BGR") -> NDArray[np.uint8]:
     """Convert an image to (H, W, 3) uint8, BGR 0-255; grey images get three equal channels.
 
     Args:
-        image: (H, W, 3) BGR, or (H, W) or (H, W, 1) grey, uint8 0-255.
+        image: (H, W, 3) in `order`, or (H, W) or (H, W, 1) grey, uint8 0-255.
         intensity: scales other numeric types to 8 bits; by default they are refused.
+        order: "BGR" or "RGB".
 
     Raises:
         ValueError: the image is anything else; the message has its type, dtype, shape and range, and the fix.
     """
     if not isinstance(image, np.ndarray):
-        raise ValueError(f"{_EXPECTED}; got {_described(image)}: {_conversion(image)}")
+        raise ValueError(f"{_EXPECTED.format(order)}; got {_described(image)}: {_conversion(image)}")
     pixels = np.asarray(image)
     if intensity is not None and pixels.dtype.kind in "iuf" and pixels.dtype != np.uint8 and pixels.size:
         pixels = intensity.scale(pixels)
     grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
     fixes = [fix for fix in (_shape_fix(pixels.shape, grey), _dtype_fix(pixels)) if fix]
     if fixes:
-        raise ValueError(f"{_EXPECTED}; got {_described(pixels)}: {', then '.join(fixes)}")
-    return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2) if grey else pixels
+        raise ValueError(f"{_EXPECTED.format(order)}; got {_described(pixels)}: {', then '.join(fixes)}")
+    if grey:
+        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    return pixels if order == "BGR" else np.ascontiguousarray(pixels[:, :, ::-1])
 
 
 def _shape_fix(shape: tuple[int, ...], grey: bool) -> str:

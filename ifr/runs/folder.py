@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ifr.errors import CheckpointError
-from ifr.experiment import given_keys
-from ifr.runs.start import Run
+from ifr.overrides import given_value
 from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
@@ -143,21 +142,25 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def checkpoints_to_test(run: Run) -> list[str]:
+def checkpoints_to_test(output: Path, options: Any) -> list[str]:
     """Return the paths or addresses of the checkpoints to test.
+
+    Args:
+        output: OUTPUT_DIR.
+        options: `ifr.runs.start.TestOptions`.
 
     Raises:
         ValueError: no checkpoint is found.
     """
-    options, output = run.options, run.output
     if options.start_iter is not None or options.end_iter is not None:
         first, last = options.start_iter or 0, math.inf if options.end_iter is None else options.end_iter
         found = periodic_checkpoints(output, first, last)
         if not found:
             raise ValueError(f"{output} has no model_iter_*.pth from {first} to {last}")
         return [str(path) for path in found]
-    if "MODEL.WEIGHTS" in given_keys(options.overrides):
-        return [str(run.config.MODEL.WEIGHTS)]
+    given = given_value("MODEL.WEIGHTS", options.overrides)
+    if given is not None:
+        return [str(given)]
     newest = newest_checkpoint(output)
     if newest is None:
         raise ValueError(f"{output} has no model_*.pth; train first, or give MODEL.WEIGHTS or OUTPUT_DIR")

@@ -18,8 +18,11 @@ from typing import Any
 
 import torch
 
+from ifr.checkpoints import CheckpointFile
+from ifr.description import KEY, take_settings
 from ifr.errors import RunError
-from ifr.experiment import given_keys, is_installed
+from ifr.experiment import is_installed
+from ifr.overrides import given_keys
 from ifr.processes.layout import check_device
 from ifr.processes.workers import Worker
 
@@ -68,36 +71,75 @@ def requested_device(config: Any, overrides: Sequence[Any], num_gpus: int | None
     return device
 
 
-def settle(config: Any, folder: Path, overrides: Sequence[Any], worker: Worker, device: str, *, training: bool) -> Path:
-    """Change the settings of config.py to those of the run; return OUTPUT_DIR as an absolute path.
+def output_folder(config: Any, folder: Path, overrides: Sequence[Any]) -> Path:
+    """Return OUTPUT_DIR as an absolute path.
 
     In config.py, OUTPUT_DIR is relative to the experiment's folder, or for an experiment of the installed package to a
     folder of its name in the working directory; on the command line, to the working directory.
 
     Args:
-        config: the experiment's settings, changed in place.
+        config: the experiment's settings; they are not changed.
         folder: the experiment's folder.
         overrides: settings on the command line.
-        worker: this process.
-        device: the result of `requested_device`.
-        training: whether to convert the schedule to the batch of the run.
 
     Raises:
         ValueError: a setting does not exist, or its value does not fit.
     """
-    if training:
+    config = copy.deepcopy(config)
+    config.merge_from_list(list(overrides))
+    own = Path.cwd() / folder.name if is_installed(folder) else folder
+    base = Path.cwd() if _OUTPUT in given_keys(overrides) else own
+    return (base / Path(str(config.OUTPUT_DIR)).expanduser()).resolve()
+
+
+def settle(
+    config: Any,
+    overrides: Sequence[Any],
+    worker: Worker,
+    device: str,
+    output: Path,
+    *,
+    training: bool,
+    file: CheckpointFile | None = None,
+) -> None:
+    """Change the settings of config.py to those of the run.
+
+    Args:
+        config: the experiment's settings, changed in place.
+        overrides: settings on the command line.
+        worker: this process.
+        device: the result of `requested_device`.
+        output: the result of `output_folder`.
+        training: whether to convert the schedule to the batch of the run.
+        file: the checkpoint to resume from or to test; the settings that it states replace those of config.py.
+
+    Raises:
+        ValueError: a setting does not exist, or its value does not fit.
+        CheckpointError: a setting of the file does not fit.
+    """
+    if training and file is not None and KEY in file.extras:
+        _resume_settings(config, file, overrides, worker.world_size)
+    elif training:
         merge_and_rescale(config, overrides, worker.world_size)
+    elif file is not None:
+        take_settings(config, file, overrides)
     else:
         config.merge_from_list(list(overrides))
     config.merge_from_list([_DEVICE, str(worker.device(device))])
-    own = Path.cwd() / folder.name if is_installed(folder) else folder
-    base = Path.cwd() if _OUTPUT in given_keys(overrides) else own
-    output = (base / Path(str(config.OUTPUT_DIR)).expanduser()).resolve()
     config.merge_from_list([_OUTPUT, str(output)])
     if int(config.SEED) < 0:
         config.merge_from_list(["SEED", worker.from_first(lambda: torch.seed() % 2**31)])
     torch.backends.cudnn.benchmark = bool(config.CUDNN_BENCHMARK)
-    return output
+
+
+def _resume_settings(config: Any, file: CheckpointFile, overrides: Sequence[Any], world_size: int) -> None:
+    expected, reference = copy.deepcopy(config), int(config.SOLVER.IMS_PER_BATCH)
+    batch = int(file.extras.get("batch_size", reference))
+    expected.merge_from_list(["SOLVER.IMS_PER_BATCH", batch])
+    if expected.SOLVER.RESCALE and batch != reference:
+        _rescale(expected, reference, batch, set())
+    take_settings(config, file, overrides, resumed=expected.as_dict())
+    _share_batch(config, set(given_keys(overrides)), world_size, resumed=True)
 
 
 def apply_tf32(config: Any) -> None:
@@ -134,14 +176,22 @@ def merge_and_rescale(config: Any, overrides: Sequence[Any], world_size: int) ->
     reference = int(config.SOLVER.IMS_PER_BATCH)
     config.merge_from_list(list(overrides))
     given = set(given_keys(overrides))
+    batch = _share_batch(config, given, world_size, resumed=False)
+    if config.SOLVER.RESCALE and batch != reference:
+        changes = _rescale(config, reference, batch, given)
+        logger.info("%d images an iteration instead of %d: %s", batch, reference, ", ".join(changes))
+
+
+def _share_batch(config: Any, given: set[str], world_size: int, *, resumed: bool) -> int:
+    """Set the images of an iteration and of each worker; a resumed run keeps its batch with any number of workers."""
     solver = config.SOLVER
     batch = int(solver.IMS_PER_BATCH)
-    if solver.RESCALE and "SOLVER.IMS_PER_BATCH" not in given:
+    by_device = not resumed or "SOLVER.IMS_PER_DEVICE" in given
+    if solver.RESCALE and "SOLVER.IMS_PER_BATCH" not in given and by_device:
         batch = int(solver.IMS_PER_DEVICE) * world_size
     _check_batch(batch, world_size, int(solver.BATCH_SUBDIVISIONS))
     config.merge_from_list(["SOLVER.IMS_PER_BATCH", batch, "SOLVER.IMS_PER_DEVICE", batch // world_size])
-    if solver.RESCALE and batch != reference:
-        _rescale(config, reference, batch, given)
+    return batch
 
 
 def _check_batch(batch: int, world_size: int, parts: int) -> None:
@@ -154,7 +204,8 @@ def _check_batch(batch: int, world_size: int, parts: int) -> None:
         )
 
 
-def _rescale(config: Any, reference: int, batch: int, given: set[str]) -> None:
+def _rescale(config: Any, reference: int, batch: int, given: set[str]) -> list[str]:
+    """Convert the schedule, but for the given settings; return the changes in words."""
     changes = []
     for key in (*_ITERATIONS, _LEARNING_RATE):
         old = config
@@ -171,7 +222,7 @@ def _rescale(config: Any, reference: int, batch: int, given: set[str]) -> None:
             new = [_iterations(int(step), reference, batch) for step in old]
         config.merge_from_list([key, new])
         changes.append(f"{key.rpartition('.')[2]} {old} -> {new}")
-    logger.info("%d images an iteration instead of %d: %s", batch, reference, ", ".join(changes))
+    return changes
 
 
 def _iterations(count: int, reference: int, batch: int) -> int:

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ifr.checkpoints import CheckpointFile, read_checkpoint
 from ifr.experiment import Experiment
 from ifr.processes.launch import launch
 from ifr.processes.layout import Layout
 from ifr.processes.workers import Worker
+from ifr.runs import folder
 from ifr.runs.determinism import deterministic
 from ifr.runs.log import log_file
-from ifr.runs.settings import apply_tf32, requested_device, settle
+from ifr.runs.settings import apply_tf32, output_folder, requested_device, settle
+from ifr.runs.weights import read_once
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,17 @@ class Run:
     """The requested MODEL.DEVICE; "cuda" means one GPU for each worker."""
     output: Path
     """OUTPUT_DIR, absolute; the first worker writes there."""
+    checkpoints: Sequence[str] = ()
+    """Paths or addresses: in training, the one to resume from, if there is one; in a test, all to test."""
+    _first: list[CheckpointFile] = field(default_factory=list)
+
+    def read(self, path: str) -> CheckpointFile:
+        """Read one of `checkpoints`; the first has been read and is only kept until it is asked for.
+
+        Raises:
+            CheckpointError: it cannot be fetched or read.
+        """
+        return self._first.pop() if self._first and path == self.checkpoints[0] else read_once(path, self.worker)
 
     @property
     def config(self) -> Any:
@@ -88,12 +102,35 @@ def start(work: Work, check: Check, experiment: Experiment, options: TrainOption
 
 
 def _work(worker: Worker, work: Work, check: Check, experiment: Experiment, options: Any, device: str) -> Any:
-    """Run in each worker: settle the settings, create OUTPUT_DIR, open the log, and call `work`."""
-    training = isinstance(options, TrainOptions)
+    """Run in each worker: create OUTPUT_DIR, open the log, choose the checkpoint, settle the settings, call `work`."""
     config = experiment.config
-    output = settle(config, experiment.folder, options.overrides, worker, device, training=training)
-    check(config)
+    output = output_folder(config, experiment.folder, options.overrides)
     output.mkdir(parents=True, exist_ok=True)
-    with log_file(output / "log.txt") if worker.is_first else contextlib.nullcontext(), deterministic(config):
-        apply_tf32(config)
-        return work(Run(experiment, options, worker, device, output))
+    with log_file(output / "log.txt") if worker.is_first else contextlib.nullcontext():
+        chosen, file = _choose(worker, experiment, options, output)
+        first = file or (read_once(chosen[0], worker) if chosen else None)
+        training = isinstance(options, TrainOptions)
+        settle(config, options.overrides, worker, device, output, training=training, file=first)
+        check(config)
+        with deterministic(config):
+            apply_tf32(config)
+            run = Run(experiment, options, worker, device, output, chosen, [] if first is None else [first])
+            del file, first  # the run frees it once it is loaded
+            return work(run)
+
+
+def _choose(
+    worker: Worker, experiment: Experiment, options: TrainOptions | TestOptions, output: Path
+) -> tuple[Sequence[str], CheckpointFile | None]:
+    """Return the checkpoints of a run, and the first of them if this process has read it to choose it."""
+    found: list[CheckpointFile] = [] if experiment.file is None else [experiment.file]
+
+    def chosen() -> list[str]:
+        folder.sweep(output)
+        if isinstance(options, TestOptions):
+            return folder.checkpoints_to_test(output, options)
+        newest = folder.newest_sound(output, read_checkpoint) if options.resume else None
+        found.extend([] if newest is None else [newest])
+        return [str(file.path) for file in found]
+
+    return worker.from_first(chosen), found[0] if found else None

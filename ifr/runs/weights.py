@@ -13,7 +13,7 @@ from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resol
 from ifr.checkpoints.load import published_keys
 from ifr.data.classes import Classes
 from ifr.errors import CheckpointError, RunError
-from ifr.experiment import given_keys
+from ifr.overrides import given_keys
 from ifr.processes.workers import Worker
 
 logger = logging.getLogger(__name__)

@@ -119,8 +119,8 @@ def test_the_folder_trains_tests_and_predicts_where_it_lies(entry: str, place: P
         assert done.returncode == 0, done.stderr
     output = place / "moved set" / "output"
     assert (output / "inference" / "results.json").is_file()
-    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "--score", "0", "--device", "cpu"]
-    assert main(["predict", "moved set", "--input", entry.partition(":")[0], "--output", "found", *weights]) == 0
+    found = ["--output", "found", "--score", "0", "--device", "cpu"]
+    assert main(["predict", str(output / "model_final.pth"), entry.partition(":")[0], *found]) == 0
     assert len(list((place / "found").iterdir())) == 10
 
 

@@ -43,7 +43,7 @@ def test_in_training_resuming_testing_and_showing(tiny: Path, tmp_path: Path, re
     assert read == {**once, **train, **val}
     read.clear()
     assert main(["train", str(tiny), "--resume", *settings, "SOLVER.LR_SCHEDULER.MAX_ITER", "3"]) == 0
-    assert read == {**once, **train, "run/model_final.pth": 1}
+    assert read == {**once, **train, **val, "run/model_final.pth": 1}  # the checkpoint states TEST.EVAL_PERIOD
     for command in ("test", "show"):
         read.clear()
         assert main([command, str(tiny), *settings]) == 0

@@ -89,7 +89,7 @@ def test_every_command_applies_it(
         apply_tf32(type("Config", (), {"MODEL": type("Model", (), {"DEVICE": "cuda"}), "TRAINER": config.TRAINER}))
         seen.append(CUDNN.conv.fp32_precision)
 
-    for module in ("ifr.runs.start", "ifr.cli.predict"):
+    for module in ("ifr.runs.start", "ifr.prediction.model"):
         monkeypatch.setattr(f"{module}.apply_tf32", on_gpu)
     output = tmp_path / "o"
     shared = ["OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu", "TRAINER.TF32"]

@@ -1,7 +1,7 @@
 """cvpods' config class with the keys that IFR adds."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ifr.errors import ConfigError
@@ -17,6 +17,11 @@ class RCNNFPNConfig(Config):  # type: ignore[misc]  # cvpods is untyped
         super().__init__(d, **kwargs)
         self._register_configuration(copy.deepcopy(ADDED))
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return all settings as nested dicts and lists."""
+        plain: dict[str, Any] = _plain(dict(self))
+        return plain
+
     def merge_from_list(self, overrides: Sequence[Any]) -> None:
         """Override settings from `["KEY.SUBKEY", value, ...]`, like cvpods.
 
@@ -31,6 +36,12 @@ class RCNNFPNConfig(Config):  # type: ignore[misc]  # cvpods is untyped
             super().merge_from_list(pairs)
         except (AssertionError, ValueError, TypeError) as error:
             raise ConfigError(str(error) or f"a value does not fit its setting: {overrides}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _is_one_name(value: Any) -> bool:

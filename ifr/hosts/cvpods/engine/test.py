@@ -7,15 +7,15 @@ from ifr.errors import RunError
 from ifr.hosts.cvpods.engine.evaluate import evaluate_all
 from ifr.hosts.cvpods.engine.setup import prepare
 from ifr.hosts.cvpods.framework import verify_results
-from ifr.runs.folder import Results, checkpoints_to_test, write_results
+from ifr.runs.folder import Results, write_results
 from ifr.runs.start import Run
-from ifr.runs.weights import load_trained, move_predictors, read_once, trained_classes
+from ifr.runs.weights import load_trained, move_predictors, trained_classes
 
 logger = logging.getLogger(__name__)
 
 
 def test(run: Run) -> dict[str, Results]:
-    """Test the checkpoints that `checkpoints_to_test` selects.
+    """Test the checkpoints of a run.
 
     Returns:
         Results by checkpoint, data set, task and metric.
@@ -29,11 +29,10 @@ def test(run: Run) -> dict[str, Results]:
     entries = list(config.DATASETS.TEST)
     classes = prepare(run)
     results: dict[str, Results] = {}
-    paths = worker.from_first(lambda: checkpoints_to_test(run))
     model = run.experiment.build_model(config)
-    for path in paths:
+    for path in run.checkpoints:
         logger.info("testing %s on %d x %s", path, worker.world_size, run.device)
-        file = read_once(path, worker)
+        file = run.read(path)
         trained = trained_classes(file, config)
         if trained is not None and classes is not None:
             trained.numbered_like(classes, str(file.path))

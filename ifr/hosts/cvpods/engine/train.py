@@ -1,10 +1,9 @@
 """Trains an experiment with cvpods' runner."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
-from ifr.checkpoints import read_checkpoint
+from ifr.checkpoints import CheckpointFile
 from ifr.errors import CheckpointError
 from ifr.hosts.cvpods.engine.runner import keep_average, make_runner
 from ifr.hosts.cvpods.engine.setup import prepare
@@ -30,7 +29,7 @@ def train(run: Run) -> None:
     runner = make_runner(config, run.experiment.build_model, classes, worker)
     last = worker.from_first(lambda: last_checkpoint(output)) if run.options.resume else None
     average = keep_average(runner, float(config.SOLVER.EMA.DECAY)) if config.SOLVER.EMA.ENABLED else None
-    extras = _extras(last, averaged=average is not None) if last is not None else {}
+    extras = _extras(run.read(str(last)), averaged=average is not None) if last is not None else {}
     if last is not None:
         logger.info("resuming from %s", last)
     elif weights:
@@ -43,16 +42,16 @@ def train(run: Run) -> None:
     runner.train()
 
 
-def _extras(checkpoint: Path, *, averaged: bool) -> dict[str, Any]:
-    """Read what a checkpoint holds besides the weights.
+def _extras(checkpoint: CheckpointFile, *, averaged: bool) -> dict[str, Any]:
+    """Return what a checkpoint holds besides the weights.
 
     Raises:
         CheckpointError: a different kind of run wrote it. Both hosts store an optimizer and an iteration, with
             different meanings.
     """
-    extras = read_checkpoint(checkpoint).extras
+    extras = checkpoint.extras
     if "batch_size" in extras:
-        raise CheckpointError(checkpoint, "it was written in the standalone host; resume it there")
+        raise CheckpointError(checkpoint.path, "it was written in the standalone host; resume it there")
     if averaged != ("ema" in extras):
-        raise CheckpointError(checkpoint, "it was written with another SOLVER.EMA.ENABLED")
+        raise CheckpointError(checkpoint.path, "it was written with another SOLVER.EMA.ENABLED")
     return extras

@@ -7,13 +7,13 @@ from torch import nn
 from ifr.data.classes import Classes
 from ifr.data.loader import open_test_sets
 from ifr.data.sizes import object_sizes
+from ifr.description import sizes_seen
 from ifr.errors import RunError
 from ifr.hosts.standalone.evaluation import DETECTIONS, MASKS_ON_TRUTH, check_predicts_masks, evaluate_all
-from ifr.runs.description import sizes_seen
-from ifr.runs.folder import Results, checkpoints_to_test, sweep, write_results
+from ifr.runs.folder import Results, write_results
 from ifr.runs.start import Run
 from ifr.runs.suitability import other_scale
-from ifr.runs.weights import load_trained, match_classes, read_once, trained_classes
+from ifr.runs.weights import load_trained, match_classes, trained_classes
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ def test(run: Run) -> dict[str, Results]:
     results: dict[str, Results] = {}
     classes: Classes | None = None
     model: nn.Module | None = None
-    for path in worker.from_first(lambda: _to_test(run)):
-        file = read_once(path, worker)
+    for path in run.checkpoints:
+        file = run.read(path)
         trained = trained_classes(file, config)
         if model is None or trained != classes:
             classes = trained
@@ -59,8 +59,3 @@ def test(run: Run) -> dict[str, Results]:
 
 
 test.__test__ = False  # type: ignore[attr-defined]  # pytest must not collect it
-
-
-def _to_test(run: Run) -> list[str]:
-    sweep(run.output)
-    return checkpoints_to_test(run)

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ifr.checkpoints import CheckpointFile, read_checkpoint
+from ifr.checkpoints import CheckpointFile
 from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
 from ifr.data.loader import check_classes, open_test_sets, open_training_sets
 from ifr.data.sizes import object_sizes
+from ifr.description import describe
 from ifr.errors import RunError
-from ifr.experiment import given_keys
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.loop import TrainingLoop
 from ifr.hosts.standalone.engine.trainer import build_trainer
+from ifr.overrides import given_keys
 from ifr.processes.signals import StopSignals
 from ifr.processes.workers import Worker
 from ifr.runs import folder
-from ifr.runs.description import describe
 from ifr.runs.start import Run
 from ifr.runs.suitability import report
 from ifr.runs.weights import match_classes, start_from
@@ -44,7 +44,7 @@ def train(run: Run) -> None:
     classes = sets[0].classes
     match_classes(config, classes, config.DATASETS.TRAIN[0], run.options.overrides)
     test_sets = _test_sets(config, classes, worker)
-    last = _last_checkpoint(run)
+    last = run.read(run.checkpoints[0]) if run.checkpoints else None
     if last is not None:
         snapshots.check(last)
         _check_classes(last, classes)
@@ -86,20 +86,6 @@ def _test_sets(config: Any, classes: Classes, worker: Worker) -> dict[str, CocoD
     sets = open_test_sets(config, classes if by_name else None, keep_truth=worker.is_first)
     check_classes(list(sets.values()), int(config.MODEL.ROI_HEADS.NUM_CLASSES))
     return sets
-
-
-def _last_checkpoint(run: Run) -> CheckpointFile | None:
-    """Return the newest sound checkpoint, chosen by the first worker; None if there is none or --resume is not set."""
-    found: list[CheckpointFile] = []
-
-    def chosen() -> Path | None:
-        folder.sweep(run.output)
-        newest = folder.newest_sound(run.output, read_checkpoint) if run.options.resume else None
-        found.extend([] if newest is None else [newest])
-        return None if newest is None else newest.path
-
-    path = run.worker.from_first(chosen)
-    return found[0] if found else None if path is None else read_checkpoint(path)
 
 
 def _check_classes(last: CheckpointFile, classes: Classes) -> None:

@@ -1,0 +1,152 @@
+"""What a checkpoint states about its model besides the weights: settings, classes, and the object sizes of training."""
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ifr.checkpoints import CheckpointFile
+from ifr.data.classes import Classes
+from ifr.errors import CheckpointError, ConfigError
+from ifr.overrides import given_keys
+
+logger = logging.getLogger(__name__)
+
+KEY = "description"
+# They belong to the machine and the folder of a run, not to its model.
+_PLACES = ("MODEL.DEVICE", "OUTPUT_DIR")
+# A run decides them, whatever config.py says; that they differ is not said.
+_DECIDED = ("MODEL.WEIGHTS", "MODEL.ROI_HEADS.NUM_CLASSES", "SEED", "SOLVER.IMS_PER_DEVICE")
+# Nor are these unless training resumes: nothing else depends on them.
+_TRAINING = ("SOLVER.", "DATALOADER.", "GLOBAL.", "DATASETS.TRAIN", "INPUT.AUG.TRAIN_PIPELINES")
+_SHOWN = 8  # settings in one message
+
+
+def describe(
+    config: Any, builder: str | None, classes: Classes | None, sizes: Sequence[float] | None
+) -> dict[str, Any]:
+    """Return the entries of a checkpoint, plain data as JSON has it, that make it enough by itself.
+
+    Args:
+        config: the settings of the run.
+        builder: the name in `ifr.hosts` of the function that builds the model; None if net.py has its own.
+        classes: the classes of the model, if they are known.
+        sizes: the result of `ifr.data.sizes.object_sizes` for the training data, if it is known.
+
+    Returns:
+        `classes`: "names" and "category_ids". `description`: "model", the builder; "settings", as nested dicts; and
+        "sizes", the quantiles of the object sizes seen in training, in pixels of the network's input.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in _leaves(config.as_dict()):
+        *sections, name = key.split(".")
+        section = settings
+        for part in sections:
+            section = section.setdefault(part, {})
+        if key not in _PLACES:
+            section[name] = value
+    entries: dict[str, Any] = {} if classes is None else {"classes": classes.as_dict()}
+    seen = None if sizes is None else list(sizes)
+    return {**entries, KEY: {"model": builder, "settings": settings, "sizes": seen}}
+
+
+def sizes_seen(extras: Mapping[str, Any]) -> list[float] | None:
+    """Return the object sizes of training that a checkpoint with these extras states, at `ifr.data.sizes.LEVELS`."""
+    sizes: list[float] | None = (extras.get(KEY) or {}).get("sizes")
+    return sizes
+
+
+def merge_settings(config: Any, file: CheckpointFile) -> None:
+    """Replace settings by those that a checkpoint states; those that this version of IFR lacks are named in a warning.
+
+    Raises:
+        CheckpointError: a value does not fit its setting.
+    """
+    own = dict(_leaves(config.as_dict()))
+    stated = dict(_leaves(file.extras[KEY]["settings"]))
+    for key in [key for key in stated if key in own and key not in _PLACES]:
+        value = stated[key]
+        try:
+            config.merge_from_list([key, repr(value) if isinstance(value, str) else value])
+        except ConfigError as error:
+            raise CheckpointError(file.path, f"its settings do not fit: {error}") from error
+    unknown = tuple(key for key in stated if key not in own)
+    if unknown:
+        _say_unknown(file.path, unknown)
+
+
+def take_settings(
+    config: Any, file: CheckpointFile, overrides: Sequence[Any], resumed: Mapping[str, Any] | None = None
+) -> None:
+    """Replace the settings of config.py by those that a checkpoint states, if any, and log in one line which differ.
+
+    Args:
+        config: the settings, changed in place.
+        file: the checkpoint.
+        overrides: settings on the command line, which take precedence over both.
+        resumed: if training resumes, the settings that it would have by config.py, as nested dicts.
+
+    Raises:
+        CheckpointError: a value in the file does not fit its setting.
+        ConfigError: an override does not fit.
+    """
+    if KEY in file.extras:
+        before = dict(_leaves(config.as_dict() if resumed is None else resumed))
+        merge_settings(config, file)
+        _say_differences(config, file, before, overrides, _DECIDED if resumed else _DECIDED + _TRAINING)
+    config.merge_from_list(list(overrides))
+
+
+def _say_differences(
+    config: Any, file: CheckpointFile, before: Mapping[str, Any], overrides: Sequence[Any], silent: tuple[str, ...]
+) -> None:
+    given = set(given_keys(overrides))
+    differences = [
+        f"{key} {_brief(value)} ({_brief(before[key])})"
+        for key, value in _leaves(config.as_dict())
+        if value != before[key] and key not in given and not key.startswith(silent)
+    ]
+    if differences:
+        text = "%s: its settings apply where config.py has others (in parentheses): %s; KEY VALUE changes them"
+        logger.info(text, file.path, _some(differences))
+
+
+@functools.cache
+def _say_unknown(path: Path, keys: tuple[str, ...]) -> None:
+    logger.warning("%s: settings that this version of IFR lacks are ignored: %s", path, _some(keys))
+
+
+def take_classes(config: Any, file: CheckpointFile, overrides: Sequence[Any]) -> dict[str, Any] | None:
+    """Set NUM_CLASSES to the number of classes that a checkpoint was trained on, unless the overrides set it.
+
+    Args:
+        config: the model's settings, changed in place.
+        file: the checkpoint.
+        overrides: settings that are already in the config and take precedence over the file.
+
+    Returns:
+        The "names" and "category_ids" of the classes; None if the file does not hold them.
+    """
+    trained: dict[str, Any] | None = file.extras.get("classes")
+    if trained:
+        config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(trained["names"]), *overrides])
+    return trained
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more

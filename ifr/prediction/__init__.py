@@ -1,0 +1,7 @@
+"""A trained model in Python: pictures in, results out."""
+
+from ifr.prediction.masks import Mask
+from ifr.prediction.model import Model, load
+from ifr.prediction.result import Detection, Result
+
+__all__ = ["Detection", "Mask", "Model", "Result", "load"]
