@@ -28,6 +28,7 @@ _FILES = {"TRAIN": "train.json", "TEST": "val.json"}
 _VAL = 0.2  # share of the images in a split
 _TAILS = (0.1, 99.9)  # percentiles of the intensities that become 0 and 255
 _LOOKED_AT = 20  # pictures whose intensities are looked at
+_PIXELS = 100_000  # of each of them
 _WIDTH = 116  # characters of a line of settings
 
 
@@ -114,10 +115,11 @@ def _intensity(dataset: CocoDataset) -> Iterator[Choice]:
     values = [deep_values(dataset[place].path) for place in range(0, len(dataset), step)]
     deep = [each[np.isfinite(each)] for each in values if each is not None]
     if deep:
-        low, high = np.percentile(np.concatenate(deep), _TAILS)
+        some = [each[:: -(-each.size // _PIXELS) or 1] for each in deep]
+        low, high = np.percentile(np.concatenate(some), _TAILS)
         yield Choice(
             f"Intensities of more than 8 bits: {_TAILS[1] - _TAILS[0]:.4g} % of the pixels lie between these bounds.",
-            {"INPUT.INTENSITY.BOUNDS": (float(f"{low:.4g}"), float(f"{max(high, low + 1e-6):.4g}"))},
+            {"INPUT.INTENSITY.BOUNDS": (float(f"{low:.6g}"), float(f"{high if high > low else low + 1:.6g}"))},
         )
 
 
@@ -132,8 +134,10 @@ def _config(title: str, base: str, choices: Sequence[Choice]) -> Iterator[str]:
     """Yield the lines of config.py."""
     title = title.replace("\\", "\\\\").replace('"', '\\"')
     yield f'"""{title}. Written by `ifr new`; change what you know better."""'
-    yield from ("", "from pathlib import Path", "", "from ifr.experiment import load_experiment", "")
-    yield "HERE = Path(__file__).resolve().parent"
+    own_files = any("{HERE}" in repr(choice.settings) for choice in choices)
+    yield from ("", "from pathlib import Path") * own_files
+    yield from ("", "from ifr.experiment import load_experiment", "")
+    yield from ("HERE = Path(__file__).resolve().parent",) * own_files
     yield f"config = load_experiment({base!r}).config"
     yield "config.merge_from_list(["
     for choice in choices:

@@ -11,6 +11,7 @@ import torch
 from ifr.data.anchors import Anchors, fit_anchors
 from ifr.data.objects import Objects, resized
 from ifr.data.transforms import ResizeShortestEdge
+from ifr.errors import UserError
 from ifr.runs.suitability import anchor_settings, roomy
 
 _STEP = 32  # pixels; lengths of the shorter edge are multiples, as the network pads images to them
@@ -180,6 +181,8 @@ def _schedule(base: Any, batch: int, images: int, area: float, machine: Machine)
 
 def _tested_edge(base: Any) -> int:
     steps = [settings for name, settings in base.INPUT.AUG.TEST_PIPELINES if _resizes(name)]
+    if not steps:
+        raise UserError("the base has no ResizeShortestEdge in INPUT.AUG.TEST_PIPELINES", "choose another --base")
     return ResizeShortestEdge(**steps[0]).middle()
 
 
