@@ -17,7 +17,9 @@ from ifr.description import take_classes, take_settings
 from ifr.overrides import given_keys
 from ifr.processes.layout import check_device, use_device
 
-_BESIDE = Path(__file__).resolve().parent.parent  # the repository, in a clone
+# The experiments of this package: in a wheel setup.py has copied them into it; in a clone they lie beside it.
+_INSTALLED = Path(__file__).resolve().parent / "experiments"
+_SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1]
 _counter = itertools.count()
 
 
@@ -46,7 +48,7 @@ def load_experiment(folder_or_name: str | Path) -> Experiment:
     """Run config.py and net.py of an experiment's folder.
 
     Args:
-        folder_or_name: a folder, or the name of a folder in the working directory or next to the package.
+        folder_or_name: a folder, or the name of a folder in the working directory or of an experiment of the package.
 
     Raises:
         FileNotFoundError: the folder does not exist, or lacks one of the two files.
@@ -101,23 +103,31 @@ def build_model(
     return model.eval()
 
 
+def experiment_folders() -> list[Path]:
+    """Return the folders of the experiments in the working directory and of the package, by name."""
+    found = {path.parent.name: path.parent for place in (_SHIPPED, Path.cwd()) for path in place.glob("*/config.py")}
+    return [found[name] for name in sorted(found) if not _missing(found[name])]
+
+
+def is_installed(folder: Path) -> bool:
+    """Return whether an experiment lies in the installed package, where runs must not write."""
+    return folder.is_relative_to(_INSTALLED)
+
+
 def _find(folder_or_name: str | Path) -> Path:
-    candidates = [Path(folder_or_name).expanduser(), _BESIDE / folder_or_name]
-    for folder in candidates:
+    for folder in (Path(folder_or_name).expanduser(), _SHIPPED / folder_or_name):
         if folder.is_dir():
-            missing = [name for name in ("config.py", "net.py") if not (folder / name).is_file()]
-            if missing:
+            if missing := _missing(folder):
                 raise FileNotFoundError(f"the experiment {folder} has no {' and no '.join(missing)}")
             return folder.resolve()
-    places = [Path.cwd(), _BESIDE]
-    found = sorted({path.parent.name for place in places for path in place.glob("*/config.py") if _is_complete(path)})
-    names = f"; found {', '.join(found)}" if found else ""
-    looked = " and ".join(str(folder) for folder in dict.fromkeys(places))
+    found = ", ".join(path.name for path in experiment_folders())
+    names = f"; found {found}" if found else ""
+    looked = " and ".join(str(folder) for folder in dict.fromkeys((Path.cwd(), _SHIPPED)))
     raise FileNotFoundError(f"there is no experiment {str(folder_or_name)!r} in {looked}{names}")
 
 
-def _is_complete(config: Path) -> bool:
-    return config.with_name("net.py").is_file()
+def _missing(folder: Path) -> list[str]:
+    return [name for name in ("config.py", "net.py") if not (folder / name).is_file()]
 
 
 def _run(path: Path) -> ModuleType:

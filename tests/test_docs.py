@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ifr.cli.settings import described
 from ifr.hosts import settings
 from ifr.hosts.standalone.defaults import DEFAULTS
 
@@ -34,7 +35,7 @@ ADDED = {
     "SOLVER.CHECKPOINTS_KEPT",
     "SOLVER.CHECKPOINT_FAILURE",
     "SOLVER.OPTIMIZER.MASK_HEAD_LR_FACTOR",
-    "TRAINER.CONVERGENCE.SHARE",
+    "TRAINER.CONVERGENCE.FACTOR",
     "TRAINER.CONVERGENCE.WINDOW",
     "TRAINER.TF32",
 }
@@ -75,6 +76,10 @@ def test_defaults_are_those_of_the_code() -> None:
     assert len(table) > len(ADDED)
     written = {key: text for key, text in table.items() if text != "see below"}
     assert written == {key: f"`{default(key)!r}`" for key in written}
+
+
+def test_every_setting_is_described_or_has_only_its_default() -> None:
+    assert [key for key, (_, meaning) in described().items() if not meaning] == []
 
 
 @each_page

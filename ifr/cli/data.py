@@ -5,10 +5,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
+from ifr.cli.experiments import find_experiment
 from ifr.data.catalog import DatasetSource, dataset_roots, find_dataset
 from ifr.data.check import check_dataset
 from ifr.data.coco import CocoDataset, CocoImage
@@ -17,6 +19,7 @@ from ifr.data.samples import annotate, read_picture
 from ifr.data.summary import summarize
 from ifr.errors import DatasetError, ImageError, UserError, advise
 from ifr.hosts.standalone.config import RCNNFPNConfig
+from ifr.runs.suitability import report
 from ifr.visualize import contact_sheet, draw_detections
 
 logger = logging.getLogger(__name__)
@@ -28,21 +31,22 @@ def data(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     Raises:
         UserError: the data set cannot be made, found or drawn, or has problems.
     """
+    experiment = getattr(args, "experiment", None)
     other = [key for key in overrides[0::2] if args.action == "make" or not key.startswith("INPUT.INTENSITY.")]
-    if other:
+    if other and experiment is None:
         raise UserError(f"unexpected argument {other[0]!r}", f"see ifr data {args.action} --help")
     if args.action == "make":
         _make(args)
     elif args.action == "check":
         _check(args, _intensity(overrides))
     else:
-        _inspect(args, _intensity(overrides))
+        _inspect(args, overrides)
 
 
-def _intensity(overrides: Sequence[str]) -> Intensity | None:
-    config = RCNNFPNConfig()
-    config.merge_from_list(overrides)
+def _intensity(overrides: Sequence[str], config: Any = None) -> Intensity | None:
+    config = RCNNFPNConfig() if config is None else config
     with advise("see ifr data check --help", ValueError):
+        config.merge_from_list(overrides)
         return build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
 
 
@@ -64,11 +68,19 @@ def _report(root: Path, names: str, made: bool) -> None:
     logger.info("%s are %s %s", names, "now in" if made else "already in", root / "digits")
 
 
-def _inspect(args: argparse.Namespace, intensity: Intensity | None) -> None:
+def _inspect(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    config = find_experiment(args.experiment).config if args.experiment else None
+    intensity = _intensity(overrides, config)
     with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError):
         source = find_dataset(args.dataset)
         summary = summarize(source)
     logger.info("%s", summary)
+    with advise("choose --histograms that can be written, such as objects.png", OSError, ValueError):
+        if config is not None:
+            sets = [CocoDataset(source, masks=bool(config.MODEL.MASK_ON))]
+            report(config, sets, Path(args.histograms).expanduser() if args.histograms else None)
+        elif args.histograms:
+            raise UserError("--histograms compares with settings", "give --experiment too")
     if args.output is None:
         return
     with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError, ImageError):

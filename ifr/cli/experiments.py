@@ -1,19 +1,35 @@
-"""Shared by the commands that run an experiment: loading it, and explaining its errors."""
+"""`ifr experiments`, and what commands that run an experiment share: loading it, and explaining its errors."""
 
 import argparse
+import ast
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ifr.errors import CheckpointError, CheckpointWriteError, ConfigError, UserError, advise, explained
-from ifr.experiment import Experiment, load_experiment
+from ifr.experiment import Experiment, experiment_folders, load_experiment
 from ifr.hosts import host_name
 from ifr.hosts.model_file import is_model_file, load_model_file
 from ifr.overrides import given_keys
 from ifr.processes.layout import Layout
 
 _WEIGHTS = "MODEL.WEIGHTS"
+
+
+def experiments(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Carry out `ifr experiments`: list the experiments, with the first line of each config.py.
+
+    Raises:
+        UserError: an argument was given.
+    """
+    if overrides:
+        raise UserError(f"unexpected argument {overrides[0]!r}", "see ifr experiments --help")
+    for folder in experiment_folders():
+        with advise(f"correct {folder / 'config.py'}", SyntaxError):
+            text = ast.get_docstring(ast.parse((folder / "config.py").read_text())) or ""
+        sys.stdout.write(f"{folder.name}\n    {text.partition(chr(10))[0]}\n")
 
 
 def require_standalone(command: str) -> None:

@@ -1,16 +1,16 @@
 """The arguments of all commands and their `--help` texts."""
 
 import argparse
-import contextlib
 from typing import Any
 
 from ifr import __version__
+from ifr.cli.data_parser import DEBUG, add_data, add_experiments, add_new, add_settings
+from ifr.cli.values import natural, positive, probability, tile
 
 _SETTINGS = (
     "KEY VALUE pairs override settings of the experiment, for example SOLVER.OPTIMIZER.BASE_LR 0.01. Keys are those of "
     "cvpods and IFR; a value is a Python literal or plain text."
 )
-_DEBUG = "show the full traceback of an error"
 _WORKERS = "[--num-gpus N] [--num-machines M --machine-rank R --dist-url URL]"
 
 
@@ -21,9 +21,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ifr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_test, _add_predict, _add_show, _add_data, _add_convert, _add_info):
+    for add in (
+        *(add_new, _add_train, _add_test, _add_predict, _add_show, add_data),
+        *(add_experiments, add_settings, _add_convert, _add_info),
+    ):
         command = add(commands)
-        command.add_argument("--debug", action="store_true", help=_DEBUG)
+        command.add_argument("--debug", action="store_true", help=DEBUG)
         command.set_defaults(refuse=command.error)
     return parser
 
@@ -91,7 +94,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--input", metavar="WHAT", help="an image, a folder of images, or a quoted glob")
     parser.add_argument(
         "--tile",
-        type=_tile,
+        type=tile,
         metavar="SIZE[,OVERLAP]",
         help="detect in square tiles of SIZE pixels and join what lies across them, for large images; neighbours share "
         "OVERLAP pixels (default a quarter of SIZE)",
@@ -105,7 +108,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", default="found", metavar="DIR", help="folder for the images with drawn detections (default found)"
     )
-    parser.add_argument("--score", type=_probability, metavar="T", help="lowest score of a detection (default 0.5)")
+    parser.add_argument("--score", type=probability, metavar="T", help="lowest score of a detection (default 0.5)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the drawn images (default jpg)")
     parser.add_argument(
         "--labels",
@@ -114,10 +117,10 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         help="what is written beside an object (default full: name and score)",
     )
     parser.add_argument(
-        "--line-width", type=_natural, metavar="PIXELS", help="of the boxes, 0 for none (default: grows with the image)"
+        "--line-width", type=natural, metavar="PIXELS", help="of the boxes, 0 for none (default: grows with the image)"
     )
     parser.add_argument(
-        "--scale", type=_positive, default=1, metavar="N", help="enlarge the drawn images N times, for small images"
+        "--scale", type=positive, default=1, metavar="N", help="enlarge the drawn images N times, for small images"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the detections to FILE in COCO's results format")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
@@ -136,82 +139,9 @@ def _add_show(commands: Any) -> argparse.ArgumentParser:
         "Uses the newest checkpoint in OUTPUT_DIR, or the MODEL.WEIGHTS of the command line; writes to "
         "OUTPUT_DIR/pictures. " + _SETTINGS,
     )
-    parser.add_argument("--samples", type=_positive, default=8, metavar="N", help="images to draw (default 8)")
-    parser.add_argument("--score", type=_probability, default=0.5, metavar="T", help="lowest score (default 0.5)")
+    parser.add_argument("--samples", type=positive, default=8, metavar="N", help="images to draw (default 8)")
+    parser.add_argument("--score", type=probability, default=0.5, metavar="T", help="lowest score (default 0.5)")
     return parser
-
-
-def _add_data(commands: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "data",
-        help="make, inspect or check a data set",
-        description="Make the digits data set of the small experiment, summarize a data set, or list its problems.",
-        usage="ifr data make|inspect|check ... [--debug]",
-        allow_abbrev=False,
-    )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", prog="ifr data")
-    make = actions.add_parser(
-        "make",
-        help="make digits_train and digits_val",
-        description="Make digits_train and digits_val: overlapping handwritten digits on photographs, with exact "
-        "masks. Existing sets are kept if their seed and sizes are the same, otherwise replaced. The same seed and "
-        "sizes always give the same files. Needs scikit-learn.",
-        usage="ifr data make [--root DIR] [--seed S] [--train N] [--val N] [--study]",
-        allow_abbrev=False,
-    )
-    make.add_argument("--root", metavar="DIR", help="folder for data sets (default: $IFR_DATASETS, else datasets)")
-    make.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (default 0)")
-    make.add_argument("--train", type=int, default=1500, metavar="N", help="number of training images (default 1500)")
-    make.add_argument("--val", type=int, default=200, metavar="N", help="number of test images (default 200)")
-    make.add_argument(
-        "--study",
-        action="store_true",
-        help="also make digits_tune (500 images) and digits_report (2000), which benchmarks/study.py needs",
-    )
-    inspect = actions.add_parser(
-        "inspect",
-        help="summarize and draw a data set",
-        description="Count the images, objects and classes of a data set and report missing images. With --output, "
-        "also draw some images with their annotations. Of the settings, it takes INPUT.INTENSITY.BOUNDS and "
-        "INPUT.INTENSITY.PERCENTILES.",
-        usage="ifr data inspect DATASET [--output FILE] [--samples N] [KEY VALUE ...]",
-        allow_abbrev=False,
-    )
-    inspect.add_argument(
-        "dataset", metavar="DATASET", help="coco_2017_train, digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json"
-    )
-    inspect.add_argument("--output", metavar="FILE", help="draw annotated images into FILE, such as samples.png")
-    inspect.add_argument("--samples", type=_positive, default=12, metavar="N", help="images to draw (default 12)")
-    _add_check(actions)
-    for action in actions.choices.values():
-        action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)
-        action.set_defaults(refuse=action.error)
-    return parser
-
-
-def _add_check(actions: Any) -> None:
-    check = actions.add_parser(
-        "check",
-        help="list every problem of a data set",
-        description="Read a data set in COCO's format the way training does and list every problem, one line each, "
-        "with the file and the ids of image and annotation. The exit code is 0 if there are none. Every image is "
-        "decoded, because a truncated file can have a valid header; this takes about as long as loading one epoch, and "
-        "memory for one image per worker. Notes, which are not problems, count what training skips: crowds, and "
-        "objects without a mask or outside their image. Of the settings, it takes INPUT.INTENSITY.BOUNDS and "
-        "INPUT.INTENSITY.PERCENTILES, which training needs for pictures of more than 8 bits.",
-        usage="ifr data check JSON IMAGES [--headers] [KEY VALUE ...]\n"
-        "       ifr data check DATASET [--headers] [KEY VALUE ...]",
-        allow_abbrev=False,
-    )
-    check.add_argument(
-        "dataset",
-        metavar="JSON|DATASET",
-        help="annotation file; or coco_2017_train, digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json",
-    )
-    check.add_argument("images", nargs="?", metavar="IMAGES", help="folder that contains the images of JSON")
-    check.add_argument(
-        "--headers", action="store_true", help="read only the headers of images: faster, but misses damaged files"
-    )
 
 
 def _add_convert(commands: Any) -> argparse.ArgumentParser:
@@ -265,40 +195,7 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="apply the block of the implicit mask head N times (MODEL.ROI_MASK_HEAD.BUDGET; default F_THRES + 1)",
     )
-
-
-def _positive(text: str) -> int:
-    return _whole(text, least=1)
-
-
-def _natural(text: str) -> int:
-    return _whole(text, least=0)
-
-
-def _whole(text: str, least: int) -> int:
-    with contextlib.suppress(ValueError):
-        value = int(text)
-        if value >= least:
-            return value
-    raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
-
-
-def _tile(text: str) -> tuple[int, int]:
-    with contextlib.suppress(ValueError):
-        size, comma, overlap = text.partition(",")
-        sides = int(size), int(overlap) if comma else int(size) // 4
-        if 0 <= sides[1] < sides[0]:
-            return sides
-    raise argparse.ArgumentTypeError(f"expected SIZE or SIZE,OVERLAP in pixels, such as 512,128; got {text}")
-
-
-def _probability(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        value = float(text)
-        if 0 <= value <= 1:
-            return value
-    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")

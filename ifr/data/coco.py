@@ -55,7 +55,8 @@ class CocoDataset(Dataset[CocoImage]):
 
     Crowds, polygons with fewer than three points, objects without any other polygon and objects outside their image
     are left out; `left_out` counts them by reason, and `empty` the images left out. `sizes` (n, 2) has the heights and
-    widths of the images, `counts` (n,) their numbers of objects, `areas` the pixels of all objects in that order.
+    widths of the images, `counts` (n,) their numbers of objects, `areas` the pixels of all objects in that order, and
+    `class_counts` the number of objects of each class.
 
     Args:
         source: the data set, from `find_dataset`.
@@ -97,6 +98,8 @@ class CocoDataset(Dataset[CocoImage]):
         self.image_ids = [int(image["id"]) for image in images]
         self.counts = np.array([len(objects[image["id"]]) for image in images], dtype=np.int64)
         self.areas = np.array([item.area for image in images for item in objects[image["id"]]], dtype=np.float64)
+        labels_used = [item.label for image in images for item in objects[image["id"]]]
+        self.class_counts = np.bincount(np.array(labels_used, dtype=np.int64), minlength=len(self.classes.names))
         # Worker processes share one array; reference counts of many objects would make each process copy their pages.
         records = [_pack(image, objects[image["id"]]) for image in images]
         self._ends = np.array(list(accumulate(map(len, records), initial=0)))

@@ -76,6 +76,18 @@ def check_header(path: str | Path, size: Size, intensity: Intensity | None = Non
             raise ImageError(f"{path} is {_differs(upright, size)}{_as_stored(stored, size)}")
 
 
+def deep_values(path: str | Path) -> NDArray[np.float64] | None:
+    """Return the intensities (H, W) of a grey picture of more than 8 bits; None for a picture of 8 bits.
+
+    Raises:
+        ImageError: the file is missing, damaged or not a picture.
+    """
+    with _explained(path):
+        _require_file(path)
+        with _open(path) as image:
+            return np.asarray(image, dtype=np.float64) if _is_deep(image) else None
+
+
 @contextlib.contextmanager
 def _explained(path: str | Path) -> Iterator[None]:
     """Name the file in every error and in Pillow's warnings."""

@@ -59,13 +59,9 @@ class TrainingSamples(Dataset[Sample]):
         record = self.images[position]
         with named(record):
             pixels = read_picture(record, self.intensity)
-            generator = torch.Generator().manual_seed(seed)
-            geometries: list[tuple[Geometry, ImageSize]] = []
-            size = (record.height, record.width)
-            for augmentation in self.augmentations:
-                geometry = augmentation.draw(size, generator)
-                geometries.append((geometry, size))
-                pixels, size = geometry.image(pixels), geometry.size(size)
+            geometries, size = draw(self.augmentations, record, torch.Generator().manual_seed(seed))
+            for geometry, _ in geometries:
+                pixels = geometry.image(pixels)
             annotations = annotate(record, geometries, size, masks=self.masks, bitmasks=self.bitmasks)
             return {"image": _to_tensor(pixels), "instances": annotations, **describe(record)}
 
@@ -96,6 +92,19 @@ class EvaluationSamples(Dataset[Sample]):
         record = self.images[position]
         with named(record):
             return {"image": _to_tensor(self.transform(read_picture(record, self.intensity))), **describe(record)}
+
+
+def draw(
+    augmentations: Sequence[Augmentation], record: CocoImage, generator: torch.Generator
+) -> tuple[list[tuple[Geometry, ImageSize]], ImageSize]:
+    """Draw the changes of an image; return each with the height and width before it, and those after the last."""
+    geometries = []
+    size = (record.height, record.width)
+    for augmentation in augmentations:
+        geometry = augmentation.draw(size, generator)
+        geometries.append((geometry, size))
+        size = geometry.size(size)
+    return geometries, size
 
 
 def describe(record: CocoImage) -> Sample:

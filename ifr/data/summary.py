@@ -63,7 +63,6 @@ def summarize(source: DatasetSource) -> Summary:
     records = [dataset[index] for index in range(len(dataset))]
     objects = [item for record in records for item in record.objects]
     areas = np.array([item.area for item in objects])
-    labels = np.bincount([item.label for item in objects], minlength=len(dataset.class_names))
     small, large = int((areas < _SMALL).sum()), int((areas >= _LARGE).sum())
     low, high = dataset.sizes.min(axis=0).tolist(), dataset.sizes.max(axis=0).tolist()
     return Summary(
@@ -76,5 +75,5 @@ def summarize(source: DatasetSource) -> Summary:
         unusable=dataset.left_out.total() - dataset.left_out[CROWD],
         sizes=(small, len(objects) - small - large, large),
         shapes=((low[0], low[1]), (high[0], high[1])),
-        by_class=dict(zip(dataset.classes.distinct_names(), labels.tolist(), strict=True)),
+        by_class=dict(zip(dataset.classes.distinct_names(), dataset.class_counts.tolist(), strict=True)),
     )

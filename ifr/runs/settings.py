@@ -21,6 +21,7 @@ import torch
 from ifr.checkpoints import CheckpointFile
 from ifr.description import KEY, take_settings
 from ifr.errors import RunError
+from ifr.experiment import is_installed
 from ifr.overrides import given_keys
 from ifr.processes.layout import check_device
 from ifr.processes.workers import Worker
@@ -73,7 +74,8 @@ def requested_device(config: Any, overrides: Sequence[Any], num_gpus: int | None
 def output_folder(config: Any, folder: Path, overrides: Sequence[Any]) -> Path:
     """Return OUTPUT_DIR as an absolute path.
 
-    In config.py, OUTPUT_DIR is relative to the experiment's folder; on the command line, to the working directory.
+    In config.py, OUTPUT_DIR is relative to the experiment's folder, or for an experiment of the installed package to a
+    folder of its name in the working directory; on the command line, to the working directory.
 
     Args:
         config: the experiment's settings; they are not changed.
@@ -85,7 +87,8 @@ def output_folder(config: Any, folder: Path, overrides: Sequence[Any]) -> Path:
     """
     config = copy.deepcopy(config)
     config.merge_from_list(list(overrides))
-    base = Path.cwd() if _OUTPUT in given_keys(overrides) else folder
+    own = Path.cwd() / folder.name if is_installed(folder) else folder
+    base = Path.cwd() if _OUTPUT in given_keys(overrides) else own
     return (base / Path(str(config.OUTPUT_DIR)).expanduser()).resolve()
 
 

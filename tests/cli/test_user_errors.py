@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_says_what_to_lower(tiny: Path, tmp_path: Path
     [
         (["SOLVER.CHECKPOINT_FAILURE", "panic"], "SOLVER.CHECKPOINT_FAILURE must be 'continue' or 'stop', got 'panic'"),
         (["SOLVER.CHECKPOINTS_KEPT", "-1"], "SOLVER.CHECKPOINTS_KEPT must be at least 0, got -1"),
-        (["TRAINER.CONVERGENCE.SHARE", "2"], "TRAINER.CONVERGENCE needs a SHARE from 0 to 1"),
+        (["TRAINER.CONVERGENCE.FACTOR", "0.5"], "TRAINER.CONVERGENCE needs a FACTOR above 1"),
     ],
 )
 def test_settings_out_of_range(tiny: Path, tmp_path: Path, fails: Fails, settings: list[str], cause: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from equality import assert_equal
 from faults import Prepare, before_call, changed_losses, faulty, write_experiment
-from tiny_experiment import metrics, values
+from tiny_experiment import values
 from torch import Tensor, nn
 
 from ifr.errors import NonFiniteError
@@ -19,7 +19,7 @@ from ifr.experiment import load_experiment
 from ifr.hosts.standalone.config import RCNNFPNConfig
 from ifr.hosts.standalone.engine import trainer as trainer_module
 from ifr.hosts.standalone.engine.failures import repeat
-from ifr.hosts.standalone.engine.metrics import ConvergenceWatch
+from ifr.hosts.standalone.engine.metrics import ResidualWatch
 from ifr.hosts.standalone.engine.train import train
 from ifr.hosts.standalone.supported import check_run
 from ifr.processes.layout import Layout
@@ -177,40 +177,44 @@ def test_a_skipped_first_update_leaves_the_momentum_at_zero(tiny: Path, tmp_path
     assert all(not state["momentum_buffer"].any() for state in momentum.values())
 
 
-def test_unconverged_solves_are_logged_and_warned_about_once(
+def test_the_log_gives_the_residual_and_says_once_what_it_means(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = ("GLOBAL.LOG_INTERVAL", 1, "TRAINER.CONVERGENCE", {"SHARE": 0.5, "WINDOW": 2})
-    run(tiny, tmp_path, *settings, "SOLVER.CHECKPOINT_PERIOD", 0)
+    run(tiny, tmp_path, "GLOBAL.LOG_INTERVAL", 1, "SOLVER.CHECKPOINT_PERIOD", 0)
+    residuals = values(tmp_path, "solver_forward_residual")
+    lines = [record.message for record in caplog.records if record.message.startswith("iteration ")]
+    assert len(residuals) == 4
+    assert ["residual" in line for line in lines] == [False, False, True, True, True, True]
+    assert f"residual {residuals[-1]:.1e}" in lines[-1]
+    assert not any("converged" in line for line in lines)
+    (meaning,) = [record.message for record in caplog.records if "need not reach F_TOL" in record.message]
+    assert "at most 3 steps" in meaning
     assert values(tmp_path, "solver_forward_converged") == [0.0] * 4
-    (warning,) = [record.message for record in caplog.records if "did not converge" in record.message]
-    assert warning.startswith("100% of the forward solves of the last 2 iterations did not converge (mean residual ")
-    assert "MODEL.ROI_MASK_HEAD.F_TOL 1e-05 in 3 steps" in warning
-    assert len(metrics(tmp_path)) == 6
 
 
-def test_the_unconverged_share_is_averaged_over_the_window(caplog: pytest.LogCaptureFixture) -> None:
+def watched(caplog: pytest.LogCaptureFixture, residuals: Sequence[float], way: str = "forward") -> list[str]:
+    """The warnings of a watch that sees these residuals, one for 20 iterations, with windows of 40."""
     config = RCNNFPNConfig()
-    config.merge_from_list(["TRAINER.CONVERGENCE", {"SHARE": 0.5, "WINDOW": 100}])
-    watch = ConvergenceWatch(config, start=40)
-    done = 40
-
-    def add(share: float, way: str = "forward") -> None:
-        nonlocal done
-        done += 20
-        watch.add(done, {f"solver_{way}_converged": 1 - share, f"solver_{way}_residual": 1e-3})
-
+    config.merge_from_list(["TRAINER.CONVERGENCE", {"FACTOR": 3.0, "WINDOW": 40}])
+    watch = ResidualWatch(config, start=100)
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
-        for share in (0.9, 0.9, 0.9, 0.9):
-            add(share)
-        assert not caplog.records  # the window is not full
-        add(0.0)
-        assert len(caplog.records) == 1  # 72 %
-        add(1.0)
-        assert len(caplog.records) == 1  # only once
-        watch = ConvergenceWatch(config, start=done)
-        for share in (0.5, 0.5, 0.5, 0.5, 0.5):
-            add(share)
-        assert len(caplog.records) == 1  # not more than half
-        add(1.0, "backward")
-        assert "backward" in caplog.records[-1].message
+        for place, residual in enumerate(residuals, start=1):
+            watch.add(100 + 20 * place, {f"solver_{way}_residual": residual})
+    return [record.message for record in caplog.records]
+
+
+def test_a_residual_that_becomes_much_larger_within_a_window_is_warned_about_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert watched(caplog, [1.0, 1.0, 9.0]) == []  # the second window is not full
+    (warning,) = watched(caplog, [1e-3, 1e-3, 2e-3, 6e-3, 9e-3, 9e-1])
+    assert "mean forward residual of the last 40 iterations is 4.0e-03, 4 times that of the 40 before" in warning
+    assert "MODEL.ROI_MASK_HEAD.F_THRES 30" in warning
+    (warning,) = watched(caplog, [1e-3, 1e-3, 1e-2, 1e-2], "backward")
+    assert "MODEL.ROI_MASK_HEAD.B_THRES 30" in warning
+
+
+def test_a_residual_that_grows_slowly_or_falls_is_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    assert watched(caplog, [1e-3 * 1.7**place for place in range(20)]) == []
+    assert watched(caplog, [1e-1, 1e-1, 1e-4, 1e-4, 2e-4]) == []

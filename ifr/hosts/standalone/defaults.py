@@ -151,8 +151,8 @@ _TRAINER: Settings = {
     "WINDOW_SIZE": 20,
     **ADDED["TRAINER"],
     # Added by IFR to this host only.
-    # Warn once if more than SHARE of the mask head's solves in WINDOW iterations do not converge.
-    "CONVERGENCE": {"SHARE": 0.9, "WINDOW": 1000},
+    # Warn once if the mask head's mean residual in WINDOW iterations is FACTOR times that of the WINDOW before.
+    "CONVERGENCE": {"FACTOR": 10.0, "WINDOW": 200},
 }
 
 _SOLVER: Settings = {

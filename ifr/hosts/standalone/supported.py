@@ -58,6 +58,8 @@ _RUN = (
     "GLOBAL.ANGULAR_UPDATE",
     "GLOBAL.CLEARML",
 )
+UNSUPPORTED = (*_MODEL, *_RUN)
+"""The keys of which only the default is supported."""
 _POOLERS = ("ROIAlign", "ROIAlignV2")
 
 
@@ -94,10 +96,10 @@ def check_run(config: Any) -> None:
         raise ValueError(f"SOLVER.CHECKPOINT_FAILURE must be 'continue' or 'stop', got {solver.CHECKPOINT_FAILURE!r}")
     if int(solver.CHECKPOINTS_KEPT) < 0:
         raise ValueError(f"SOLVER.CHECKPOINTS_KEPT must be at least 0, got {solver.CHECKPOINTS_KEPT}")
-    share, window = float(config.TRAINER.CONVERGENCE.SHARE), int(config.TRAINER.CONVERGENCE.WINDOW)
-    if not 0 <= share <= 1 or window < 1:
+    factor, window = float(config.TRAINER.CONVERGENCE.FACTOR), int(config.TRAINER.CONVERGENCE.WINDOW)
+    if factor <= 1 or window < 1:
         raise ValueError(
-            f"TRAINER.CONVERGENCE needs a SHARE from 0 to 1 and a WINDOW of at least 1, got {share} and {window}"
+            f"TRAINER.CONVERGENCE needs a FACTOR above 1 and a WINDOW of at least 1, got {factor} and {window}"
         )
 
 

@@ -12,7 +12,7 @@ from ifr.data.coco import CocoDataset
 from ifr.data.loader import build_train_loader
 from ifr.errors import CheckpointWriteError, Stopped
 from ifr.hosts.standalone.engine import failures, snapshots
-from ifr.hosts.standalone.engine.metrics import ConvergenceWatch, Losses
+from ifr.hosts.standalone.engine.metrics import Losses, ResidualWatch
 from ifr.hosts.standalone.engine.records import Records, memory_in_use
 from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer
 from ifr.hosts.standalone.evaluation import evaluate_all
@@ -54,7 +54,7 @@ class TrainingLoop:
         self.worker = self.trainer.worker
         self.records = Records(self.output, self.start, self.stop) if self.worker.is_first else None
         self.losses, self.solver = Losses(), SolverFigures(self.trainer.model)
-        self.convergence = ConvergenceWatch(self.config, self.start)
+        self.residuals = ResidualWatch(self.config, self.start)
 
     def go(self) -> None:
         """Run all remaining iterations.
@@ -158,8 +158,8 @@ class TrainingLoop:
         if self.trainer.scaler.is_enabled():
             figures["gradient_scale"] = self.trainer.scaler.get_scale()
         if self.records is not None:
+            self.residuals.add(done, solver)
             self.records.write(done, figures)
-            self.convergence.add(done, solver)
 
     def _save(self, name: str, done: int, *, required: bool = False) -> None:
         """Write a checkpoint; only log a failure unless it is required, final, or CHECKPOINT_FAILURE is "stop"."""

@@ -141,10 +141,7 @@ def _summary(values: Mapping[str, Any]) -> str:
     parts = [f"loss {values['total_loss']:.4f}"] if "total_loss" in values else []
     parts += [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in values.items() if name.startswith("loss_")]
     if "solver_forward_steps" in values:
-        parts.append(
-            f"solver {values['solver_forward_residual']:.1e} in {values['solver_forward_steps']:.1f} steps, "
-            f"{values['solver_forward_converged']:.0%} converged"
-        )
+        parts.append(f"residual {values['solver_forward_residual']:.1e}")
     elif "phase" in values:
         parts.append(f"{values['phase']} phase")
     parts.append(f"lr {values.get('lr', 0.0):.2e}")

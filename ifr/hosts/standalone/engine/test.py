@@ -6,10 +6,13 @@ from torch import nn
 
 from ifr.data.classes import Classes
 from ifr.data.loader import open_test_sets
+from ifr.data.sizes import object_sizes
+from ifr.description import sizes_seen
 from ifr.errors import RunError
 from ifr.hosts.standalone.evaluation import DETECTIONS, MASKS_ON_TRUTH, check_predicts_masks, evaluate_all
 from ifr.runs.folder import Results, write_results
 from ifr.runs.start import Run
+from ifr.runs.suitability import other_scale
 from ifr.runs.weights import load_trained, match_classes, trained_classes
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,9 @@ def test(run: Run) -> dict[str, Results]:
             sets = open_test_sets(config, classes, keep_truth=worker.is_first)
             entry, first = next(iter(sets.items()))
             match_classes(config, first.classes, entry, run.options.overrides)
+            tested = object_sizes(list(sets.values()), config.INPUT.AUG.TEST_PIPELINES)
+            if text := other_scale(sizes_seen(file.extras), tested):
+                logger.warning("%s", text)
             model = run.experiment.build_model(config)
             if task is MASKS_ON_TRUTH:
                 check_predicts_masks(model)

@@ -1,6 +1,7 @@
 """Trains an experiment."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ifr.processes.signals import StopSignals
 from ifr.processes.workers import Worker
 from ifr.runs import folder
 from ifr.runs.start import Run
+from ifr.runs.suitability import report
 from ifr.runs.weights import match_classes, start_from
 from ifr.whole_file import whole_file
 
@@ -59,7 +61,7 @@ def train(run: Run) -> None:
         start = snapshots.resume(last, trainer, batch_size=int(config.SOLVER.IMS_PER_BATCH))
         logger.info("resuming from %s, after %d iterations", last.path, start)
     begins = last is None
-    worker.from_first(lambda: _note_start(config, output, begins=begins))
+    worker.from_first(lambda: _note_start(config, sets, output, begins=begins))
     sizes = object_sizes(sets, config.INPUT.AUG.TRAIN_PIPELINES)
     about = describe(config, run.experiment.builder, classes, sizes)
     del last  # free the checkpoint's weights
@@ -67,11 +69,12 @@ def train(run: Run) -> None:
         TrainingLoop(config, trainer, sets, test_sets, about, output, start, signals).go()
 
 
-def _note_start(config: Any, output: Path, *, begins: bool) -> None:
+def _note_start(config: Any, sets: Sequence[CocoDataset], output: Path, *, begins: bool) -> None:
     with whole_file(output / "config.yaml", "w") as file:
         file.write(config.as_yaml())
     if begins:
         folder.forget(output)
+        report(config, sets, output / "pictures" / "objects.png")
     _warn_if_all_warmup(config)
 
 
