@@ -8,10 +8,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from ifr.data.annotation_file import read_tidied
 from ifr.data.catalog import DatasetSource
-from ifr.data.coco import KEEP_CROWDS, KEEP_EMPTY, no_objects, read_json, share
+from ifr.data.coco import KEEP_CROWDS, KEEP_EMPTY, no_objects, share
 from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out
-from ifr.data.exports import tidy
 from ifr.data.images import Size, check_header, read_image
 from ifr.data.intensity import Intensity
 from ifr.data.suspicions import suspicions
@@ -79,13 +79,12 @@ def check_dataset(
         intensity: as training has it from INPUT.INTENSITY; without it, pictures of more than 8 bits are problems.
     """
     try:
-        content = read_json(source)
+        content, names, first = read_tidied(source)
     except DatasetError as error:
         yield Finding("file", str(error))
         return
-    names = tidy(content, source.images)
     defects = 0
-    for defect in find_defects(content):
+    for defect in find_defects(content) if first else ():
         defects += 1
         yield Finding(defect.section, f"{source.json}: {defect}")
     if names.problem:

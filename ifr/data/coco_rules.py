@@ -3,13 +3,19 @@
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ifr.data.file_names import stays_inside
 from ifr.data.images import MOST_PIXELS, Size
 from ifr.data.masks import LONGEST_OUTLINE, outline_is_longer, read_counts
+from ifr.data.progress import progress
 
+_Polygon = TypeVar("_Polygon", bound=Sequence[float])
 CROWD = "crowds"
+NO_MASK = "objects without a mask"
+NO_POLYGON = "objects without a polygon of at least three (x, y) points"
+MASK_OUTSIDE = "objects whose mask is outside the image"
+BOX_OUTSIDE = "objects whose box has no area inside the image"
 _MIN_COORDINATES = 6  # three points of a polygon
 _ID_LIMIT = 2**63
 _MAX_VALUE = 1e9  # pixels from the origin
@@ -44,7 +50,7 @@ def find_defects(content: Any) -> Iterator[Defect]:
         yield from _annotations(content, sizes, categories)
 
 
-def usable_polygons(segmentation: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+def usable_polygons(segmentation: Sequence[_Polygon]) -> list[_Polygon]:
     """Return the polygons with at least three points, each an x and a y."""
     return [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= _MIN_COORDINATES]
 
@@ -59,19 +65,30 @@ def reason_to_leave_out(annotation: Mapping[str, Any], size: Size, *, masks: boo
     """
     if annotation.get("iscrowd"):
         return CROWD
-    segmentation = annotation.get("segmentation")
+    reason = mask_reason(annotation.get("segmentation"), size)
+    if reason is None or (reason == NO_MASK and not masks):
+        return box_reason(annotation["bbox"], size)
+    return reason
+
+
+def mask_reason(segmentation: Any, size: Size) -> str | None:
+    """Return why the mask of an annotation without defects cannot be used; None if it can."""
     if not segmentation:
-        if masks:
-            return "objects without a mask"
-    elif isinstance(segmentation, list):
+        return NO_MASK
+    if isinstance(segmentation, list):
         polygons = usable_polygons(segmentation)
         if not polygons:
-            return "objects without a polygon of at least three (x, y) points"
+            return NO_POLYGON
         if all(_is_outside(polygon, size) for polygon in polygons):
-            return "objects whose mask is outside the image"
-    left, top, width, height = annotation["bbox"]
+            return MASK_OUTSIDE
+    return None
+
+
+def box_reason(box: Sequence[float], size: Size) -> str | None:
+    """Return why a box x, y, width, height without defects cannot be used; None if it can."""
+    left, top, width, height = box
     across, down = min(left + width, size[1]) - max(left, 0), min(top + height, size[0]) - max(top, 0)
-    return None if across > 0 and down > 0 else "objects whose box has no area inside the image"
+    return None if across > 0 and down > 0 else BOX_OUTSIDE
 
 
 def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Size | None] | None]:
@@ -127,7 +144,7 @@ def _annotations(
     content: Mapping[str, Any], sizes: Mapping[int, Size | None] | None, categories: Mapping[int, None] | None
 ) -> Iterator[Defect]:
     known: dict[int, None] = {}
-    for position, item in (yield from _items(content, "annotations")):
+    for position, item in progress((yield from _items(content, "annotations")), "checking annotations"):
         if "id" in item:  # optional: IFR numbers the annotations itself for COCO's metrics
             for cause in _id_causes(item, known):
                 yield _defect("annotations", position, item, cause)

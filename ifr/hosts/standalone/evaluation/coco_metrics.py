@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ifr.data.coco import classes_of
+from ifr.data.annotation_file import classes_of
 
 Kind = Literal["bbox", "segm", "boundary"]
 """What is compared: boxes, masks, or masks by the smaller of mask IoU and boundary IoU (Cheng et al., CVPR 2021)."""
