@@ -84,14 +84,15 @@ class CocoDataset(Dataset[CocoImage]):
             logger.info("%s: classes are matched by name to those of the model", source.name)
         self._labels = {identity: label for label, identity in enumerate(self.classes.category_ids)}
         reasons = content.reasons(masks=masks, crowds=crowds)
-        self._used = np.flatnonzero(reasons == 0)
+        usable = reasons[content.order] == 0
+        self._used = content.order[usable]
         self.left_out = Counter(
             {REASONS[number]: count for number, count in enumerate(np.bincount(reasons).tolist()) if number and count}
         )
         for reason, count in self.left_out.items():
             if reason != CROWD:
                 logger.warning("%s: leaving out %d %s", source.json, count, reason)
-        ends = np.searchsorted(self._used, content.annotation_ends)
+        ends = np.searchsorted(np.flatnonzero(usable), content.order_ends)
         self._images = np.arange(len(content.image_ids)) if keep_empty else np.flatnonzero(np.diff(ends))
         self.empty = len(content.image_ids) - len(self._images)
         if not len(self._images):

@@ -1,7 +1,7 @@
 """The rules for annotation files in COCO format, shared by training and `ifr data check`."""
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ MASK_OUTSIDE = "objects whose mask is outside the image"
 BOX_OUTSIDE = "objects whose box has no area inside the image"
 _MIN_COORDINATES = 6  # three points of a polygon
 _ID_LIMIT = 2**63
-_MAX_VALUE = 1e9  # pixels from the origin
+MAX_VALUE = 1e9  # pixels from the origin
 _MAX_OUTLINE = 1000  # in units of height + width
 _MAX_QUOTE = 80
 
@@ -143,19 +143,42 @@ def _categories(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int,
 def _annotations(
     content: Mapping[str, Any], sizes: Mapping[int, Size | None] | None, categories: Mapping[int, None] | None
 ) -> Iterator[Defect]:
-    known: dict[int, None] = {}
-    for position, item in progress((yield from _items(content, "annotations")), "checking annotations"):
+    items = yield from _items(content, "annotations")
+    yield from annotation_defects(progress(items, "checking annotations"), sizes, categories, {})
+
+
+def annotation_defects(
+    items: Iterable[tuple[int, dict[str, Any]]],
+    sizes: Mapping[int, Size | None] | None,
+    categories: Container[int] | None,
+    known: dict[int, None],
+    *,
+    geometry: bool = True,
+) -> Iterator[Defect]:
+    """Yield the defects of annotations, given with their positions.
+
+    Args:
+        items: the annotations.
+        sizes: height and width by image id, None if unknown.
+        categories: the ids of the categories, None if unknown.
+        known: the ids of the annotations before; those of these are added.
+        geometry: check boxes and polygons, too.
+    """
+    for position, item in items:
         if "id" in item:  # optional: IFR numbers the annotations itself for COCO's metrics
             for cause in _id_causes(item, known):
                 yield _defect("annotations", position, item, cause)
             if _is_id(item["id"]):
                 known[item["id"]] = None
-        for cause in _annotation_causes(item, sizes, categories):
+        for cause in _annotation_causes(item, sizes, categories, geometry):
             yield _defect("annotations", position, item, cause)
 
 
 def _annotation_causes(
-    item: Mapping[str, Any], sizes: Mapping[int, Size | None] | None, categories: Mapping[int, None] | None
+    item: Mapping[str, Any],
+    sizes: Mapping[int, Size | None] | None,
+    categories: Container[int] | None,
+    geometry: bool,
 ) -> Iterator[str]:
     image, category = item.get("image_id"), item.get("category_id")
     if not _is_id(image):
@@ -166,15 +189,17 @@ def _annotation_causes(
         yield f"'category_id' must be an int, got {_quote(item, 'category_id')}"
     elif categories is not None and category not in categories:
         yield f"category_id {category} is not among the file's categories"
-    yield from _box_causes(item)
+    if geometry:
+        yield from _box_causes(item)
     crowd = item.get("iscrowd", 0)
     if not isinstance(crowd, int) or crowd not in (0, 1):
         yield f"iscrowd must be 0 or 1, got {_quote(item, 'iscrowd')}"
     if "area" in item and not (are_numbers([item["area"]]) and item["area"] >= 0):
         yield f"area must be a number of pixels, got {_quote(item, 'area')}"
+    segmentation = item.get("segmentation")
     size = sizes.get(image) if sizes is not None and isinstance(image, int) else None
-    if size is not None:
-        cause = _segmentation_cause(item.get("segmentation"), size)
+    if size is not None and (geometry or not isinstance(segmentation, list)):
+        cause = _segmentation_cause(segmentation, size)
         if cause is not None:
             yield cause
 
@@ -213,8 +238,12 @@ def _segmentation_cause(segmentation: Any, size: Size) -> str | None:
 def _outline_is_too_long(polygon: Sequence[float], size: Size) -> bool:
     if len(polygon) < _MIN_COORDINATES:
         return False
-    longest = min(LONGEST_OUTLINE, _MAX_OUTLINE * (size[0] + size[1]))
-    return outline_is_longer(polygon, longest, spread=max(polygon) - min(polygon))
+    return outline_is_longer(polygon, longest_outline(size), spread=max(polygon) - min(polygon))
+
+
+def longest_outline(size: Size) -> float:
+    """Return how many pixels the outline of a polygon may have in an image of this height and width."""
+    return min(LONGEST_OUTLINE, _MAX_OUTLINE * (size[0] + size[1]))
 
 
 def _is_outside(polygon: Sequence[float], size: Size) -> bool:
@@ -297,7 +326,7 @@ def are_numbers(values: Sequence[Any]) -> bool:
     if not set(map(type, values)) <= {int, float}:
         return False
     # min and max may miss a NaN; the sum does not.
-    return not values or (min(values) >= -_MAX_VALUE and max(values) <= _MAX_VALUE and math.isfinite(sum(values)))
+    return not values or (min(values) >= -MAX_VALUE and max(values) <= MAX_VALUE and math.isfinite(sum(values)))
 
 
 def _quote(item: Mapping[str, Any], key: str) -> str:

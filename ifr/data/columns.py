@@ -1,9 +1,9 @@
 """The content of an annotation file as arrays, which processes can share."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ifr.data.classes import Classes
 from ifr.data.coco_rules import BOX_OUTSIDE, CROWD, MASK_OUTSIDE, NO_MASK, NO_POLYGON, box_reason, mask_reason
-from ifr.data.progress import progress
+from ifr.data.geometry_rules import Geometry
 
 Segmentation = list[list[float]] | dict[str, Any]  # polygons x0, y0, x1, y1, ... in pixels, or a run-length encoding
 
@@ -23,7 +23,7 @@ _NUMBERS = {reason: number for number, reason in enumerate(REASONS)}
 
 @dataclass(frozen=True)
 class Columns:
-    """A checked annotation file: images in the order of their ids, annotations in that of their images.
+    """A checked annotation file: images in the order of their ids, annotations in that of the file.
 
     Entries of several values each are stored one after the other; `..._ends` holds 0 and where each one ends.
     """
@@ -34,7 +34,9 @@ class Columns:
     names: NDArray[np.uint8]
     """File names in UTF-8."""
     name_ends: NDArray[np.int64]
-    annotation_ends: NDArray[np.int64]
+    order: NDArray[np.int64]
+    """(annotations,) their positions, image by image."""
+    order_ends: NDArray[np.int64]
     """(images + 1,)"""
     boxes: NDArray[np.float64]
     """(annotations, 4) x, y, width, height in pixels."""
@@ -67,12 +69,12 @@ class Columns:
         polygons = len(self.coordinate_ends) - 1
         ends = (
             (self.name_ends, images, self.names),
-            (self.annotation_ends, images, self.category_ids),
+            (self.order_ends, images, self.order),
             (self.polygon_ends, annotations, range(polygons)),
             (self.coordinate_ends, polygons, self.coordinates),
             (self.run_ends, annotations, self.runs),
         )
-        columns = (self.areas, self.crowds, self.mask_reasons, self.box_reasons)
+        columns = (self.order, self.areas, self.crowds, self.mask_reasons, self.box_reasons)
         known = [identity for identity in self.classes().category_ids if identity is not None]
         if not (
             images
@@ -82,6 +84,7 @@ class Columns:
             and all(each.shape == (count + 1,) and each[0] == 0 and each[-1] == len(of) for each, count, of in ends)
             and all(bool((np.diff(each) >= 0).all()) for each, _, _ in ends)
             and max(self.mask_reasons.max(initial=0), self.box_reasons.max(initial=0)) < len(REASONS)
+            and bool(np.array_equal(np.sort(self.order), np.arange(annotations)))
             and bool(np.isin(self.category_ids, known).all())
         ):
             raise ValueError("its arrays do not fit each other")
@@ -136,7 +139,8 @@ class Columns:
         ]
         content = {"images": images, "categories": about["categories"]}
         if about["annotated"]:
-            image_ids = np.repeat(self.image_ids, np.diff(self.annotation_ends))
+            image_ids = np.empty_like(self.category_ids)
+            image_ids[self.order] = np.repeat(self.image_ids, np.diff(self.order_ends))
             marks = np.zeros_like(self.crowds) if crowds else self.crowds
             columns = (image_ids, self.category_ids, self.boxes, self.areas, marks.astype(np.int64))
             names = ("image_id", "category_id", "bbox", "area", "iscrowd")
@@ -148,63 +152,109 @@ class Columns:
         return content
 
 
-def columns_of(content: Mapping[str, Any], note: str | None) -> Columns:
-    """Convert the content of an annotation file without defects.
+class ColumnsBuilder:
+    """Builds `Columns` from annotations without defects, which may come in several parts.
 
     Args:
-        content: the content.
-        note: what was converted in it.
+        images: the entries of `images`.
+        categories: the entries of `categories`.
     """
-    images = sorted(content["images"], key=itemgetter("id"))
-    sizes = [(image["height"], image["width"]) for image in images]
-    names = [image["file_name"].encode() for image in images]
-    categories = sorted(content["categories"], key=itemgetter("id"))
-    about = {
-        "categories": [{"id": item["id"], "name": item["name"]} for item in categories],
-        "annotated": "annotations" in content,
-        "note": note,
-    }
-    places = {image["id"]: place for place, image in enumerate(images)}
-    annotations: Sequence[Mapping[str, Any]] = content.get("annotations", ())
-    image_of = _integers([places[item["image_id"]] for item in annotations])
-    order = np.argsort(image_of, kind="stable")
-    annotations = [annotations[place] for place in order.tolist()]
-    polygons: list[Sequence[float]] = []
-    polygon_ends, runs, mask_reasons, box_reasons = [0], [], bytearray(), bytearray()
-    pairs = zip(image_of[order].tolist(), progress(annotations, "converting annotations"), strict=True)
-    for image, item in pairs:
-        segmentation, size = item.get("segmentation"), sizes[image]
-        if isinstance(segmentation, list):
-            polygons += segmentation
-        polygon_ends.append(len(polygons))
-        runs.append(json.dumps(segmentation).encode() if isinstance(segmentation, dict) else b"")
-        mask_reasons.append(_NUMBERS[mask_reason(segmentation, size)])
-        box_reasons.append(_NUMBERS[box_reason(item["bbox"], size)])
-    boxes = np.array([item["bbox"] for item in annotations], dtype=np.float64).reshape(-1, 4)
-    areas = [item.get("area") for item in annotations]
-    coordinate_ends = _ends(polygons)
-    return Columns(
-        image_ids=_integers([image["id"] for image in images]),
-        sizes=_integers(sizes),
-        names=_bytes(names),
-        name_ends=_ends(names),
-        annotation_ends=np.searchsorted(image_of[order], np.arange(len(images) + 1)),
-        boxes=boxes,
-        category_ids=_integers([item["category_id"] for item in annotations]),
-        areas=np.array(
-            [a * b if area is None else area for area, (a, b) in zip(areas, boxes[:, 2:].tolist(), strict=True)],
-            dtype=np.float64,
-        ),
-        crowds=np.array([bool(item.get("iscrowd")) for item in annotations], dtype=bool),
-        mask_reasons=np.frombuffer(mask_reasons, dtype=np.uint8),
-        box_reasons=np.frombuffer(box_reasons, dtype=np.uint8),
-        polygon_ends=_integers(polygon_ends),
-        coordinate_ends=coordinate_ends,
-        coordinates=np.fromiter(chain.from_iterable(polygons), np.float64, int(coordinate_ends[-1])),
-        runs=_bytes(runs),
-        run_ends=_ends(runs),
-        about=_bytes([json.dumps(about).encode()]),
-    )
+
+    def __init__(self, images: Sequence[Mapping[str, Any]], categories: Sequence[Mapping[str, Any]]) -> None:
+        self._images = sorted(images, key=itemgetter("id"))
+        self._categories = sorted(categories, key=itemgetter("id"))
+        self._places = {image["id"]: place for place, image in enumerate(self._images)}
+        self._sizes = [(image["height"], image["width"]) for image in self._images]
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+        self._annotated = False
+
+    def add(self, annotations: Sequence[Mapping[str, Any]], geometry: Geometry) -> None:
+        """Add annotations in the order of the file, with their geometry."""
+        self._annotated = True
+        masks = [item.get("segmentation") for item in annotations]
+        images = [self._places[item["image_id"]] for item in annotations]
+        sizes = [self._sizes[image] for image in images]
+        runs = [json.dumps(mask).encode() if isinstance(mask, dict) else b"" for mask in masks]
+        boxes = geometry.boxes
+        areas = np.array([item.get("area", np.nan) for item in annotations], dtype=np.float64)
+        self._parts.append(
+            (
+                _integers(images),
+                boxes,
+                _integers([item["category_id"] for item in annotations]),
+                np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas),
+                np.array([bool(item.get("iscrowd")) for item in annotations], dtype=bool),
+                _reasons(map(mask_reason, masks, sizes)),
+                _reasons(map(box_reason, boxes.tolist(), sizes)),
+                geometry.numbers,
+                geometry.lengths,
+                geometry.coordinates,
+                _bytes(runs),
+                _integers(list(map(len, runs))),
+            )
+        )
+
+    def columns(self, note: str | None) -> Columns:
+        """Return all; `note` says what was converted before. Nothing can be added afterwards."""
+        if not self._parts:
+            self.add((), Geometry.of(()))
+            self._annotated = False
+        columns = list(zip(*self._parts, strict=True))
+        self._parts = []
+        columns.reverse()
+        (
+            image_of,
+            boxes,
+            category_ids,
+            areas,
+            crowds,
+            mask_reasons,
+            box_reasons,
+            numbers,
+            lengths,
+            coordinates,
+            runs,
+            run_lengths,
+        ) = (np.concatenate(columns.pop()) for _ in range(len(columns)))
+        order = np.argsort(image_of, kind="stable")
+        names = [image["file_name"].encode() for image in self._images]
+        about = {
+            "categories": [{"id": item["id"], "name": item["name"]} for item in self._categories],
+            "annotated": self._annotated,
+            "note": note,
+        }
+        return Columns(
+            image_ids=_integers([image["id"] for image in self._images]),
+            sizes=_integers(self._sizes),
+            names=_bytes(names),
+            name_ends=_ends(_integers(list(map(len, names)))),
+            order=order,
+            order_ends=np.searchsorted(image_of[order], np.arange(len(names) + 1)),
+            boxes=boxes,
+            category_ids=category_ids,
+            areas=areas,
+            crowds=crowds,
+            mask_reasons=mask_reasons,
+            box_reasons=box_reasons,
+            polygon_ends=_ends(numbers),
+            coordinate_ends=_ends(lengths),
+            coordinates=coordinates,
+            runs=runs,
+            run_ends=_ends(run_lengths),
+            about=_bytes([json.dumps(about).encode()]),
+        )
+
+
+def columns_of(content: Mapping[str, Any], note: str | None) -> Columns:
+    """Convert the content of an annotation file without defects; `note` says what was converted in it."""
+    builder = ColumnsBuilder(content["images"], content["categories"])
+    if "annotations" in content:
+        builder.add(content["annotations"], Geometry.of(content["annotations"]))
+    return builder.columns(note)
+
+
+def _reasons(reasons: Iterable[str | None]) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes(_NUMBERS[reason] for reason in reasons), dtype=np.uint8)
 
 
 def _integers(values: Sequence[Any]) -> NDArray[np.int64]:
@@ -215,5 +265,5 @@ def _bytes(values: Sequence[bytes]) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(values), dtype=np.uint8)
 
 
-def _ends(values: Sequence[Sequence[Any]]) -> NDArray[np.int64]:
-    return _integers(list(accumulate(map(len, values), initial=0)))
+def _ends(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))

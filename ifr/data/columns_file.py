@@ -22,18 +22,39 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ifr.data import annotation_file, coco_rules, columns, exports, file_names, images, masks
-from ifr.data.annotation_file import checked, collection_paused
+from ifr.data import (
+    annotation_file,
+    coco_rules,
+    columns,
+    columns_reader,
+    exports,
+    file_names,
+    geometry_rules,
+    images,
+    json_pieces,
+    masks,
+)
 from ifr.data.catalog import DatasetSource
-from ifr.data.columns import Columns, columns_of
+from ifr.data.columns import Columns
+from ifr.data.columns_reader import read_large, read_whole
 from ifr.whole_file import cache_folder, whole_file
 
 logger = logging.getLogger(__name__)
 
-SMALLEST = 2**24
-"""Bytes of the smallest annotation file whose content is kept; smaller ones are read in about a second."""
 _STAMP = "stamp"
-_MODULES = (annotation_file, coco_rules, columns, exports, file_names, images, masks)  # what the content depends on
+# What the content depends on.
+_MODULES = (
+    annotation_file,
+    coco_rules,
+    columns,
+    columns_reader,
+    exports,
+    file_names,
+    geometry_rules,
+    images,
+    json_pieces,
+    masks,
+)
 _CHUNK = 2**20
 
 
@@ -50,7 +71,7 @@ def read_columns(source: DatasetSource) -> Columns:
     Raises:
         DatasetError: the file cannot be read or has defects.
     """
-    content = _kept(source) if _is_large(source) else _read(source)[0]
+    content = _kept(source) if _is_large(source) else read_whole(source)[0]
     note = content.description()["note"]
     if note:
         logger.info("%s: %s", source.json, note)
@@ -66,16 +87,9 @@ def places(source: DatasetSource) -> list[Path]:
 
 def _is_large(source: DatasetSource) -> bool:
     try:
-        return source.json.stat().st_size >= SMALLEST
+        return source.json.stat().st_size >= columns_reader.LARGE
     except OSError:
         return False  # reading it words the error
-
-
-def _read(source: DatasetSource) -> tuple[Columns, bool]:
-    """Return the content, and whether it depends on the pictures in the image folder."""
-    with collection_paused():
-        content, names = checked(source)
-        return columns_of(content, names.note), names.looked_up
 
 
 def _kept(source: DatasetSource) -> Columns:
@@ -117,8 +131,8 @@ def _find(source: DatasetSource, *, explain: bool = False) -> Columns | None:
 def _make(source: DatasetSource) -> Columns:
     """Read the annotation file and keep its content if a folder can be written."""
     before = _stamp(source.json)
-    content, looked_up = _read(source)
-    if looked_up:
+    content, names = read_large(source)
+    if names.looked_up:
         logger.info("%s: read at every start, because its file names depend on what the image folder has", source.json)
         return content
     stamp = {**before, "sha256": _sha256(source.json), "code": _code()}
