@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-PIECE = 2**23
+PIECE = 2**22
 """Bytes that are parsed at a time."""
 _TRIES = 8
 _SPACE = re.compile(rb"[ \t\n\r]*")
