@@ -74,17 +74,28 @@ class RCNN(nn.Module):
         proposals, losses = self.proposal_generator(features, images.sizes, annotations)
         return {**self.roi_heads.losses(features, images.sizes, proposals, annotations), **losses}
 
-    @torch.no_grad()
     def _detections(self, batch: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        return [_pasted(found, _output_size(item)) for found, item in zip(self.detect(batch), batch, strict=True)]
+
+    @torch.no_grad()
+    def detect(self, batch: Sequence[dict[str, Any]], score: float | None = None) -> list[dict[str, Tensor]]:
+        """Return detections like `forward` in evaluation mode, but with small masks.
+
+        Args:
+            batch: see `forward`.
+            score: the detections have higher scores; by default, than the threshold of the settings.
+
+        Returns:
+            For every image, `boxes`, `scores` and `classes` like `forward`, and with a mask head `probabilities`
+            (n, side, side) in [0, 1], which span the boxes.
+        """
         images = self.preprocess(batch)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(features, images.sizes)
-        detections = self.roi_heads.detect(features, images.sizes, proposals)
+        detections = self.roi_heads.detect(features, images.sizes, proposals, score)
         masks = self.roi_heads.masks(features, detections)
         return [
-            self.postprocess(
-                detections[i], masks[i] if masks is not None else None, images.sizes[i], _output_size(item)
-            )
+            _scaled(detections[i], masks[i] if masks is not None else None, images.sizes[i], _output_size(item))
             for i, item in enumerate(batch)
         ]
 
@@ -143,13 +154,7 @@ class RCNN(nn.Module):
         detections: Detections, masks: Tensor | None, size: ImageSize, output_size: ImageSize
     ) -> dict[str, Tensor]:
         """Scale the detections of one image from `size` to `output_size` and drop boxes that become empty."""
-        scale = (output_size[1] / size[1], output_size[0] / size[0])
-        boxes = clip(by_column(torch.mul, detections.boxes, scale * 2), output_size)
-        keep = torch.nonzero(nonempty(boxes)).squeeze(1)
-        result = {"boxes": boxes[keep], "scores": detections.scores[keep], "classes": detections.classes[keep]}
-        if masks is not None:
-            result["masks"] = paste_masks(masks[keep], result["boxes"], output_size)
-        return result
+        return _pasted(_scaled(detections, masks, size, output_size), output_size)
 
     def set_iteration(self, iteration: int) -> None:
         """Choose the mask head's explicit or implicit path for this training iteration, counted from 0."""
@@ -165,6 +170,19 @@ class RCNN(nn.Module):
             if not isinstance(item.get("instances"), Annotations):
                 raise ValueError(f"training needs Annotations under 'instances'; image {i} has {list(item)}")
         return [item["instances"].to(self.pixel_mean.device) for item in batch]
+
+
+def _scaled(detections: Detections, masks: Tensor | None, size: ImageSize, output_size: ImageSize) -> dict[str, Tensor]:
+    scale = (output_size[1] / size[1], output_size[0] / size[0])
+    boxes = clip(by_column(torch.mul, detections.boxes, scale * 2), output_size)
+    keep = torch.nonzero(nonempty(boxes)).squeeze(1)
+    result = {"boxes": boxes[keep], "scores": detections.scores[keep], "classes": detections.classes[keep]}
+    return result if masks is None else {**result, "probabilities": masks[keep]}
+
+
+def _pasted(found: dict[str, Tensor], output_size: ImageSize) -> dict[str, Tensor]:
+    small = found.pop("probabilities", None)
+    return found if small is None else {**found, "masks": paste_masks(small, found["boxes"], output_size)}
 
 
 def _output_size(item: dict[str, Any]) -> ImageSize:

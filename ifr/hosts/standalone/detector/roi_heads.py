@@ -1,5 +1,6 @@
 """Region heads: boxes by one stage or a cascade, and masks."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,9 +99,13 @@ class ROIHeads(nn.Module):
         return losses
 
     def detect(
-        self, features: dict[str, Tensor], sizes: Sequence[ImageSize], proposals: Sequence[Proposals]
+        self,
+        features: dict[str, Tensor],
+        sizes: Sequence[ImageSize],
+        proposals: Sequence[Proposals],
+        score: float | None = None,
     ) -> list[Detections]:
-        """Return the detections in every image."""
+        """Return the detections in every image with scores above `score`, by default the filter's threshold."""
         levels = [features[name] for name in self.in_features]
         stages = self._stages()
         outputs = [self._run(stages[0], levels, [p.boxes for p in proposals])]
@@ -108,8 +113,10 @@ class ROIHeads(nn.Module):
             outputs.append(self._run(stage, levels, previous.refine(outputs[-1], sizes)))
         last = outputs[-1]
         scores = last.split(torch.stack([F.softmax(output.logits, dim=-1) for output in outputs]).mean(dim=0))
+        keep = self.detection_filter
+        keep = keep if score is None else dataclasses.replace(keep, score_threshold=score)
         return [
-            self.detection_filter(b, d, s, stages[-1].coder, size)
+            keep(b, d, s, stages[-1].coder, size)
             for b, d, s, size in zip(last.boxes, last.split(last.deltas), scores, sizes, strict=True)
         ]
 

@@ -15,6 +15,7 @@ from ifr.data.coco import KEEP_CROWDS, CocoDataset, share
 from ifr.data.coco_rules import usable_polygons
 from ifr.data.loader import evaluation_loader
 from ifr.errors import EvaluationError, Stopped
+from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.evaluation.coco_metrics import (
     COUNTED,
@@ -180,10 +181,13 @@ def _run(
 
 
 def _detections(model: nn.Module, dataset: CocoDataset, batch: Batch) -> list[dict[str, Any]]:
+    all_found = model.detect(batch) if isinstance(model, RCNN) else model(batch)  # small masks if possible
     return [
         result
-        for item, found in zip(batch, model(batch), strict=True)
-        for result in coco_results(found, item["image_id"], dataset.category_ids)
+        for item, found in zip(batch, all_found, strict=True)
+        for result in coco_results(
+            found, item["image_id"], dataset.category_ids, (int(item["height"]), int(item["width"]))
+        )
     ]
 
 
