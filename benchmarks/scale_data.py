@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
+from ifr.data.masks import encode_window
 
 COCO_IMAGES, COCO_OBJECTS = 118_287, 928_000  # about those of train2017
 WIDTH, HEIGHT = 640, 480
@@ -43,6 +46,42 @@ def write_annotations(path: Path, images: int, objects: int, seed: int = 0) -> N
                 f'"image_id": {image}, "bbox": {box}, "category_id": {category}, "id": {number}}}'
             )
         file.write("]}")
+
+
+def write_pictures(folder: Path, images: int) -> None:
+    """Make links to one grey picture, under the names of the images."""
+    Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 128)).save(folder / "grey.jpg")
+    for number in range(1, images + 1):
+        (folder / f"{number:012d}.jpg").symlink_to("grey.jpg")
+
+
+def detections(images: int, each: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Return results in COCO's format: elliptic masks of 10 to 150 pixels, `each` in every image."""
+    random = np.random.default_rng(seed)
+    shapes = []
+    for _ in range(2000):
+        height, width = random.integers(10, 150, 2).tolist()
+        y, x = np.ogrid[0.5:height, 0.5:width]
+        window = (y / height * 2 - 1) ** 2 + (x / width * 2 - 1) ** 2 < 1
+        top, left = int(random.integers(0, HEIGHT - height)), int(random.integers(0, WIDTH - width))
+        box = [left + float(random.random()), top + float(random.random()), float(width), float(height)]
+        shapes.append((box, encode_window(window, (top, left), (HEIGHT, WIDTH))))
+    columns = zip(
+        random.integers(0, len(shapes), images * each).tolist(),
+        random.integers(1, CLASSES + 1, images * each).tolist(),
+        random.random(images * each).tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "image_id": number // each + 1,
+            "category_id": category,
+            "bbox": list(shapes[shape][0]),
+            "score": score,
+            "segmentation": dict(shapes[shape][1]),
+        }
+        for number, (shape, category, score) in enumerate(columns)
+    ]
 
 
 def _polygon(random: np.random.Generator) -> tuple[str, str, float]:

@@ -5,6 +5,7 @@ import gc
 import importlib.util
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,12 +14,15 @@ from ifr.data.classes import Classes
 from ifr.data.coco_rules import Defect, find_defects
 from ifr.data.exports import tidy
 from ifr.data.file_names import FileNames
+from ifr.data.json_pieces import members
+from ifr.data.progress import SECONDS
 from ifr.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
 _HAS_ORJSON = importlib.util.find_spec("orjson") is not None
-_ANNOUNCED = 2**25  # bytes of a file that takes more than about a second to read
+LARGE = 2**24
+"""Bytes of the smallest file that is read piece by piece; smaller ones are read in about a second."""
 
 
 @contextlib.contextmanager
@@ -45,14 +49,41 @@ def read_json(source: DatasetSource, *, exact: bool = False) -> Any:
     """
     try:
         text = source.json.read_bytes()
-        if len(text) > _ANNOUNCED:
-            logger.info("%s: reading %.0f MB, which takes up to half a minute a gigabyte", source.json, len(text) / 1e6)
         with collection_paused():
-            return json.loads(text) if exact else parsed(text)
+            return json.loads(text) if exact else _content(text, source)
     except OSError as error:
         raise DatasetError(f"{source.json}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{source.json}: not a JSON file ({error})") from error
+
+
+def _content(text: bytes, source: DatasetSource) -> Any:
+    """Parse JSON, in pieces if it is long: orjson takes several times the memory of what it parses."""
+    if len(text) < LARGE:
+        return parsed(text)
+    content: dict[str, Any] = {}
+    try:
+        for key, value, _ in read_members(text, source):
+            if key in content:
+                content[key] += value
+            else:
+                content[key] = value
+    except (ValueError, RecursionError):
+        return json.loads(text)
+    return content
+
+
+def read_members(text: bytes, source: DatasetSource) -> Iterator[tuple[str, Any, int]]:
+    """Yield the members of an annotation file's content like `members`, and log how far that is."""
+    started = last = time.monotonic()
+    logger.info("%s: reading %.0f MB", source.json, len(text) / 1e6)
+    for key, value, place in members(text, parsed):
+        yield key, value, place
+        now = time.monotonic()
+        if now - last > SECONDS:
+            left = (now - started) / place * (len(text) - place)
+            logger.info("%s: %.0f %% read, %.0f s left", source.json, 100 * place / len(text), left)
+            last = now
 
 
 def parsed(text: bytes) -> Any:

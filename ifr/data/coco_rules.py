@@ -144,7 +144,7 @@ def _annotations(
     content: Mapping[str, Any], sizes: Mapping[int, Size | None] | None, categories: Mapping[int, None] | None
 ) -> Iterator[Defect]:
     items = yield from _items(content, "annotations")
-    yield from annotation_defects(progress(items, "checking annotations"), sizes, categories, {})
+    yield from annotation_defects(progress(items, len(items), "checking annotations"), sizes, categories, {})
 
 
 def annotation_defects(

@@ -87,7 +87,7 @@ def places(source: DatasetSource) -> list[Path]:
 
 def _is_large(source: DatasetSource) -> bool:
     try:
-        return source.json.stat().st_size >= columns_reader.LARGE
+        return source.json.stat().st_size >= annotation_file.LARGE
     except OSError:
         return False  # reading it words the error
 
@@ -140,6 +140,7 @@ def _make(source: DatasetSource) -> Columns:
         logger.warning("%s changed while it was read; its content is not kept for later runs", source.json)
         return content
     for path in places(source):
+        logger.info("%s: read; keeping its content in %s", source.json, path)
         try:
             with whole_file(path) as file:
                 os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~0o022)
@@ -150,7 +151,7 @@ def _make(source: DatasetSource) -> Columns:
         except (OSError, _UnusableError) as error:
             logger.info("%s cannot be kept (%s)", path, error)
         else:
-            logger.info("%s: kept in %s, which later runs and other processes share", source.json, path)
+            logger.info("%s: kept; later runs and other processes share it", path)
             return kept
     logger.warning(
         "%s: its content cannot be kept, so that every process reads it; set IFR_CACHE to a folder that can be written",

@@ -1,25 +1,18 @@
 """Reads annotation files into arrays: small ones as a whole, large ones piece by piece."""
 
 import contextlib
-import logging
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from ifr.data.annotation_file import checked, collection_paused, parsed
+from ifr.data.annotation_file import checked, collection_paused, read_members
 from ifr.data.catalog import DatasetSource
 from ifr.data.coco_rules import annotation_defects, find_defects
 from ifr.data.columns import Columns, ColumnsBuilder, columns_of
 from ifr.data.exports import Tidying
 from ifr.data.file_names import FileNames, tidy_file_names
 from ifr.data.geometry_rules import Geometry, plain_geometry
-from ifr.data.json_pieces import last_value, members
+from ifr.data.json_pieces import last_value
 
-logger = logging.getLogger(__name__)
-
-LARGE = 2**24
-"""Bytes of the smallest file that is read piece by piece; smaller ones are read in about a second."""
-_SECONDS = 5.0  # between two lines of progress
 _HEAD = ("images", "categories")
 
 
@@ -57,9 +50,7 @@ def _read_pieces(text: bytes, source: DatasetSource) -> tuple[Columns, FileNames
     ends: dict[str, int] = {}
     guessed: dict[str, int] = {}
     pieces: _Pieces | None = None
-    started = last = time.monotonic()
-    logger.info("%s: reading %.0f MB", source.json, len(text) / 1e6)
-    for key, value, place in members(text, parsed):
+    for key, value, place in read_members(text, source):
         ends[key] = place
         if key in _HEAD and key not in guessed:
             head[key] = [*head.get(key, ()), *value] if isinstance(value, list) else value
@@ -70,11 +61,6 @@ def _read_pieces(text: bytes, source: DatasetSource) -> tuple[Columns, FileNames
                         head[section], guessed[section] = last_value(text, section)
                 pieces = _Pieces(head, source)
             pieces.add(value)
-        now = time.monotonic()
-        if now - last > _SECONDS:
-            left = (now - started) / place * (len(text) - place)
-            logger.info("%s: %.0f %% read, %.0f s left", source.json, 100 * place / len(text), left)
-            last = now
     if any(ends.get(key) != place for key, place in guessed.items()):
         raise ValueError("what was taken for a member of the file is something else")
     return (pieces or _Pieces(head, source)).columns()

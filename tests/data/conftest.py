@@ -6,7 +6,7 @@ import pytest
 from scale_data import write_annotations
 from small_sets import contents, write_set
 
-from ifr.data import columns_reader
+from ifr.data import annotation_file
 from ifr.data.catalog import ROOT_VARIABLE, DatasetSource
 from ifr.data.digits import make_digits
 
@@ -37,7 +37,7 @@ def digits(digits_root, monkeypatch) -> Path:
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetSource:
     """A file of 150 kB, which counts as large: 40 images with 600 objects."""
-    monkeypatch.setattr(columns_reader, "LARGE", 1)
+    monkeypatch.setattr(annotation_file, "LARGE", 1)
     monkeypatch.setenv("IFR_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "set" / "a.json"
     file.parent.mkdir()

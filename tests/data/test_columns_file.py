@@ -11,7 +11,7 @@ import pytest
 from scale_data import write_annotations
 from test_columns_reader import same
 
-from ifr.data import columns_file, columns_reader
+from ifr.data import annotation_file, columns_file
 from ifr.data.catalog import DatasetSource
 from ifr.data.coco import CocoDataset
 from ifr.data.columns_file import places, read_columns
@@ -165,7 +165,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
 
 
 def _open_and_report(source: DatasetSource, begin: Any, readings: Any) -> None:
-    columns_reader.LARGE = 1
+    annotation_file.LARGE = 1
     read = columns_file.read_large
 
     def counted(source: DatasetSource) -> Any:

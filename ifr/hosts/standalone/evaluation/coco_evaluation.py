@@ -140,11 +140,18 @@ def evaluate(
         results = _gather(results, failure, worker)
 
     def scored() -> Metrics:
-        with whole_file(folder / task.file, "w") as file:
-            file.write(json.dumps(results))
+        write_results(results, folder / task.file)
         return task.score(dataset, results, config)
 
     return worker.from_first(scored)
+
+
+def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write results as JSON, one after the other: the text of all may take half a gigabyte."""
+    with whole_file(path, "w") as file:
+        file.write("[")
+        file.writelines((", " if number else "") + json.dumps(result) for number, result in enumerate(results))
+        file.write("]")
 
 
 @torch.inference_mode()
