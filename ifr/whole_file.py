@@ -37,6 +37,11 @@ def whole_file(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]
         partial.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Return the folder of files that IFR keeps for later runs: IFR_CACHE, by default ~/.cache/ifr."""
+    return Path(os.environ.get("IFR_CACHE") or "~/.cache/ifr").expanduser()
+
+
 def _sync_folder(folder: Path) -> None:
     """Flush the folder's new entry to disk too; if the file system refuses, the file is still complete."""
     if os.name == "posix":

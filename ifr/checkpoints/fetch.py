@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
-import os
 import re
 import urllib.error
 import urllib.parse
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ifr.errors import CheckpointError
-from ifr.whole_file import whole_file
+from ifr.whole_file import cache_folder, whole_file
 
 logger = logging.getLogger(__name__)
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -70,9 +69,8 @@ def cache_file(url: str) -> Path:
     folders = [urllib.parse.unquote(part) for part in parts.path.split("/") if part]
     if not folders or any(part in (".", "..") or "/" in part or "\\" in part or "\0" in part for part in folders):
         raise CheckpointError(url, "an address that names a file was expected")
-    root = Path(os.environ.get("IFR_CACHE") or "~/.cache/ifr").expanduser()
     host = parts.hostname if port in (None, 443) else f"{parts.hostname}_{port}"
-    return root.joinpath(host, *folders)
+    return cache_folder().joinpath(host, *folders)
 
 
 class _HttpsOnly(urllib.request.HTTPRedirectHandler):

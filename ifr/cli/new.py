@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ifr.cli.experiments import find_experiment
+from ifr.data.annotation_file import read_annotations
 from ifr.data.catalog import DatasetSource, find_dataset
-from ifr.data.coco import CocoDataset, read_annotations
+from ifr.data.coco import CocoDataset
 from ifr.data.images import deep_values
 from ifr.data.objects import objects_of
 from ifr.errors import DatasetError, ImageError, UserError, advise

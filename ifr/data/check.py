@@ -8,12 +8,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from ifr.data.annotation_file import collection_paused, read_tidied
 from ifr.data.catalog import DatasetSource
-from ifr.data.coco import KEEP_CROWDS, KEEP_EMPTY, no_objects, read_json, share
+from ifr.data.coco import KEEP_CROWDS, KEEP_EMPTY, no_objects, share
 from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out
-from ifr.data.exports import tidy
 from ifr.data.images import Size, check_header, read_image
 from ifr.data.intensity import Intensity
+from ifr.data.progress import progress
 from ifr.data.suspicions import suspicions
 from ifr.errors import DatasetError, ImageError
 from ifr.processes.loading import loading_processes
@@ -78,23 +79,28 @@ def check_dataset(
         decode: decode every picture to find damaged ones; otherwise read only the headers.
         intensity: as training has it from INPUT.INTENSITY; without it, pictures of more than 8 bits are problems.
     """
+    with collection_paused():
+        yield from _findings(source, decode, intensity)
+
+
+def _findings(source: DatasetSource, decode: bool, intensity: Intensity | None) -> Iterator[Finding]:
     try:
-        content = read_json(source)
+        content, names, first = read_tidied(source)
     except DatasetError as error:
         yield Finding("file", str(error))
         return
-    names = tidy(content, source.images)
     defects = 0
-    for defect in find_defects(content):
+    for defect in find_defects(content) if first else ():
         defects += 1
         yield Finding(defect.section, f"{source.json}: {defect}")
     if names.problem:
         defects += 1
         yield Finding("images", f"{source.json}: {names.problem}")
-    pictures = _sound_pictures(content, source, names.unread)
+    pictures = _sound_pictures(content, source, names.unread, checked=not defects)
     workers = min(len(pictures) // _PICTURES_PER_WORKER, os.cpu_count() or 1, _MAX_WORKERS)
     causes = _Causes(pictures, decode=decode, intensity=intensity)
-    for cause in DataLoader(causes, batch_size=None, **loading_processes(workers)):
+    loaded: DataLoader[str | None] = DataLoader(causes, batch_size=None, **loading_processes(workers))
+    for cause in progress(loaded, len(pictures), "reading pictures"):
         if cause is not None:
             yield Finding("pictures", cause)
     if names.note and not defects:
@@ -103,13 +109,20 @@ def check_dataset(
         yield from _left_out(content, source)
 
 
-def _sound_pictures(content: Any, source: DatasetSource, unread: Container[str]) -> list[_Picture]:
-    """Return the pictures of the images whose entries have no defect and whose names are not in `unread`."""
+def _sound_pictures(content: Any, source: DatasetSource, unread: Container[str], *, checked: bool) -> list[_Picture]:
+    """Return the pictures of the images whose entries have no defect and whose names are not in `unread`.
+
+    Args:
+        content: the file's content.
+        source: the data set.
+        unread: file names.
+        checked: no entry has a defect.
+    """
     images = content.get("images") if isinstance(content, dict) else None
     pictures = []
     for item in images if isinstance(images, list) else ():
         only: dict[str, Any] = {"images": [item], "categories": []}
-        if any(defect.section == "images" for defect in find_defects(only)):
+        if not checked and any(defect.section == "images" for defect in find_defects(only)):
             continue
         if item["file_name"] in unread:
             continue
@@ -126,7 +139,7 @@ def _left_out(content: Mapping[str, Any], source: DatasetSource) -> Iterator[Fin
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     by_reason: dict[str, list[str]] = {}
     annotations, used = content["annotations"], set()
-    for position, annotation in enumerate(annotations):
+    for position, annotation in enumerate(progress(annotations, len(annotations), "looking for what is left out")):
         reason = reason_to_leave_out(annotation, sizes[annotation["image_id"]], masks=True)
         if reason is None:
             used.add(annotation["image_id"])

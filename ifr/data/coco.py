@@ -1,29 +1,26 @@
-"""Data sets in COCO format (cocodataset.org, "Data format"), read once and stored compactly."""
+"""Data sets in COCO format (cocodataset.org, "Data format"), each image with its objects."""
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ifr.data.catalog import DatasetSource
 from ifr.data.classes import Classes
-from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out, usable_polygons
-from ifr.data.exports import tidy
-from ifr.data.file_names import FileNames
+from ifr.data.coco_rules import CROWD, usable_polygons
+from ifr.data.columns import REASONS, Segmentation
+from ifr.data.columns_file import read_columns
 from ifr.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
 KEEP_CROWDS = "DATASETS.CROWDS_AS_OBJECTS True"
 KEEP_EMPTY = "DATALOADER.FILTER_EMPTY_ANNOTATIONS False"
-Segmentation = list[list[float]] | dict[str, Any]  # polygons x0, y0, x1, y1, ... in pixels, or a run-length encoding
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class CocoDataset(Dataset[CocoImage]):
         source: the data set, from `find_dataset`.
         masks: also leave out objects without a mask.
         keep_empty: keep images without objects, which training cannot use.
-        keep_truth: keep the file's content as `truth`, which scoring needs.
+        keep_truth: offer `truth`, which scoring needs.
         classes: number the objects by the classes of a model, matched by name, in place of those of the file.
         crowds: use crowds like other objects.
 
@@ -81,29 +78,34 @@ class CocoDataset(Dataset[CocoImage]):
         crowds: bool = False,
     ) -> None:
         self.source = source
-        content = read_annotations(source, crowds=crowds)
-        self.truth = content if keep_truth else None
-        self.classes = classes_of(content)
+        self._content = content = read_columns(source)
+        self._keep_truth, self._crowds = keep_truth, crowds
+        self.classes = content.classes()
         if classes is not None and classes.names != self.classes.names:
             self.classes = self.classes.numbered_like(classes, source.name)
             logger.info("%s: classes are matched by name to those of the model", source.name)
-        labels = {category: label for label, category in enumerate(self.classes.category_ids) if category is not None}
-        objects, self.left_out = _objects_by_image(content, source, labels, masks=masks)
-        images = sorted(content["images"], key=lambda image: int(image["id"]))
-        images = [image for image in images if keep_empty or objects[image["id"]]]
-        self.empty = len(content["images"]) - len(images)
-        if not images:
+        self._labels = {identity: label for label, identity in enumerate(self.classes.category_ids)}
+        reasons = content.reasons(masks=masks, crowds=crowds)
+        usable = reasons[content.order] == 0
+        self._used = content.order[usable]
+        self.left_out = Counter(
+            {REASONS[number]: count for number, count in enumerate(np.bincount(reasons).tolist()) if number and count}
+        )
+        for reason, count in self.left_out.items():
+            if reason != CROWD:
+                logger.warning("%s: leaving out %d %s", source.json, count, reason)
+        ends = np.searchsorted(np.flatnonzero(usable), content.order_ends)
+        self._images = np.arange(len(content.image_ids)) if keep_empty else np.flatnonzero(np.diff(ends))
+        self.empty = len(content.image_ids) - len(self._images)
+        if not len(self._images):
             raise DatasetError(f"{source.json}: {no_objects(masks=masks, crowds=self.left_out[CROWD])}")
-        self.sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64)
-        self.image_ids = [int(image["id"]) for image in images]
-        self.counts = np.array([len(objects[image["id"]]) for image in images], dtype=np.int64)
-        self.areas = np.array([item.area for image in images for item in objects[image["id"]]], dtype=np.float64)
-        labels_used = [item.label for image in images for item in objects[image["id"]]]
-        self.class_counts = np.bincount(np.array(labels_used, dtype=np.int64), minlength=len(self.classes.names))
-        # Worker processes share one array; reference counts of many objects would make each process copy their pages.
-        records = [_pack(image, objects[image["id"]]) for image in images]
-        self._ends = np.array(list(accumulate(map(len, records), initial=0)))
-        self._bytes = np.frombuffer(b"".join(records), dtype=np.uint8)
+        self._starts, self.counts = ends[self._images], np.diff(ends)[self._images]
+        self.sizes: NDArray[np.int64] = content.sizes[self._images]
+        self.image_ids: list[int] = content.image_ids[self._images].tolist()
+        self.areas: NDArray[np.float64] = content.areas[self._used]
+        self.class_counts = np.zeros(len(self.classes.names), np.int64)
+        for identity, count in zip(*np.unique(content.category_ids[self._used], return_counts=True), strict=True):
+            self.class_counts[self._labels[int(identity)]] = count
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -136,53 +138,29 @@ class CocoDataset(Dataset[CocoImage]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.source.name} has {len(self)} images, got index {index}")
         index %= len(self)
-        record = json.loads(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+        image, content = int(self._images[index]), self._content
         height, width = self.sizes[index].tolist()
-        objects = tuple(CocoObject(**{**item, "box": tuple(item["box"])}) for item in record["objects"])
-        return CocoImage(self.source.images / record["file_name"], self.image_ids[index], height, width, objects)
+        used = self._used[self._starts[index] : self._starts[index] + self.counts[index]]
+        objects = tuple(map(self._object, used.tolist()))
+        path = self.source.images / content.file_name(image)
+        return CocoImage(path, self.image_ids[index], height, width, objects)
 
+    @property
+    def truth(self) -> dict[str, Any] | None:
+        """What scoring needs, in the form of an annotation file; None without `keep_truth`."""
+        return self._content.truth(crowds=self._crowds) if self._keep_truth else None
 
-def read_json(source: DatasetSource) -> Any:
-    """Return the annotation file's content, unchecked.
-
-    Raises:
-        DatasetError: the file cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(source.json.read_bytes())
-    except OSError as error:
-        raise DatasetError(f"{source.json}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{source.json}: not a JSON file ({error})") from error
-
-
-def read_annotations(source: DatasetSource, *, crowds: bool = False, tidied: bool = True) -> dict[str, Any]:
-    """Return the annotation file's content, checked; a test set has no `annotations`.
-
-    Args:
-        source: the data set.
-        crowds: mark crowds as other objects.
-        tidied: first convert the forms of `ifr.data.exports` to COCO's, and log what was converted.
-
-    Raises:
-        DatasetError: the file cannot be read or has defects; the message quotes the first.
-    """
-    content: dict[str, Any] = read_json(source)
-    names = tidy(content, source.images) if tidied else FileNames()
-    defects = find_defects(content)
-    first = next(defects, None)
-    if first is not None:
-        more = sum(1 for _ in defects)
-        others = f" (and {more} more; `ifr data check` lists them)" if more else ""
-        raise DatasetError(f"{source.json}: {first}{others}")
-    if names.problem:
-        raise DatasetError(f"{source.json}: {names.problem}")
-    if names.note:
-        logger.info("%s: %s", source.json, names.note)
-    if crowds:
-        for annotation in content.get("annotations", ()):
-            annotation["iscrowd"] = 0
-    return content
+    def _object(self, annotation: int) -> CocoObject:
+        """Return the object that the annotation at a position of the file's content describes."""
+        content = self._content
+        left, top, width, height = content.boxes[annotation].tolist()
+        segmentation = content.segmentation(annotation)
+        return CocoObject(
+            box=(left, top, left + width, top + height),
+            label=self._labels[int(content.category_ids[annotation])],
+            segmentation=usable_polygons(segmentation) if isinstance(segmentation, list) else segmentation,
+            area=float(content.areas[annotation]),
+        )
 
 
 def no_objects(*, masks: bool, crowds: int) -> str:
@@ -194,44 +172,3 @@ def no_objects(*, masks: bool, crowds: int) -> str:
 def share(part: int, whole: int, things: str) -> str:
     """Return a count and its share for messages, such as `9 of 17 objects (52.9 %)`."""
     return f"{part} of {whole} {things} ({100 * part / whole:.1f} %)"
-
-
-def classes_of(content: Mapping[str, Any]) -> Classes:
-    """Return the classes of an annotation file, in the order of their category ids."""
-    categories = sorted(content["categories"], key=lambda category: int(category["id"]))
-    return Classes(tuple(item["name"] for item in categories), tuple(item["id"] for item in categories))
-
-
-def _objects_by_image(
-    content: Mapping[str, Any], source: DatasetSource, labels: Mapping[int, int], *, masks: bool
-) -> tuple[dict[int, list[CocoObject]], Counter[str]]:
-    """Return the objects by image id, and the number of annotations left out by reason."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    objects: dict[int, list[CocoObject]] = {image: [] for image in sizes}
-    left_out: Counter[str] = Counter()
-    for annotation in content.get("annotations", ()):
-        image = annotation["image_id"]
-        reason = reason_to_leave_out(annotation, sizes[image], masks=masks)
-        if reason is not None:
-            left_out[reason] += 1
-            continue
-        segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list):
-            segmentation = usable_polygons(segmentation)
-        left, top, width, height = map(float, annotation["bbox"])
-        objects[image].append(
-            CocoObject(
-                box=(left, top, left + width, top + height),
-                label=labels[annotation["category_id"]],
-                segmentation=segmentation or None,
-                area=float(annotation.get("area", width * height)),
-            )
-        )
-    for reason, count in left_out.items():
-        if reason != CROWD:
-            logger.warning("%s: leaving out %d %s", source.json, count, reason)
-    return objects, left_out
-
-
-def _pack(image: Mapping[str, Any], objects: Sequence[CocoObject]) -> bytes:
-    return json.dumps({"file_name": image["file_name"], "objects": [vars(item) for item in objects]}).encode()

@@ -1,18 +1,24 @@
 """The rules for annotation files in COCO format, shared by training and `ifr data check`."""
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ifr.data.file_names import stays_inside
 from ifr.data.images import MOST_PIXELS, Size
 from ifr.data.masks import LONGEST_OUTLINE, outline_is_longer, read_counts
+from ifr.data.progress import progress
 
+_Polygon = TypeVar("_Polygon", bound=Sequence[float])
 CROWD = "crowds"
+NO_MASK = "objects without a mask"
+NO_POLYGON = "objects without a polygon of at least three (x, y) points"
+MASK_OUTSIDE = "objects whose mask is outside the image"
+BOX_OUTSIDE = "objects whose box has no area inside the image"
 _MIN_COORDINATES = 6  # three points of a polygon
 _ID_LIMIT = 2**63
-_MAX_VALUE = 1e9  # pixels from the origin
+MAX_VALUE = 1e9  # pixels from the origin
 _MAX_OUTLINE = 1000  # in units of height + width
 _MAX_QUOTE = 80
 
@@ -44,7 +50,7 @@ def find_defects(content: Any) -> Iterator[Defect]:
         yield from _annotations(content, sizes, categories)
 
 
-def usable_polygons(segmentation: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+def usable_polygons(segmentation: Sequence[_Polygon]) -> list[_Polygon]:
     """Return the polygons with at least three points, each an x and a y."""
     return [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= _MIN_COORDINATES]
 
@@ -59,19 +65,30 @@ def reason_to_leave_out(annotation: Mapping[str, Any], size: Size, *, masks: boo
     """
     if annotation.get("iscrowd"):
         return CROWD
-    segmentation = annotation.get("segmentation")
+    reason = mask_reason(annotation.get("segmentation"), size)
+    if reason is None or (reason == NO_MASK and not masks):
+        return box_reason(annotation["bbox"], size)
+    return reason
+
+
+def mask_reason(segmentation: Any, size: Size) -> str | None:
+    """Return why the mask of an annotation without defects cannot be used; None if it can."""
     if not segmentation:
-        if masks:
-            return "objects without a mask"
-    elif isinstance(segmentation, list):
+        return NO_MASK
+    if isinstance(segmentation, list):
         polygons = usable_polygons(segmentation)
         if not polygons:
-            return "objects without a polygon of at least three (x, y) points"
+            return NO_POLYGON
         if all(_is_outside(polygon, size) for polygon in polygons):
-            return "objects whose mask is outside the image"
-    left, top, width, height = annotation["bbox"]
+            return MASK_OUTSIDE
+    return None
+
+
+def box_reason(box: Sequence[float], size: Size) -> str | None:
+    """Return why a box x, y, width, height without defects cannot be used; None if it can."""
+    left, top, width, height = box
     across, down = min(left + width, size[1]) - max(left, 0), min(top + height, size[0]) - max(top, 0)
-    return None if across > 0 and down > 0 else "objects whose box has no area inside the image"
+    return None if across > 0 and down > 0 else BOX_OUTSIDE
 
 
 def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Size | None] | None]:
@@ -126,19 +143,42 @@ def _categories(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int,
 def _annotations(
     content: Mapping[str, Any], sizes: Mapping[int, Size | None] | None, categories: Mapping[int, None] | None
 ) -> Iterator[Defect]:
-    known: dict[int, None] = {}
-    for position, item in (yield from _items(content, "annotations")):
+    items = yield from _items(content, "annotations")
+    yield from annotation_defects(progress(items, len(items), "checking annotations"), sizes, categories, {})
+
+
+def annotation_defects(
+    items: Iterable[tuple[int, dict[str, Any]]],
+    sizes: Mapping[int, Size | None] | None,
+    categories: Container[int] | None,
+    known: dict[int, None],
+    *,
+    geometry: bool = True,
+) -> Iterator[Defect]:
+    """Yield the defects of annotations, given with their positions.
+
+    Args:
+        items: the annotations.
+        sizes: height and width by image id, None if unknown.
+        categories: the ids of the categories, None if unknown.
+        known: the ids of the annotations before; those of these are added.
+        geometry: check boxes and polygons, too.
+    """
+    for position, item in items:
         if "id" in item:  # optional: IFR numbers the annotations itself for COCO's metrics
             for cause in _id_causes(item, known):
                 yield _defect("annotations", position, item, cause)
             if _is_id(item["id"]):
                 known[item["id"]] = None
-        for cause in _annotation_causes(item, sizes, categories):
+        for cause in _annotation_causes(item, sizes, categories, geometry):
             yield _defect("annotations", position, item, cause)
 
 
 def _annotation_causes(
-    item: Mapping[str, Any], sizes: Mapping[int, Size | None] | None, categories: Mapping[int, None] | None
+    item: Mapping[str, Any],
+    sizes: Mapping[int, Size | None] | None,
+    categories: Container[int] | None,
+    geometry: bool,
 ) -> Iterator[str]:
     image, category = item.get("image_id"), item.get("category_id")
     if not _is_id(image):
@@ -149,15 +189,17 @@ def _annotation_causes(
         yield f"'category_id' must be an int, got {_quote(item, 'category_id')}"
     elif categories is not None and category not in categories:
         yield f"category_id {category} is not among the file's categories"
-    yield from _box_causes(item)
+    if geometry:
+        yield from _box_causes(item)
     crowd = item.get("iscrowd", 0)
     if not isinstance(crowd, int) or crowd not in (0, 1):
         yield f"iscrowd must be 0 or 1, got {_quote(item, 'iscrowd')}"
     if "area" in item and not (are_numbers([item["area"]]) and item["area"] >= 0):
         yield f"area must be a number of pixels, got {_quote(item, 'area')}"
+    segmentation = item.get("segmentation")
     size = sizes.get(image) if sizes is not None and isinstance(image, int) else None
-    if size is not None:
-        cause = _segmentation_cause(item.get("segmentation"), size)
+    if size is not None and (geometry or not isinstance(segmentation, list)):
+        cause = _segmentation_cause(segmentation, size)
         if cause is not None:
             yield cause
 
@@ -196,8 +238,12 @@ def _segmentation_cause(segmentation: Any, size: Size) -> str | None:
 def _outline_is_too_long(polygon: Sequence[float], size: Size) -> bool:
     if len(polygon) < _MIN_COORDINATES:
         return False
-    longest = min(LONGEST_OUTLINE, _MAX_OUTLINE * (size[0] + size[1]))
-    return outline_is_longer(polygon, longest, spread=max(polygon) - min(polygon))
+    return outline_is_longer(polygon, longest_outline(size), spread=max(polygon) - min(polygon))
+
+
+def longest_outline(size: Size) -> float:
+    """Return how many pixels the outline of a polygon may have in an image of this height and width."""
+    return min(LONGEST_OUTLINE, _MAX_OUTLINE * (size[0] + size[1]))
 
 
 def _is_outside(polygon: Sequence[float], size: Size) -> bool:
@@ -280,7 +326,7 @@ def are_numbers(values: Sequence[Any]) -> bool:
     if not set(map(type, values)) <= {int, float}:
         return False
     # min and max may miss a NaN; the sum does not.
-    return not values or (min(values) >= -_MAX_VALUE and max(values) <= _MAX_VALUE and math.isfinite(sum(values)))
+    return not values or (min(values) >= -MAX_VALUE and max(values) <= MAX_VALUE and math.isfinite(sum(values)))
 
 
 def _quote(item: Mapping[str, Any], key: str) -> str:

@@ -50,37 +50,56 @@ def tidy(content: Any, folder: Path) -> FileNames:
     """
     if not isinstance(content, dict):
         return FileNames()
+    tidying = Tidying()
     items = {section: _objects(content.get(section)) for section in _KEYS}
-    done: Counter[str] = Counter()
-    for section, keys in _INTEGERS.items():
-        for item in items[section]:
-            for key in keys:
-                if type(item.get(key)) is float and _is_whole(item[key]):
-                    item[key] = int(item[key])
-                    done["numbers such as 60.0 read as integers"] += 1
+    for section in _KEYS:
+        tidying.section(section, items[section])
     for places in _IDS:
         values = [(item, key) for section, key in places for item in items[section] if key in item]
         if values and all(isinstance(item[key], str) and _DIGITS.fullmatch(item[key]) for item, key in values):
             for item, key in values:
                 item[key] = int(item[key])
-            done["ids in text read as integers"] += len(values)
-    sizes = {image["id"]: image for image in items["images"] if type(image.get("id")) is int}
-    for item in items["annotations"]:
-        done.update(_tidy_annotation(item, sizes))
-    parts = [f"{count} {what}" for what, count in done.items()]
-    others: Counter[str] = Counter()
-    for section, known in _KEYS.items():
-        for item in items[section]:
-            others.update(f"{section}.{key}" for key in sorted(item.keys() - known))
-    if others:
-        listed = ", ".join(repr(name)[1:60].rstrip("'") for name, _ in others.most_common(5)) + ", ..." * (
-            len(others) > 5
-        )
-        parts.append(f"{len(others)} keys that are not used: {listed}")
-    names = tidy_file_names(items["images"], folder)
-    if names.note:
-        parts.append(names.note)
-    return replace(names, note="; ".join(parts) or None)
+            tidying.done["ids in text read as integers"] += len(values)
+    tidying.masks(
+        items["annotations"], {image["id"]: image for image in items["images"] if type(image.get("id")) is int}
+    )
+    return tidying.noted(tidy_file_names(items["images"], folder))
+
+
+class Tidying:
+    """The conversions of `tidy` that need no other items than those at hand, and their numbers."""
+
+    def __init__(self) -> None:
+        self.done: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+
+    def section(self, section: str, items: Iterable[dict[str, Any]]) -> None:
+        """Convert numbers such as 60.0 in some items of a section, and count the keys that are not used."""
+        keys, known = _INTEGERS[section], _KEYS[section]
+        for item in items:
+            for key in keys:
+                if type(item.get(key)) is float and _is_whole(item[key]):
+                    item[key] = int(item[key])
+                    self.done["numbers such as 60.0 read as integers"] += 1
+            if not item.keys() <= known:
+                self.others.update(f"{section}.{key}" for key in sorted(item.keys() - known))
+
+    def masks(self, annotations: Iterable[dict[str, Any]], images: Mapping[int, Mapping[str, Any]]) -> None:
+        """Convert the masks, boxes and crowds of some annotations, given the images by id."""
+        for item in annotations:
+            for what in _tidy_annotation(item, images):
+                self.done[what] += 1
+
+    def noted(self, names: FileNames) -> FileNames:
+        """Add the conversions to the note about file names."""
+        parts = [f"{count} {what}" for what, count in self.done.items()]
+        if self.others:
+            listed = ", ".join(repr(name)[1:60].rstrip("'") for name, _ in self.others.most_common(5))
+            more = ", ..." * (len(self.others) > 5)
+            parts.append(f"{len(self.others)} keys that are not used: {listed}{more}")
+        if names.note:
+            parts.append(names.note)
+        return replace(names, note="; ".join(parts) or None)
 
 
 def _tidy_annotation(item: dict[str, Any], images: Mapping[int, Mapping[str, Any]]) -> Iterable[str]:

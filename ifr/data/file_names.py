@@ -25,6 +25,8 @@ class FileNames:
     """One line about names that no reading turns into an existing picture."""
     unread: frozenset[str] = frozenset()
     """The names that `problem` is about."""
+    looked_up: bool = False
+    """Whether any name had to be looked up in the image folder."""
 
 
 def stays_inside(name: str) -> bool:
@@ -76,7 +78,7 @@ def tidy_file_names(images: Iterable[dict[str, Any]], folder: Path) -> FileNames
         )
     for item in changed:
         item["file_name"] = found[item["file_name"]]
-    return FileNames(note, problem, unread)
+    return FileNames(note, problem, unread, looked_up=bool(odd))
 
 
 def _kind(name: str) -> str | None:

@@ -67,7 +67,38 @@ def runs_to_box(runs: Mapping[str, Any], height: int, width: int) -> list[float]
 
 def encode_runs(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the compressed run-length encoding of a mask (height, width): `size` and `counts`, as in COCO files."""
-    runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return encode_window(mask[:0, :0], (0, 0), mask.shape)
+    window = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return encode_window(window, (int(rows[0]), int(columns[0])), mask.shape)
+
+
+def encode_window(window: NDArray[np.bool_], corner: tuple[int, int], size: tuple[int, ...]) -> dict[str, Any]:
+    """Return the encoding like `encode_runs`, given only a window that holds all of the mask.
+
+    Args:
+        window: (h, w) bool.
+        corner: row and column of its first pixel in the image.
+        size: height and width of the image in pixels.
+    """
+    (rows, columns), (height, width), (top, left) = window.shape, size, corner
+    # Column by column, each after a pixel outside the mask, so that runs begin and end inside one column.
+    pixels = np.zeros((columns + 1, rows + 1), dtype=bool)
+    pixels[:-1, 1:] = window.T
+    flat = pixels.reshape(-1)
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    starts, ends = edges[0::2], edges[1::2]
+    starts = (starts // (rows + 1) + left) * height + starts % (rows + 1) + top
+    ends = ((ends - 1) // (rows + 1) + left) * height + (ends - 1) % (rows + 1) + top + 1
+    joined = starts[1:] == ends[:-1]  # from the bottom of a column to the top of the next
+    bounds = np.stack(
+        (starts[np.append(True, ~joined)[: len(starts)]], ends[np.append(~joined, True)[: len(ends)]]), axis=1
+    )
+    counts = np.diff(bounds.reshape(-1), prepend=0, append=height * width).tolist()
+    if counts[-1] == 0 and len(counts) > 1:
+        counts.pop()
+    runs = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": list(runs["size"]), "counts": runs["counts"].decode("ascii")}
 
 

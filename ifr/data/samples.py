@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from ifr.data.annotations import Annotations, ImageSize
 from ifr.data.augmentation import Augmentation, Geometry
-from ifr.data.coco import CocoImage, CocoObject, Segmentation
+from ifr.data.coco import CocoImage, CocoObject
+from ifr.data.columns import Segmentation
 from ifr.data.images import read_image
 from ifr.data.intensity import Intensity
 from ifr.data.masks import decode_runs, polygons_to_mask

@@ -7,6 +7,7 @@ from ifr.data.coco import share
 from ifr.data.coco_rules import reason_to_leave_out, usable_polygons
 from ifr.data.images import Size
 from ifr.data.masks import runs_to_box
+from ifr.data.progress import progress
 
 Corners = tuple[float, float, float, float]  # XYXY pixels
 
@@ -31,7 +32,7 @@ def suspicions(annotations: Sequence[Mapping[str, Any]], sizes: Mapping[int, Siz
     objects = [(item, sizes[item["image_id"]]) for item in annotations if not item.get("iscrowd")]
     names: dict[str, list[str]] = {}
     leaving = fitting = 0
-    for number, (item, size) in enumerate(objects):
+    for number, (item, size) in enumerate(progress(objects, len(objects), "comparing boxes and masks")):
         way = _misfit(item, size)
         if way is None:
             fitting += 1

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ifr.data.annotations import ImageSize
-from ifr.data.masks import encode_runs
-from ifr.hosts.standalone.detector.paste import paste_masks
-
-_PASTED = 2**28  # limit on the bytes of full-size masks that exist at a time
+from ifr.data.masks import encode_window
+from ifr.hosts.standalone.detector.paste import paste_windows
 
 Point = tuple[int, int]  # x, y
 
@@ -59,7 +57,7 @@ class Mask:
     @property
     def rle(self) -> dict[str, Any]:
         """The compressed run-length encoding of COCO files: "size" and "counts"."""
-        return encode_runs(self.array)
+        return encode_window(self.window, self.corner, self.size)
 
     @property
     def polygons(self) -> list[NDArray[np.float64]]:
@@ -76,10 +74,8 @@ class Mask:
 
 
 def pasted(probabilities: Tensor, boxes: Tensor, size: ImageSize) -> list[Mask]:
-    """Paste mask probabilities (n, side, side) into an image at boxes (n, 4), XYXY pixels."""
-    chunk = max(1, _PASTED // (size[0] * size[1]))
-    some = [slice(start, start + chunk) for start in range(0, len(boxes), chunk)]
-    return [Mask.of(full) for part in some for full in paste_masks(probabilities[part], boxes[part], size).numpy()]
+    """Paste mask probabilities (n, side, side) into an image at boxes (n, 4), XYXY pixels, not empty."""
+    return [Mask(window, corner, size) for window, corner in paste_windows(probabilities, boxes, size)]
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:

@@ -5,10 +5,11 @@ import json
 import pytest
 from small_sets import write_set
 
+from ifr.data.annotation_file import classes_of, read_annotations
 from ifr.data.catalog import find_dataset
 from ifr.data.check import check_dataset
 from ifr.data.classes import Classes
-from ifr.data.coco import CocoDataset, classes_of, read_annotations
+from ifr.data.coco import CocoDataset
 from ifr.data.summary import summarize
 from ifr.errors import DatasetError
 

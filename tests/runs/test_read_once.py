@@ -9,7 +9,7 @@ import pytest
 from ifr import experiment
 from ifr.checkpoints import files
 from ifr.cli import main
-from ifr.data import coco
+from ifr.data import annotation_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +30,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(owner, name, call)
 
     counted(experiment, "_run", lambda path: path)
-    counted(coco, "read_json", lambda source: source.json)
+    counted(annotation_file, "read_json", lambda source: source.json)
     counted(files, "_read", lambda path: path)
     return counts
 

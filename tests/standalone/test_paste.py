@@ -1,9 +1,11 @@
 """Pasting on a CPU matches grid sampling, wherever the boxes are."""
 
+import numpy as np
 import pytest
 import torch
 
-from ifr.hosts.standalone.detector.paste import _paste_by_grid, paste_masks
+from ifr.hosts.standalone.detector.paste import _paste_by_grid, _windows_by_grid, paste_masks, paste_windows
+from ifr.hosts.standalone.evaluation.coco_format import coco_results
 
 
 # Small masks share products; large ones have a product each.
@@ -59,3 +61,38 @@ def test_no_masks(device: str) -> None:
 
 def test_masks_that_require_a_gradient() -> None:
     assert paste_masks(torch.ones(1, 28, 28, requires_grad=True), torch.tensor([[0.0, 0.0, 4.0, 4.0]]), (4, 4)).all()
+
+
+@pytest.mark.parametrize("on_accelerator", [False, True], ids=["CPU", "accelerator"])
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_windows_hold_the_whole_masks(count: int, on_accelerator: bool) -> None:
+    """Certain masks (probability 1) reach the edges of their boxes, and boxes the edges of the image."""
+    size = (70, 90)
+    low = torch.rand(count, 2) * 60
+    low[::7] = 0
+    boxes = torch.cat((low, torch.minimum(low + 0.5 + torch.rand(count, 2) * 60, torch.tensor([90.0, 70.0]))), dim=1)
+    probabilities = torch.rand(count, 28, 28) * 2
+    probabilities = probabilities.clamp(max=1)
+    whole = _paste_by_grid if on_accelerator else paste_masks
+    windows = _windows_by_grid if on_accelerator else paste_windows
+    expected = whole(probabilities, boxes, size, 0.5).numpy()
+    found = np.zeros_like(expected)
+    for mask, (window, (top, left)) in zip(found, windows(probabilities, boxes, size, 0.5), strict=True):
+        mask[top : top + window.shape[0], left : left + window.shape[1]] = window
+    assert np.array_equal(found, expected)
+    assert found.any() == (count > 0)
+
+
+def test_small_masks_are_encoded_like_pasted_ones() -> None:
+    size = (70, 90)
+    low = torch.rand(30, 2) * 40
+    found = {
+        "boxes": torch.cat((low, low + 1 + torch.rand(30, 2) * 29), dim=1),
+        "scores": torch.rand(30),
+        "classes": torch.randint(0, 2, (30,)),
+    }
+    small = {**found, "probabilities": torch.rand(30, 28, 28)}
+    pasted = {**found, "masks": paste_masks(small["probabilities"], found["boxes"], size)}
+    expected = coco_results(pasted, 7, [3, None])
+    assert 0 < len(expected) < 30
+    assert coco_results(small, 7, [3, None], size) == expected

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ifr.data.annotation_file import classes_of, read_annotations
 from ifr.data.catalog import KNOWN, find_dataset
 from ifr.data.classes import Classes
-from ifr.data.coco import classes_of, read_annotations
 from ifr.data.masks import decode_runs
 from ifr.errors import DatasetError
 from ifr.hosts.cvpods.framework import DATASETS, PATH_ROUTES, COCODataset, folder

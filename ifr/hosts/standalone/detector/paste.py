@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ifr.data.annotations import ImageSize
@@ -29,26 +30,71 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold
         threshold: lowest probability of a mask pixel.
     """
     probabilities, boxes = probabilities.detach().float(), boxes.detach().float()
-    paste = _paste_by_product if probabilities.device.type == "cpu" else _paste_by_grid
     with outside_autocast(probabilities.device):
-        return paste(probabilities, boxes, size, threshold)
+        if probabilities.device.type != "cpu":
+            return _paste_by_grid(probabilities, boxes, size, threshold)
+        # Not numpy.zeros: it requests huge pages, and compacting memory for them can take 0.15 s for 85 MB.
+        canvases = torch.zeros((len(boxes), *size), dtype=torch.bool).numpy()
+        for index, (top, left), window in _windows_by_product(probabilities, boxes, size):
+            canvas = canvases[index, top : top + window.shape[0], left : left + window.shape[1]]
+            np.greater_equal(window, np.float32(threshold), out=canvas)
+        return torch.from_numpy(canvases)
 
 
-def _paste_by_product(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float) -> Tensor:
-    """Interpolate inside each box by two matrix products, rows then columns.
+def paste_windows(
+    probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float = 0.5
+) -> list[tuple[NDArray[np.bool_], tuple[int, int]]]:
+    """Paste masks like `paste_masks`, but only into the part of the image around each box.
+
+    Args:
+        probabilities: see `paste_masks`, as `boxes`.
+        boxes: (n, 4) XYXY pixels, not empty.
+        size: height and width of the image.
+        threshold: lowest probability of a mask pixel, at least 0.5: a lower one may be reached outside the box.
+
+    Returns:
+        For every mask, the part of the image (h, w) bool on the CPU, and the row and column of its first pixel; the
+        mask is False elsewhere.
+    """
+    probabilities, boxes = probabilities.detach().float(), boxes.detach().float()
+    with outside_autocast(probabilities.device):
+        if probabilities.device.type != "cpu":
+            return _windows_by_grid(probabilities, boxes, size, threshold)
+        found = {
+            index: (np.greater_equal(window, np.float32(threshold)), corner)
+            for index, corner, window in _windows_by_product(probabilities, boxes, size)
+        }
+        return [found[index] for index in range(len(boxes))]
+
+
+def _surroundings(boxes: Tensor, size: ImageSize) -> tuple[Tensor, Tensor]:
+    """Return the first pixel (n, 2) of the window around each box, and its extent (n, 2), both as x and y."""
+    low, high = boxes.view(-1, 2, 2).unbind(1)
+    first = (low.floor() - 1).clamp(min=0).long()
+    last = torch.minimum((high.ceil() + 1).long(), torch.tensor(size[::-1], device=boxes.device))
+    return first, (last - first).clamp(min=0)
+
+
+def _windows_by_product(
+    probabilities: Tensor, boxes: Tensor, size: ImageSize
+) -> Iterator[tuple[int, tuple[int, int], NDArray[np.float32]]]:
+    """Interpolate around each box by two matrix products, rows then columns.
 
     On a CPU this is several times faster than any resampling routine if products reuse one buffer. Masks of similar
     area share a product, because call overhead dominates the cost of a small mask.
+
+    Yields:
+        The number of a box, the row and column of its window's first pixel, and the window's values, which the next
+        step overwrites.
     """
-    # Not numpy.zeros: it requests huge pages, and compacting memory for them can take 0.15 s for 85 MB.
-    canvases = torch.zeros((len(boxes), *size), dtype=torch.bool).numpy()
     # Below, (n, 2) holds x and y, or width and height.
     low, high = boxes.view(-1, 2, 2).unbind(1)
-    first = (low.floor() - 1).clamp(min=0).long()
-    extents = (torch.minimum((high.ceil() + 1).long(), torch.tensor(size[::-1])) - first).clamp(min=0)
+    first, extents = _surroundings(boxes, size)
     windows = torch.cat((first, extents), dim=1).tolist()
-    buffer = torch.empty(max(_CACHE, size[0] * size[1]), dtype=torch.float32)
-    for group, width, height in _groups(extents):
+    groups = list(_groups(extents))
+    most = max((len(group) * width * height for group, width, height in groups), default=0)
+    buffer = torch.empty(most, dtype=torch.float32)
+    for group, width, height in groups:
         members = torch.tensor(group)
         weights = _weights(low[members], high[members], first[members], max(width, height), probabilities.shape[-1])
         across, down = weights[:, 0, :width], weights[:, 1, :height]
@@ -56,9 +102,7 @@ def _paste_by_product(probabilities: Tensor, boxes: Tensor, size: ImageSize, thr
         torch.bmm(down @ probabilities[members], across.mT, out=pasted)
         for index, values in zip(group, pasted.numpy(), strict=True):
             left, top, w, h = windows[index]
-            canvas = canvases[index, top : top + h, left : left + w]
-            np.greater_equal(values[:h, :w], np.float32(threshold), out=canvas)
-    return torch.from_numpy(canvases)
+            yield index, (top, left), values[:h, :w]
 
 
 def _groups(extents: Tensor) -> Iterator[tuple[list[int], int, int]]:
@@ -97,6 +141,26 @@ def _paste_by_grid(probabilities: Tensor, boxes: Tensor, size: ImageSize, thresh
         some, window = slice(start, start + chunk), slice(top, top + rows)
         out[some, window] = _resample(probabilities[some], boxes[some], x, y[window]) >= threshold
     return out
+
+
+def _windows_by_grid(
+    probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float
+) -> list[tuple[NDArray[np.bool_], tuple[int, int]]]:
+    """Paste on an accelerator; the windows of all boxes are copied together, or as many as `_MEMORY` holds."""
+    y, x = (torch.arange(side, dtype=torch.float32, device=boxes.device) + 0.5 for side in size)
+    windows = torch.cat(_surroundings(boxes, size), dim=1).tolist()
+    found: list[NDArray[np.bool_]] = []
+    waiting: list[Tensor] = []
+    for index, (left, top, width, height) in enumerate(windows):
+        own = (probabilities[index, None], boxes[index, None])
+        waiting.append((_resample(*own, x[left : left + width], y[top : top + height]) >= threshold).flatten())
+        if sum(map(len, waiting)) > _MEMORY or index == len(windows) - 1:
+            found += np.split(torch.cat(waiting).cpu().numpy(), np.cumsum([len(part) for part in waiting[:-1]]))
+            waiting = []
+    return [
+        (pixels.reshape(height, width), (top, left))
+        for pixels, (left, top, width, height) in zip(found, windows, strict=True)
+    ]
 
 
 def _resample(probabilities: Tensor, boxes: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ifr.data.coco import KEEP_CROWDS, CocoDataset, share
 from ifr.data.coco_rules import usable_polygons
 from ifr.data.loader import evaluation_loader
 from ifr.errors import EvaluationError, Stopped
+from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.hosts.standalone.evaluation.coco_metrics import (
     COUNTED,
@@ -139,11 +140,18 @@ def evaluate(
         results = _gather(results, failure, worker)
 
     def scored() -> Metrics:
-        with whole_file(folder / task.file, "w") as file:
-            file.write(json.dumps(results))
+        write_results(results, folder / task.file)
         return task.score(dataset, results, config)
 
     return worker.from_first(scored)
+
+
+def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write results as JSON, one after the other: the text of all may take half a gigabyte."""
+    with whole_file(path, "w") as file:
+        file.write("[")
+        file.writelines((", " if number else "") + json.dumps(result) for number, result in enumerate(results))
+        file.write("]")
 
 
 @torch.inference_mode()
@@ -180,10 +188,13 @@ def _run(
 
 
 def _detections(model: nn.Module, dataset: CocoDataset, batch: Batch) -> list[dict[str, Any]]:
+    all_found = model.detect(batch) if isinstance(model, RCNN) else model(batch)  # small masks if possible
     return [
         result
-        for item, found in zip(batch, model(batch), strict=True)
-        for result in coco_results(found, item["image_id"], dataset.category_ids)
+        for item, found in zip(batch, all_found, strict=True)
+        for result in coco_results(
+            found, item["image_id"], dataset.category_ids, (int(item["height"]), int(item["width"]))
+        )
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ifr.data.coco import classes_of
+from ifr.data.annotation_file import classes_of, collection_paused
 
 Kind = Literal["bbox", "segm", "boundary"]
 """What is compared: boxes, masks, or masks by the smaller of mask IoU and boundary IoU (Cheng et al., CVPR 2021)."""
@@ -76,7 +76,8 @@ def coco_arrays(
         precision (IoUs, recalls, classes, areas, counts) and recall (IoUs, classes, areas, counts), with counts of 1,
         10 and 100 detections per class and image, and `most` if it is more.
     """
-    content, entries = _renumbered(truth, results, kind)
+    with collection_paused():
+        content, entries = _renumbered(truth, results, kind)
     if most < 0:
         most = max(numbers_by_image_and_class(results).values(), default=0)
     with contextlib.redirect_stdout(io.StringIO()):
