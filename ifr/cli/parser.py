@@ -162,9 +162,9 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
         "inspect",
         help="summarize and draw a data set",
         description="Count the images, objects and classes of a data set and report missing images. With --output, "
-        "also draw some images with their annotations. Of the settings, it takes INPUT.INTENSITY.BOUNDS and "
-        "INPUT.INTENSITY.PERCENTILES.",
-        usage="ifr data inspect DATASET [--output FILE] [--samples N] [KEY VALUE ...]",
+        "also draw some images with their annotations; with --augmented, as training an experiment changes them. Of "
+        "the settings, it takes INPUT.INTENSITY.BOUNDS and INPUT.INTENSITY.PERCENTILES, with --augmented all of INPUT.",
+        usage="ifr data inspect DATASET [--output FILE] [--samples N] [--augmented EXPERIMENT] [KEY VALUE ...]",
         allow_abbrev=False,
     )
     inspect.add_argument(
@@ -172,6 +172,11 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
     )
     inspect.add_argument("--output", metavar="FILE", help="draw annotated images into FILE, such as samples.png")
     inspect.add_argument("--samples", type=_positive, default=12, metavar="N", help="images to draw (default 12)")
+    inspect.add_argument(
+        "--augmented",
+        metavar="EXPERIMENT",
+        help="draw the images as INPUT.AUG.TRAIN_PIPELINES of EXPERIMENT changes them",
+    )
     _add_check(actions)
     for action in actions.choices.values():
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)

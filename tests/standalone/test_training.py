@@ -1,6 +1,7 @@
 """Complete runs on tiny data: they learn, resume bit for bit, and do not depend on how a batch is split."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -109,6 +110,18 @@ def test_killed_and_resumed_equals_uninterrupted(tiny: Path, uninterrupted: Path
     one, other = contents(uninterrupted / "model_final.pth"), contents(output / "model_final.pth")
     assert_equal(one, other)
     assert values(output, "total_loss") == values(uninterrupted, "total_loss")
+
+
+def test_resuming_with_every_augmentation(tiny: Path, tmp_path: Path) -> None:
+    """The windows are so small that some images have no object left."""
+    jitter = {"size": 64, "scale": (0.5, 6.0)}
+    every = [("LargeScaleJitter", jitter), ("RandomRotation90", {}), ("RandomFlip", {}), ("ColorJitter", {})]
+    settings = ("INPUT.AUG.TRAIN_PIPELINES", every, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", 1)
+    whole = run(tiny, tmp_path / "whole", *settings)
+    part = run(tiny, tmp_path / "part", *settings, "SOLVER.LR_SCHEDULER.MAX_ITER", 3)
+    run(tiny, part, *settings, resume=True)
+    assert_equal(contents(whole / "model_final.pth"), contents(part / "model_final.pth"))
+    assert all(map(math.isfinite, values(whole, "total_loss")))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -3,6 +3,7 @@
 import importlib.util
 from typing import Any
 
+from ifr.data.augmentation import OWN
 from ifr.hosts.cvpods.framework import RUNNERS
 from ifr.hosts.settings import check_added
 
@@ -26,6 +27,9 @@ def check_run(config: Any) -> None:
         raise ValueError("TEST.BOUNDARY = True is not supported by IFR in cvpods, only in the standalone host")
     if config.TEST.AUG.ENABLED:
         raise ValueError("TEST.AUG.ENABLED = True is not supported by IFR in cvpods")
+    own = [name for name, _ in config.INPUT.AUG.TRAIN_PIPELINES if name in OWN]
+    if own:
+        raise ValueError(f"INPUT.AUG.TRAIN_PIPELINES: cvpods has no {', '.join(own)}; set IFR_HOST=standalone")
     if config.TRAINER.NAME not in RUNNERS:
         raise ValueError(f"TRAINER.NAME = {config.TRAINER.NAME!r} is not a runner of cvpods")
     check_added(config)
