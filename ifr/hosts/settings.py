@@ -24,6 +24,7 @@ ADDED: dict[str, Any] = {
         "DETERMINISTIC": False,  # only deterministic algorithms: bit-equal reruns on one GPU
     },
     "SOLVER": {
+        "EPOCHS": 0.0,  # length of the run in epochs; 0: MAX_ITER counts; see ifr/runs/epochs.py
         "RESCALE": True,  # rescale the schedule of config.py to the batch size; see ifr/runs/settings.py
         "EMA": {"ENABLED": False, "DECAY": 0.9998},  # moving average of the weights, for evaluation and checkpoints
     },
@@ -41,6 +42,8 @@ def check_added(config: Any) -> None:
     """
     if config.DATASETS.MATCH_CLASSES not in ("name", "order"):
         raise ValueError(f"DATASETS.MATCH_CLASSES must be 'name' or 'order', got {config.DATASETS.MATCH_CLASSES!r}")
+    if config.SOLVER.EPOCHS < 0:
+        raise ValueError(f"SOLVER.EPOCHS must be at least 0, got {config.SOLVER.EPOCHS}")
     check_budget(config)
 
 

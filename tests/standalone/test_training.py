@@ -124,6 +124,23 @@ def test_resuming_with_every_augmentation(tiny: Path, tmp_path: Path) -> None:
     assert all(map(math.isfinite, values(whole, "total_loss")))
 
 
+def test_resuming_adamw_along_a_cosine_for_some_epochs(tiny: Path, tmp_path: Path) -> None:
+    """Of 8 images in batches of 4."""
+    settings: tuple[Any, ...] = ("SOLVER.OPTIMIZER", {"NAME": "AdamW", "BASE_LR": 0.001}, "SOLVER.EPOCHS", 2)
+    settings += ("SOLVER.LR_SCHEDULER.NAME", "WarmupCosineLR", "SOLVER.CHECKPOINT_PERIOD", 2)
+    whole = run(tiny, tmp_path / "whole", *settings)
+    part = tmp_path / "part"
+    shutil.copytree(whole, part)
+    (part / "last_checkpoint").write_text("model_iter_0000002.pth")
+    run(tiny, part, *settings, resume=True)
+    one, other = contents(whole / "model_final.pth"), contents(part / "model_final.pth")
+    assert_equal(one, other)
+    assert one["iteration"] == 4
+    assert values(whole, "lr")[-1] == pytest.approx(0.001 * 0.5 * (1 + math.cos(math.pi * 3 / 4)))
+    with pytest.raises(CheckpointError, match=r"another SOLVER\.OPTIMIZER\.NAME"):
+        run(tiny, part, resume=True)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_resuming_a_mixed_precision_run_with_a_moving_average(tiny: Path, tmp_path: Path, dtype: str) -> None:
     settings: tuple[Any, ...] = ("SOLVER.EMA.ENABLED", True, "TRAINER.FP16", {"ENABLED": True, "TYPE": dtype})

@@ -27,6 +27,11 @@ def check_run(config: Any) -> None:
         raise ValueError("TEST.BOUNDARY = True is not supported by IFR in cvpods, only in the standalone host")
     if config.TEST.AUG.ENABLED:
         raise ValueError("TEST.AUG.ENABLED = True is not supported by IFR in cvpods")
+    if config.SOLVER.EPOCHS:
+        raise ValueError(
+            f"SOLVER.EPOCHS = {config.SOLVER.EPOCHS} is a setting of the standalone host; cvpods has "
+            "SOLVER.LR_SCHEDULER.MAX_EPOCH"
+        )
     own = [name for name, _ in config.INPUT.AUG.TRAIN_PIPELINES if name in OWN]
     if own:
         raise ValueError(f"INPUT.AUG.TRAIN_PIPELINES: cvpods has no {', '.join(own)}; set IFR_HOST=standalone")

@@ -16,6 +16,7 @@ from ifr.hosts.standalone.engine.trainer import build_trainer
 from ifr.processes.signals import StopSignals
 from ifr.processes.workers import Worker
 from ifr.runs import folder
+from ifr.runs.epochs import settle_epochs
 from ifr.runs.start import Run
 from ifr.runs.weights import match_classes, start_from
 from ifr.whole_file import whole_file
@@ -37,6 +38,7 @@ def train(run: Run) -> None:
     name = run.experiment.folder.name
     logger.info("training %s on %d x %s, output in %s", name, worker.world_size, run.device, output)
     sets = open_training_sets(config)
+    settle_epochs(config, sum(map(len, sets)), run.options.overrides)
     classes = sets[0].classes
     match_classes(config, classes, config.DATASETS.TRAIN[0], run.options.overrides)
     test_sets = _test_sets(config, classes, worker)
