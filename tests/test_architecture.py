@@ -17,12 +17,12 @@ FLOORS = (
     ("ifr.errors", "ifr.whole_file"),
     ("ifr.processes",),
     ("ifr.data", "ifr.checkpoints"),
+    ("ifr.fonts", "ifr.visualize"),
     ("ifr.experiment",),
     ("ifr.runs",),
     ("ifr.hosts.heads", "ifr.hosts.settings", "ifr.hosts.recipes"),
     ("ifr.hosts.standalone", "ifr.hosts.cvpods"),
     ("ifr.hosts",),
-    ("ifr.fonts", "ifr.visualize"),
     ("ifr.cli", "ifr.__main__"),
 )
 METHOD = 4  # floors

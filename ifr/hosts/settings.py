@@ -25,13 +25,21 @@ ADDED: dict[str, Any] = {
     },
     "SOLVER": {
         "EPOCHS": 0.0,  # length of the run in epochs; 0: MAX_ITER counts; see ifr/runs/epochs.py
+        # METRIC, such as segm/AP: keep the best checkpoint as model_best.pth; PATIENCE: stop after so many evaluations
+        # in a row without a better one, 0 never.
+        "BEST": {"METRIC": "", "PATIENCE": 0},
         "RESCALE": True,  # rescale the schedule of config.py to the batch size; see ifr/runs/settings.py
         "EMA": {"ENABLED": False, "DECAY": 0.9998},  # moving average of the weights, for evaluation and checkpoints
     },
     "TEST": {
+        "LOSS": False,  # evaluations in training also compute the losses on DATASETS.TEST
+        "PICTURES": 0,  # images of each data set that evaluations in training draw for TensorBoard
         "BOUNDARY": False,  # also report Boundary AP; needs faster-coco-eval
     },
 }
+
+STANDALONE = ("SOLVER.EPOCHS", "SOLVER.BEST.METRIC", "TEST.LOSS", "TEST.PICTURES", "TEST.BOUNDARY")
+"""Those of them that only the standalone host has; elsewhere they must keep their defaults, which are all false."""
 
 
 def check_added(config: Any) -> None:

@@ -52,6 +52,7 @@ def test_output_of_a_run(uninterrupted: Path) -> None:
         "log.txt",
         "metrics.json",
         "config.yaml",
+        "curves.png",
         "last_checkpoint",
         "checkpoints.json",
         "model_iter_0000003.pth",

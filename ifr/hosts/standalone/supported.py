@@ -7,6 +7,7 @@ from typing import Any
 from ifr.errors import RunError
 from ifr.hosts.settings import check_added
 from ifr.hosts.standalone.defaults import DEFAULTS
+from ifr.hosts.standalone.engine.best import check_best
 
 # cvpods settings for which only the default is supported; other values would be silently ignored.
 _MODEL = (
@@ -84,6 +85,11 @@ def check_run(config: Any) -> None:
     if int(config.GLOBAL.LOG_INTERVAL) < 1:
         raise ValueError(f"GLOBAL.LOG_INTERVAL must be at least 1, got {config.GLOBAL.LOG_INTERVAL}")
     check_added(config)
+    check_best(config)
+    if int(config.TEST.PICTURES) < 0:
+        raise ValueError(f"TEST.PICTURES must be at least 0, got {config.TEST.PICTURES}")
+    if config.TEST.PICTURES and importlib.util.find_spec("tensorboard") is None:
+        raise RunError("TEST.PICTURES needs TensorBoard, which is not installed", "pip install 'ifr[tensorboard]'")
     if config.TEST.BOUNDARY and not config.MODEL.MASK_ON:
         raise RunError("TEST.BOUNDARY scores masks, but MODEL.MASK_ON is False", "leave out one of the two")
     if config.TEST.BOUNDARY and importlib.util.find_spec("faster_coco_eval") is None:

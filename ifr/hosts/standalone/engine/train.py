@@ -7,7 +7,7 @@ from typing import Any
 from ifr.checkpoints import CheckpointFile, read_checkpoint
 from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
-from ifr.data.loader import check_classes, open_test_sets, open_training_sets
+from ifr.data.loader import check_classes, open_test_sets, open_training_sets, open_validation_sets
 from ifr.errors import RunError
 from ifr.experiment import given_keys
 from ifr.hosts.standalone.engine import snapshots
@@ -42,6 +42,7 @@ def train(run: Run) -> None:
     classes = sets[0].classes
     match_classes(config, classes, config.DATASETS.TRAIN[0], run.options.overrides)
     test_sets = _test_sets(config, classes, worker)
+    truth_sets = _truth_sets(config, classes)
     last = _last_checkpoint(run)
     if last is not None:
         snapshots.check(last)
@@ -62,7 +63,7 @@ def train(run: Run) -> None:
     worker.from_first(lambda: _note_start(config, output, begins=begins))
     del last  # free the checkpoint's weights
     with StopSignals() as signals:
-        TrainingLoop(config, trainer, sets, test_sets, classes, output, start, signals).go()
+        TrainingLoop(config, trainer, sets, test_sets, truth_sets, classes, output, start, signals).go()
 
 
 def _note_start(config: Any, output: Path, *, begins: bool) -> None:
@@ -81,6 +82,13 @@ def _test_sets(config: Any, classes: Classes, worker: Worker) -> dict[str, CocoD
     sets = open_test_sets(config, classes if by_name else None, keep_truth=worker.is_first)
     check_classes(list(sets.values()), int(config.MODEL.ROI_HEADS.NUM_CLASSES))
     return sets
+
+
+def _truth_sets(config: Any, classes: Classes) -> dict[str, CocoDataset]:
+    """Open the data sets that losses are computed and pictures drawn on, with annotations."""
+    if int(config.TEST.EVAL_PERIOD) <= 0 or not (config.TEST.LOSS or config.TEST.PICTURES):
+        return {}
+    return open_validation_sets(config, classes if config.DATASETS.MATCH_CLASSES == "name" else None)
 
 
 def _last_checkpoint(run: Run) -> CheckpointFile | None:
