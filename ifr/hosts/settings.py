@@ -4,6 +4,10 @@ from typing import Any
 
 ADDED: dict[str, Any] = {
     "MODEL": {
+        "BACKBONE": {
+            "NAME": "",  # a model of timm, such as timm:resnet50.a1_in1k; empty for the ResNet of MODEL.RESNETS
+            "FREEZE_NORM": True,  # fix the batch normalisation of a backbone of timm
+        },
         "ROI_MASK_HEAD": {
             "REFINEMENT": "conv",  # implicit | explicit | conv
             "SOLVER": "broyden",  # broyden | anderson | picard; broyden-published reproduces the 2021 code
@@ -38,7 +42,14 @@ ADDED: dict[str, Any] = {
     },
 }
 
-STANDALONE = ("SOLVER.EPOCHS", "SOLVER.BEST.METRIC", "TEST.LOSS", "TEST.PICTURES", "TEST.BOUNDARY")
+STANDALONE = (
+    "MODEL.BACKBONE.NAME",
+    "SOLVER.EPOCHS",
+    "SOLVER.BEST.METRIC",
+    "TEST.LOSS",
+    "TEST.PICTURES",
+    "TEST.BOUNDARY",
+)
 """Those of them that only the standalone host has; elsewhere they must keep their defaults, which are all false."""
 
 

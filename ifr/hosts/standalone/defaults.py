@@ -17,7 +17,7 @@ _MODEL: Settings = {
     "MASK_ON": False,
     "KEYPOINT_ON": False,
     "NMS_TYPE": "normal",
-    "BACKBONE": {"FREEZE_AT": 2},
+    "BACKBONE": {"FREEZE_AT": 2, **ADDED["MODEL"]["BACKBONE"]},
     "RESNETS": {
         "NUM_CLASSES": None,
         "DEPTH": None,

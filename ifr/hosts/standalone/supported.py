@@ -7,6 +7,7 @@ from typing import Any
 from ifr.errors import RunError
 from ifr.hosts.settings import check_added
 from ifr.hosts.standalone.defaults import DEFAULTS
+from ifr.hosts.standalone.detector.timm_backbone import PREFIX
 from ifr.hosts.standalone.engine.best import check_best
 
 # cvpods settings for which only the default is supported; other values would be silently ignored.
@@ -72,7 +73,7 @@ def check_supported(config: Any) -> None:
         pooler = getattr(config.MODEL, head).POOLER_TYPE
         if pooler not in _POOLERS:
             raise ValueError(f"MODEL.{head}.POOLER_TYPE must be one of {_POOLERS}, got {pooler!r}")
-    _check_backbone(config.MODEL.RESNETS)
+    _check_backbone(config.MODEL)
 
 
 def check_run(config: Any) -> None:
@@ -122,7 +123,14 @@ def _check_default(key: str, value: Any, default: Any) -> None:
         raise ValueError(f"{key} = {value!r} is not supported by the standalone host, only {default!r}")
 
 
-def _check_backbone(resnet: Any) -> None:
+def _check_backbone(model: Any) -> None:
+    backbone, resnet = model.BACKBONE, model.RESNETS
+    if backbone.NAME:
+        if not backbone.NAME.startswith(PREFIX):
+            raise ValueError(f"MODEL.BACKBONE.NAME must begin with {PREFIX!r} or be empty, got {backbone.NAME!r}")
+        return
+    if not backbone.FREEZE_NORM:
+        raise ValueError("MODEL.BACKBONE.FREEZE_NORM is for backbones of timm; set MODEL.RESNETS.NORM BN")
     if resnet.DEPTH is None:
         raise ValueError("MODEL.RESNETS.DEPTH must be set, for example to 50")
     needed, channels = 64 if resnet.DEPTH in (18, 34) else 256, resnet.RES2_OUT_CHANNELS

@@ -4,12 +4,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ifr.checkpoints import CheckpointFile, read_checkpoint
 from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
 from ifr.data.loader import check_classes, open_test_sets, open_training_sets, open_validation_sets
 from ifr.errors import RunError
 from ifr.experiment import given_keys
+from ifr.hosts.standalone.detector.timm_backbone import TimmStages
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.loop import TrainingLoop
 from ifr.hosts.standalone.engine.trainer import build_trainer
@@ -24,6 +27,7 @@ from ifr.whole_file import whole_file
 logger = logging.getLogger(__name__)
 
 _SEED = "SEED"
+_OF_TIMM = "timm"
 
 
 def train(run: Run) -> None:
@@ -53,7 +57,7 @@ def train(run: Run) -> None:
     snapshots.set_random_seed(int(config.SEED) + worker.rank)
     model = run.experiment.build_model(config)
     if last is None and config.MODEL.WEIGHTS:
-        start_from(model, config, classes, worker)
+        _start(model, config, classes, worker)
     trainer = build_trainer(config, model, worker)
     start = 0
     if last is not None:
@@ -64,6 +68,22 @@ def train(run: Run) -> None:
     del last  # free the checkpoint's weights
     with StopSignals() as signals:
         TrainingLoop(config, trainer, sets, test_sets, truth_sets, classes, output, start, signals).go()
+
+
+def _start(model: nn.Module, config: Any, classes: Classes, worker: Worker) -> None:
+    """Load MODEL.WEIGHTS: a file, or `timm` for those that timm has for its own model."""
+    if config.MODEL.WEIGHTS != _OF_TIMM:
+        start_from(model, config, classes, worker)
+        return
+    stages = model.get_submodule("backbone.bottom_up")
+    if not isinstance(stages, TimmStages):
+        raise RunError("MODEL.WEIGHTS is timm, but the backbone is not timm's", "set MODEL.BACKBONE.NAME timm:...")
+    if worker.local_rank == 0:  # fills the cache for the others
+        stages.load_pretrained()
+    worker.wait()
+    if worker.local_rank:
+        stages.load_pretrained()
+    logger.info("the backbone has timm's weights of %s; the rest keeps its initial values", stages.name)
 
 
 def _note_start(config: Any, output: Path, *, begins: bool) -> None:
