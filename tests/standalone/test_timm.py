@@ -170,6 +170,13 @@ def test_timms_own_weights_come_from_its_cache(tiny: Path, tmp_path: Path) -> No
     assert "remedy: give a file" in refused.stderr
 
 
+def test_a_timm_that_would_run_code_from_a_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = TimmStages("mobilenetv3_small_050")
+    monkeypatch.setattr(timm, "__version__", "1.0.25")
+    with pytest.raises(RunError, match=r"timm 1\.0\.25 would let"):
+        stages.load_pretrained()
+
+
 def test_timms_weights_need_a_backbone_of_timm(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="the backbone is not timm's"):
         run(tiny, tmp_path, "MODEL.WEIGHTS", "timm")

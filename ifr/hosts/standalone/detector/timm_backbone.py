@@ -1,6 +1,7 @@
 """The convolutional part of a model of timm, as the bottom of a feature pyramid."""
 
 import difflib
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ifr.errors import RunError
 
 PREFIX = "timm:"
+_SAFE = (1, 0, 26)  # the first version that reads weights with torch.load(weights_only=True)
 _STAGES = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # the names of ResNet's stages, by stride
 _PROBE = (64, 96)  # height and width in pixels, different, and unlike those that a model of one size would take
 _REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, AttributeError, NotImplementedError)
@@ -118,10 +120,14 @@ class TimmStages(nn.Module):
         """Load timm's own weights from its cache, which fetches them if it can.
 
         Raises:
-            RunError: timm has no weights for this model, or cannot fetch them.
+            RunError: timm has no weights for this model, cannot fetch them, or is too old.
         """
         import timm
 
+        if tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < _SAFE:
+            raise RunError(
+                f"timm {timm.__version__} would let a file of weights run code", "pip install --upgrade 'ifr[timm]'"
+            )
         try:
             trained = timm.create_model(self.name, pretrained=True, features_only=True)
         except Exception as error:  # of the network, of the hub's client, of timm
