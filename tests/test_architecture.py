@@ -17,12 +17,12 @@ FLOORS = (
     ("ifr.errors", "ifr.whole_file"),
     ("ifr.processes",),
     ("ifr.data", "ifr.checkpoints"),
+    ("ifr.fonts", "ifr.visualize"),
     ("ifr.experiment", "ifr.description", "ifr.overrides"),
     ("ifr.runs",),
     ("ifr.hosts.heads", "ifr.hosts.settings", "ifr.hosts.recipes"),
     ("ifr.hosts.standalone", "ifr.hosts.cvpods", "ifr.hosts.torchvision"),
     ("ifr.hosts",),
-    ("ifr.fonts", "ifr.visualize"),
     ("ifr.prediction", "ifr.training"),
     ("ifr.cli", "ifr.__main__"),
 )

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from ifr.cli.experiments import find_experiment
+from ifr.data.augmentation import Augmentation, build_augmentations
 from ifr.data.catalog import DatasetSource, dataset_roots, find_dataset
 from ifr.data.check import check_dataset
 from ifr.data.coco import CocoDataset, CocoImage
 from ifr.data.intensity import Intensity, build_intensity
-from ifr.data.samples import annotate, read_picture
+from ifr.data.samples import annotate, draw, read_picture
 from ifr.data.summary import summarize
 from ifr.errors import DatasetError, ImageError, UserError, advise
 from ifr.hosts.standalone.config import RCNNFPNConfig
@@ -41,6 +42,18 @@ def data(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         _check(args, _intensity(overrides))
     else:
         _inspect(args, overrides)
+
+
+def _augmentations(args: argparse.Namespace, config: Any) -> tuple[Augmentation, ...]:
+    """Build the augmentations of --augmented; none without it."""
+    if not args.augmented:
+        return ()
+    if config is None:
+        raise UserError("--augmented draws what training an experiment does to images", "give --experiment too")
+    if args.output is None:
+        raise UserError("--augmented draws pictures, but there is no --output", "add --output samples.png")
+    with advise("see INPUT.AUG.TRAIN_PIPELINES in docs/settings.md", ValueError):
+        return build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES)
 
 
 def _intensity(overrides: Sequence[str], config: Any = None) -> Intensity | None:
@@ -71,6 +84,7 @@ def _report(root: Path, names: str, made: bool) -> None:
 def _inspect(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = find_experiment(args.experiment).config if args.experiment else None
     intensity = _intensity(overrides, config)
+    augmentations = _augmentations(args, config)
     with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError):
         source = find_dataset(args.dataset)
         summary = summarize(source)
@@ -84,7 +98,7 @@ def _inspect(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if args.output is None:
         return
     with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError, ImageError):
-        sheet = draw_dataset(CocoDataset(source), args.samples, intensity)
+        sheet = draw_dataset(CocoDataset(source), args.samples, intensity, augmentations)
     with advise("choose an --output that can be written, such as samples.png", OSError, ValueError):
         output = Path(args.output).expanduser()
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -128,25 +142,55 @@ def named_dataset(dataset: str, images: str | None) -> DatasetSource:
     return DatasetSource(f"{folder.name}-{json.stem}", json, folder)
 
 
-def draw_dataset(dataset: CocoDataset, count: int, intensity: Intensity | None = None) -> Image.Image:
-    """Draw `count` evenly spaced images of a data set with their annotations; `intensity` scales more than 8 bits.
+def draw_dataset(
+    dataset: CocoDataset,
+    count: int,
+    intensity: Intensity | None = None,
+    augmentations: Sequence[Augmentation] = (),
+) -> Image.Image:
+    """Draw `count` evenly spaced images of a data set with their annotations.
+
+    Args:
+        dataset: the data set.
+        count: number of pictures; with augmentations, a small set is drawn several times.
+        intensity: scales pictures of more than 8 bits.
+        augmentations: changes the images like training, with a seed for each picture.
 
     Raises:
         ImageError: an image is missing or damaged, or its size differs from the annotation file's.
     """
-    count = min(count, len(dataset))
+    count = count if augmentations else min(count, len(dataset))
     pictures = []
     for number in range(count):
-        pictures.append(draw_truth(dataset[number * len(dataset) // count], dataset, intensity))
+        generator = torch.Generator().manual_seed(number)
+        record = dataset[number * len(dataset) // count]
+        pictures.append(draw_truth(record, dataset, intensity, augmentations, generator))
     return contact_sheet(pictures)
 
 
-def draw_truth(record: CocoImage, dataset: CocoDataset, intensity: Intensity | None = None) -> Image.Image:
-    """Draw an image of a data set with its annotations; `intensity` scales pictures of more than 8 bits.
+def draw_truth(
+    record: CocoImage,
+    dataset: CocoDataset,
+    intensity: Intensity | None = None,
+    augmentations: Sequence[Augmentation] = (),
+    generator: torch.Generator | None = None,
+) -> Image.Image:
+    """Draw an image of a data set with its annotations.
+
+    Args:
+        record: the image.
+        dataset: its data set.
+        intensity: scales pictures of more than 8 bits.
+        augmentations: change image and annotations first.
+        generator: what the augmentations draw from.
 
     Raises:
         ImageError: the image is missing or damaged, or its size differs from the annotation file's.
     """
-    truth = annotate(record, (), (record.height, record.width), masks=True, bitmasks=True)
+    geometries, size = draw(augmentations, record, generator or torch.Generator())
+    pixels = read_picture(record, intensity)
+    for geometry, _ in geometries:
+        pixels = geometry.image(pixels)
+    truth = annotate(record, geometries, size, masks=True, bitmasks=True)
     drawn = {"boxes": truth.boxes, "classes": truth.classes, "masks": torch.as_tensor(truth.masks)}
-    return draw_detections(read_picture(record, intensity), drawn, dataset.class_names, dataset.category_ids)
+    return draw_detections(pixels, drawn, dataset.class_names, dataset.category_ids)

@@ -71,10 +71,11 @@ def add_data(commands: Any) -> argparse.ArgumentParser:
         help="summarize and draw a data set",
         description="Count the images, objects and classes of a data set and report missing images. With --experiment, "
         "also compare its objects with the image size, anchors and limits of an experiment, as training does when it "
-        "starts, and warn of what does not fit. With --output, draw some images with their annotations. Without "
-        "--experiment, it takes the settings INPUT.INTENSITY.BOUNDS and INPUT.INTENSITY.PERCENTILES only.",
-        usage="ifr data inspect DATASET [--experiment EXPERIMENT [--histograms FILE]] [--output FILE] [--samples N] "
-        "[KEY VALUE ...]",
+        "starts, and warn of what does not fit. With --output, draw some images with their annotations, and with "
+        "--augmented as training changes them. Without --experiment, it takes the settings "
+        "INPUT.INTENSITY.BOUNDS and INPUT.INTENSITY.PERCENTILES only.",
+        usage="ifr data inspect DATASET [--experiment EXPERIMENT [--histograms FILE] [--augmented]] "
+        "[--output FILE] [--samples N] [KEY VALUE ...]",
         allow_abbrev=False,
     )
     inspect.add_argument(
@@ -82,6 +83,11 @@ def add_data(commands: Any) -> argparse.ArgumentParser:
     )
     inspect.add_argument("--experiment", metavar="EXPERIMENT", help="folder or name of an experiment to compare with")
     inspect.add_argument("--histograms", metavar="FILE", help="draw sizes, overlaps, counts and classes into FILE")
+    inspect.add_argument(
+        "--augmented",
+        action="store_true",
+        help="draw the images as INPUT.AUG.TRAIN_PIPELINES of the experiment changes them",
+    )
     inspect.add_argument("--output", metavar="FILE", help="draw annotated images into FILE, such as samples.png")
     inspect.add_argument("--samples", type=positive, default=12, metavar="N", help="images to draw (default 12)")
     _add_check(actions)

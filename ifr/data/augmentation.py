@@ -1,112 +1,24 @@
-"""Augmentations of a training image and its annotations, with cvpods' names and arithmetic."""
+"""Random changes of training images, some with cvpods' names and arithmetic."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from ifr.data.annotations import ImageSize
-from ifr.data.transforms import ResizeShortestEdge, build_steps, resize
+from ifr.data.geometry import Cropped, Flipped, Geometry, Recolored, Resized, Turned, Unchanged
+from ifr.data.transforms import ResizeShortestEdge, build_steps
 
-
-class Geometry(Protocol):
-    """A geometric change for images of one size, with all random choices made."""
-
-    def size(self, size: ImageSize) -> ImageSize:
-        """Return the height and width after the change."""
-
-    def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Change an image (H, W, 3)."""
-
-    def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
-        """Change points (n, 2), x and y in pixels, in an image of `size`."""
-
-    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Change a mask (H, W)."""
+OWN = ("LargeScaleJitter", "ColorJitter", "RandomRotation90")
+"""The augmentations that cvpods does not have."""
 
 
 class Augmentation(Protocol):
-    """Draws a random geometric change for an image."""
+    """Draws a random change for an image."""
 
     def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
         """Draw a change for an image of `size` from `generator`."""
-
-
-@dataclass(frozen=True)
-class Resized:
-    """Scales to a new height and width."""
-
-    new_size: ImageSize
-
-    def size(self, size: ImageSize) -> ImageSize:
-        """Return the new height and width."""
-        return self.new_size
-
-    def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize bilinearly, with antialiasing."""
-        return resize(image, self.new_size)
-
-    def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
-        """Scale the points with the image."""
-        return points * np.array([self.new_size[1] / size[1], self.new_size[0] / size[0]])
-
-    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Resize by nearest neighbour."""
-        if mask.shape == self.new_size:
-            return mask
-        width_height = (self.new_size[1], self.new_size[0])
-        return np.array(Image.fromarray(mask.astype(np.uint8)).resize(width_height, Image.Resampling.NEAREST)) > 0
-
-
-@dataclass(frozen=True)
-class Flipped:
-    """Mirrors left to right or upside down."""
-
-    horizontal: bool
-
-    def size(self, size: ImageSize) -> ImageSize:
-        """Return `size`, which a flip keeps."""
-        return size
-
-    def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Mirror the image."""
-        return np.ascontiguousarray(image[:, ::-1] if self.horizontal else image[::-1])
-
-    def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
-        """Mirror the points; the image spans 0 to its width or height."""
-        axis = 0 if self.horizontal else 1
-        mirrored = points.copy()
-        mirrored[:, axis] = (size[1] if self.horizontal else size[0]) - points[:, axis]
-        return mirrored
-
-    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Mirror the mask."""
-        return np.ascontiguousarray(mask[:, ::-1] if self.horizontal else mask[::-1])
-
-
-@dataclass(frozen=True)
-class Unchanged:
-    """Leaves the image and its annotations as they are."""
-
-    def size(self, size: ImageSize) -> ImageSize:
-        """Return `size`."""
-        return size
-
-    def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return `image`."""
-        return image
-
-    def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
-        """Return `points`."""
-        return points
-
-    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return `mask`."""
-        return mask
 
 
 @dataclass(frozen=True)
@@ -139,21 +51,143 @@ class RandomFlip:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not 0 <= self.prob <= 1:
-            raise ValueError(f"prob must be from 0 to 1; got {self.prob!r}")
+        _check_probability(self.prob)
         if self.horizontal == self.vertical:
             raise ValueError("a flip is either horizontal or vertical; use two flips for both")
 
     def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
         """Draw a flip or no change."""
-        return Flipped(self.horizontal) if float(torch.rand((), generator=generator)) < self.prob else Unchanged()
+        return Flipped(self.horizontal) if _uniform(0, 1, generator) < self.prob else Unchanged()
+
+
+@dataclass(frozen=True)
+class RandomRotation90:
+    """Turns images by one, two or three right angles, with equal probability.
+
+    Args:
+        prob: the probability of a turn, from 0 to 1; 0.75 makes all four orientations equally likely.
+
+    Raises:
+        ValueError: `prob` is not from 0 to 1.
+    """
+
+    prob: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_probability(self.prob)
+
+    def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
+        """Draw a turn or no change."""
+        if _uniform(0, 1, generator) >= self.prob:
+            return Unchanged()
+        return Turned(int(torch.randint(1, 4, (), generator=generator)))
+
+
+@dataclass(frozen=True)
+class LargeScaleJitter:
+    """Scales images so that they fit into a drawn multiple of `size`, and cuts a window of `size` out of larger ones.
+
+    This is the large-scale jitter of G. Ghiasi et al., Simple Copy-Paste, 2021, without its padding: a batch is padded
+    to its largest image.
+
+    Args:
+        size: height and width in pixels, or one number for both.
+        scale: the least and the greatest multiple.
+
+    Raises:
+        ValueError: the size is not positive, or the multiples are not positive and ascending.
+    """
+
+    size: int | tuple[int, int]
+    scale: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if min(self._limits()) < 1:
+            raise ValueError(f"size must be positive, in pixels; got {self.size!r}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be (least, greatest), both positive; got {self.scale!r}")
+
+    def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
+        """Draw a scale and a window."""
+        limits = self._limits()
+        factor = min(limit / side for limit, side in zip(limits, size, strict=True))
+        factor *= _uniform(self.scale[0], self.scale[1], generator)
+        height, width = (max(int(side * factor + 0.5), 1) for side in size)
+        kept = min(height, limits[0]), min(width, limits[1])
+        top, left = (
+            int(torch.randint(side - part + 1, (), generator=generator))
+            for side, part in zip((height, width), kept, strict=True)
+        )
+        return Cropped((height, width), (top, left, *kept))
+
+    def _limits(self) -> tuple[int, int]:
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return int(height), int(width)
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Changes brightness, contrast, saturation and hue in a drawn order, like torchvision's transform of this name.
+
+    Args:
+        brightness: factors are drawn from 1 - brightness to 1 + brightness; 0 changes nothing.
+        contrast: the same for the distance from the image's mean grey.
+        saturation: the same for the distance from grey.
+        hue: the greatest shift around the colour circle, in turns, from 0 to 0.5.
+        prob: the probability that an image is changed at all, from 0 to 1.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    prob: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_probability(self.prob)
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1; got {getattr(self, name)!r}")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue must be from 0 to 0.5; got {self.hue!r}")
+
+    def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
+        """Draw the changes and their order."""
+        if _uniform(0, 1, generator) >= self.prob:
+            return Unchanged()
+        spans = (self.brightness, self.contrast, self.saturation)
+        brightness, contrast, saturation = (_uniform(1 - span, 1 + span, generator) for span in spans)
+        hue = _uniform(-self.hue, self.hue, generator)
+        order = tuple(torch.randperm(4, generator=generator).tolist())
+        return Recolored(brightness, contrast, saturation, hue, order)
+
+
+def _uniform(least: float, greatest: float, generator: torch.Generator) -> float:
+    return least + (greatest - least) * float(torch.rand((), generator=generator))
+
+
+def _check_probability(value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"prob must be from 0 to 1; got {value!r}")
 
 
 def _resize(**settings: Any) -> Augmentation:
     return RandomResize(ResizeShortestEdge(**settings))
 
 
-_AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {"ResizeShortestEdge": _resize, "RandomFlip": RandomFlip}
+_AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
+    "ResizeShortestEdge": _resize,
+    "RandomFlip": RandomFlip,
+    "LargeScaleJitter": LargeScaleJitter,
+    "ColorJitter": ColorJitter,
+    "RandomRotation90": RandomRotation90,
+}
 
 
 def build_augmentations(pipeline: Iterable[Any]) -> tuple[Augmentation, ...]:

@@ -108,13 +108,7 @@ def build_train_loader(
         logger.info("%s: %d images, %d objects to train on", part.source.name, len(part), part.counts.sum())
         if line := part.left_out_line():
             logger.info("%s", line)
-    samples = TrainingSamples(
-        ConcatDataset(sets),
-        augmentations=build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES),
-        masks=bool(config.MODEL.MASK_ON),
-        bitmasks=_bitmasks(config.INPUT.MASK_FORMAT),
-        intensity=_intensity(config),
-    )
+    samples = _training_samples(config, ConcatDataset(sets), config.INPUT.AUG.TRAIN_PIPELINES)
     sizes = np.concatenate([part.sizes for part in sets])
     landscape = (sizes[:, 1] > sizes[:, 0]) & bool(config.DATALOADER.ASPECT_RATIO_GROUPING)
     batch_size, seed = int(config.SOLVER.IMS_PER_BATCH), int(config.SEED)
@@ -179,6 +173,37 @@ def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world
     return Batches(DataLoader(Watched(samples), batch_size=1, sampler=positions, **_worker_settings(config, 1)))
 
 
+def open_validation_sets(config: Any, classes: Classes | None) -> dict[str, CocoDataset]:
+    """Open the data sets of DATASETS.TEST like training sets, by entry, for losses and pictures.
+
+    Args:
+        config: the settings.
+        classes: the model's, which the sets' classes are matched with by name; None matches them by order.
+
+    Raises:
+        DatasetError: a set is missing or damaged, its classes do not match, or it has no objects.
+    """
+    masks, crowds = bool(config.MODEL.MASK_ON), bool(config.DATASETS.CROWDS_AS_OBJECTS)
+    return {
+        entry: CocoDataset(find_dataset(entry), masks=masks, crowds=crowds, classes=classes)
+        for entry in config.DATASETS.TEST
+    }
+
+
+def validation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world_size: int = 1) -> Batches:
+    """Build a loader of this process's share of a data set with its annotations, resized as in testing, one by one.
+
+    Args:
+        config: the settings.
+        dataset: the data set, from `open_validation_sets`.
+        rank: this process's rank.
+        world_size: the number of processes.
+    """
+    samples = _training_samples(config, dataset, config.INPUT.AUG.TEST_PIPELINES)
+    keys = [(position, 0) for position in range(rank, len(dataset), world_size)]
+    return Batches(DataLoader(Watched(samples), batch_size=1, sampler=keys, **_worker_settings(config, 4)))
+
+
 def check_classes(sets: Sequence[CocoDataset], num_classes: int) -> None:
     """Check that data sets have as many classes as the model.
 
@@ -191,6 +216,16 @@ def check_classes(sets: Sequence[CocoDataset], num_classes: int) -> None:
                 f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {dataset.source.name} has "
                 f"{len(dataset.class_names)} categories"
             )
+
+
+def _training_samples(config: Any, images: Dataset[Any], pipeline: Any) -> TrainingSamples:
+    return TrainingSamples(
+        images,
+        augmentations=build_augmentations(pipeline),
+        masks=bool(config.MODEL.MASK_ON),
+        bitmasks=_bitmasks(config.INPUT.MASK_FORMAT),
+        intensity=_intensity(config),
+    )
 
 
 def _bitmasks(mask_format: str) -> bool:

@@ -156,6 +156,27 @@ def outline_is_longer(polygon: Sequence[float] | np.ndarray, limit: float, *, sp
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()) > limit
 
 
+def clip_polygon(polygon: np.ndarray, height: int, width: int) -> NDArray[np.float64]:
+    """Return the part of a polygon, x0, y0, x1, y1, ... in pixels, inside an image; empty if it has no area there.
+
+    The parts of a concave polygon stay joined along the image's edges (I. Sutherland and G. Hodgman, Reentrant Polygon
+    Clipping, 1974).
+    """
+    points = _points(polygon)
+    for axis, limit, side in ((0, 0, 1), (1, 0, 1), (0, width, -1), (1, height, -1)):
+        ends, depth = np.roll(points, -1, axis=0), side * (points[:, axis] - limit)
+        end_depth = np.roll(depth, -1)
+        crosses = (depth >= 0) != (end_depth >= 0)
+        share = np.divide(depth, depth - end_depth, out=np.zeros_like(depth), where=crosses)
+        crossings = points + share[:, None] * (ends - points)
+        crossings[:, axis] = limit
+        both = np.stack((points, crossings), axis=1).reshape(-1, 2)
+        points = both[np.stack((depth >= 0, crosses), axis=1).reshape(-1)]
+    x, y = points.T
+    area = abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return points.reshape(-1) if area > 0 else np.zeros(0)
+
+
 def _clipped_near(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
     spread = float(np.max(polygon)) - float(np.min(polygon))
     if not outline_is_longer(polygon, LONGEST_OUTLINE, spread=spread):

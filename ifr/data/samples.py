@@ -1,6 +1,7 @@
 """Builds a detector's inputs from images and annotations."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ifr.data.annotations import Annotations, ImageSize
-from ifr.data.augmentation import Augmentation, Geometry
+from ifr.data.augmentation import Augmentation
 from ifr.data.coco import CocoImage, CocoObject
 from ifr.data.columns import Segmentation
+from ifr.data.geometry import Geometry, leaves, move
 from ifr.data.images import read_image
 from ifr.data.intensity import Intensity
-from ifr.data.masks import decode_runs, polygons_to_mask
+from ifr.data.masks import clip_polygon, decode_runs, polygons_to_mask
 from ifr.data.transforms import ImageTransform
 from ifr.errors import DatasetError, ImageError
 
@@ -128,6 +130,9 @@ def annotate(
 ) -> Annotations:
     """Apply changes to the annotations of an image; clip boxes to the image and drop objects that vanish.
 
+    Where changes cut off a part of the image, polygons are clipped to the rest, boxes shrink to what is visible of the
+    mask, and objects of which less than a pixel is visible are dropped.
+
     Args:
         record: the image before any change.
         geometries: every change and the (height, width) of the image before it.
@@ -139,24 +144,49 @@ def annotate(
         DatasetError: a run-length encoding does not have the image's size.
     """
     corners = np.array([item.box for item in record.objects], dtype=np.float64).reshape(-1, 2)
-    pairs = _move(corners, geometries).reshape(-1, 2, 2)
-    boxes = np.concatenate((pairs.min(axis=1), pairs.max(axis=1)), axis=1)
-    boxes = np.clip(boxes, 0, [size[1], size[0], size[1], size[0]])
+    pairs = move(corners, geometries).reshape(-1, 2, 2)
+    whole = np.concatenate((pairs.min(axis=1), pairs.max(axis=1)), axis=1)
+    boxes = np.clip(whole, 0, [size[1], size[0], size[1], size[0]])
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    cut: Sequence[int] = []
+    if leaves((record.height, record.width), geometries, size):
+        cut = np.flatnonzero(keep & (boxes != whole).any(axis=1)).tolist()
     moved: list[list[NDArray[np.float64]]] | Tensor | None = None
     if masks and not bitmasks and all(isinstance(item.segmentation, list) for item in record.objects):
-        kept = [item for item, kept in zip(record.objects, keep, strict=True) if kept]
-        moved = [_polygons(item.segmentation, geometries) for item in kept]
+        polygons = [_polygons(item.segmentation, geometries) for item in record.objects]
+        for i in cut:
+            polygons[i] = [part for part in (clip_polygon(polygon, *size) for polygon in polygons[i]) if part.size]
+            boxes[i] = _visible(boxes[i], np.concatenate([np.zeros(0), *polygons[i]]).reshape(-1, 2))
+        keep[cut] &= _is_visible(boxes[cut])
+        moved = list(itertools.compress(polygons, keep))
     elif masks:
         bitmaps = [_bitmap(item, record, geometries, size) for item in record.objects]
         stacked = np.array(bitmaps, dtype=bool).reshape(-1, *size)
         keep &= stacked.any(axis=(1, 2))
+        for i in cut:
+            pixels = np.argwhere(stacked[i])[:, ::-1]
+            boxes[i] = _visible(boxes[i], np.concatenate((pixels, pixels + 1)))
+        keep[cut] &= _is_visible(boxes[cut])
         moved = torch.from_numpy(stacked[keep])
+    else:
+        keep[cut] &= _is_visible(boxes[cut])
     return Annotations(
         torch.from_numpy(boxes[keep]).float(),
         torch.tensor([item.label for item in record.objects], dtype=torch.int64)[torch.from_numpy(keep)],
         moved,
     )
+
+
+def _is_visible(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return whether both sides of boxes (n, 4) XYXY have at least a pixel."""
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= 1)
+
+
+def _visible(box: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the part of a box (4,) XYXY that points (n, 2) span; zeros if there are none."""
+    if not len(points):
+        return np.zeros(4)
+    return np.concatenate((np.maximum(box[:2], points.min(axis=0)), np.minimum(box[2:], points.max(axis=0))))
 
 
 @contextlib.contextmanager
@@ -192,17 +222,11 @@ def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def _move(points: NDArray[np.float64], geometries: Sequence[tuple[Geometry, ImageSize]]) -> NDArray[np.float64]:
-    for geometry, size in geometries:
-        points = geometry.points(points, size)
-    return points
-
-
 def _polygons(
     segmentation: Segmentation | None, geometries: Sequence[tuple[Geometry, ImageSize]]
 ) -> list[NDArray[np.float64]]:
     polygons = segmentation if isinstance(segmentation, list) else []
-    return [_move(np.array(polygon, dtype=np.float64).reshape(-1, 2), geometries).reshape(-1) for polygon in polygons]
+    return [move(np.array(polygon, dtype=np.float64).reshape(-1, 2), geometries).reshape(-1) for polygon in polygons]
 
 
 def _bitmap(

@@ -4,6 +4,10 @@ from typing import Any
 
 ADDED: dict[str, Any] = {
     "MODEL": {
+        "BACKBONE": {
+            "NAME": "",  # a model of timm, such as timm:resnet50.a1_in1k; empty for the ResNet of MODEL.RESNETS
+            "FREEZE_NORM": True,  # fix the batch normalisation of a backbone of timm
+        },
         "ROI_MASK_HEAD": {
             "REFINEMENT": "conv",  # implicit | explicit | conv
             "SOLVER": "broyden",  # broyden | anderson | picard; broyden-published reproduces the 2021 code
@@ -24,13 +28,29 @@ ADDED: dict[str, Any] = {
         "DETERMINISTIC": False,  # only deterministic algorithms: bit-equal reruns on one GPU
     },
     "SOLVER": {
+        "EPOCHS": 0.0,  # length of the run in epochs; 0: MAX_ITER counts; see ifr/runs/epochs.py
+        # METRIC, such as segm/AP: keep the best checkpoint as model_best.pth; PATIENCE: stop after so many evaluations
+        # in a row without a better one, 0 never.
+        "BEST": {"METRIC": "", "PATIENCE": 0},
         "RESCALE": True,  # rescale the schedule of config.py to the batch size; see ifr/runs/settings.py
         "EMA": {"ENABLED": False, "DECAY": 0.9998},  # moving average of the weights, for evaluation and checkpoints
     },
     "TEST": {
+        "LOSS": False,  # evaluations in training also compute the losses on DATASETS.TEST
+        "PICTURES": 0,  # images of each data set that evaluations in training draw for TensorBoard
         "BOUNDARY": False,  # also report Boundary AP; needs faster-coco-eval
     },
 }
+
+STANDALONE = (
+    "MODEL.BACKBONE.NAME",
+    "SOLVER.EPOCHS",
+    "SOLVER.BEST.METRIC",
+    "TEST.LOSS",
+    "TEST.PICTURES",
+    "TEST.BOUNDARY",
+)
+"""Those of them that only the standalone host has; elsewhere they must keep their defaults, which are all false."""
 
 
 def check_added(config: Any) -> None:
@@ -41,6 +61,8 @@ def check_added(config: Any) -> None:
     """
     if config.DATASETS.MATCH_CLASSES not in ("name", "order"):
         raise ValueError(f"DATASETS.MATCH_CLASSES must be 'name' or 'order', got {config.DATASETS.MATCH_CLASSES!r}")
+    if config.SOLVER.EPOCHS < 0:
+        raise ValueError(f"SOLVER.EPOCHS must be at least 0, got {config.SOLVER.EPOCHS}")
     check_budget(config)
 
 

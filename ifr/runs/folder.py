@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"
 FINAL = "model_final.pth"
+BEST = "model_best.pth"
 _HISTORY = "checkpoints.json"
 _PERIODIC = re.compile(r"^model_iter_(\d+)\.pth$")
 

@@ -28,7 +28,7 @@ from ifr.processes.workers import Worker
 
 logger = logging.getLogger(__name__)
 
-_ITERATIONS = (
+ITERATIONS = (
     "SOLVER.LR_SCHEDULER.MAX_ITER",
     "SOLVER.LR_SCHEDULER.STEPS",
     "SOLVER.LR_SCHEDULER.WARMUP_ITERS",
@@ -207,23 +207,21 @@ def _check_batch(batch: int, world_size: int, parts: int) -> None:
 def _rescale(config: Any, reference: int, batch: int, given: set[str]) -> list[str]:
     """Convert the schedule, but for the given settings; return the changes in words."""
     changes = []
-    for key in (*_ITERATIONS, _LEARNING_RATE):
+    for key in (*ITERATIONS, _LEARNING_RATE):
         old = config
         for part in key.split("."):
             old = getattr(old, part)
         if key in given or not old:
             continue
         new: Any
-        if key == _LEARNING_RATE:
-            new = float(old) * batch / reference
-        elif isinstance(old, int):
-            new = _iterations(old, reference, batch)
-        else:
-            new = [_iterations(int(step), reference, batch) for step in old]
+        new = float(old) * batch / reference if key == _LEARNING_RATE else iterations(old, reference, batch)
         config.merge_from_list([key, new])
         changes.append(f"{key.rpartition('.')[2]} {old} -> {new}")
     return changes
 
 
-def _iterations(count: int, reference: int, batch: int) -> int:
-    return max(count * reference // batch, 1) if count > 0 else count
+def iterations(count: int | Sequence[int], times: int, parts: int) -> int | list[int]:
+    """Return a number of iterations, or several, times `times / parts`; positive numbers stay at least 1."""
+    if isinstance(count, int):
+        return max(count * times // parts, 1) if count > 0 else count
+    return [max(int(step) * times // parts, 1) if step > 0 else int(step) for step in count]

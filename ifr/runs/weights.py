@@ -79,7 +79,7 @@ def start_from(model: nn.Module, config: Any, classes: Classes | None, worker: W
     predictor with another number of anchors.
 
     Args:
-        model: the model.
+        model: the model; its `translated(weights)`, if it exists, names those of its backbone's library.
         config: the settings.
         classes: the classes to train; None if they are unknown.
         worker: this process.
@@ -88,6 +88,9 @@ def start_from(model: nn.Module, config: Any, classes: Classes | None, worker: W
         CheckpointError: the file cannot be read, or does not fit the model.
     """
     file = read_once(str(config.MODEL.WEIGHTS), worker)
+    translated = getattr(model, "translated", None)
+    if callable(translated):
+        file = dataclasses.replace(file, weights=dict(translated(file.weights)))
     trained = trained_classes(file, config)
     if classes is not None and trained is not None and trained != classes:
         file = move_predictors(file, model, trained, classes)

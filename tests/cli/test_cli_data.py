@@ -60,6 +60,29 @@ def test_inspect_counts_everything(run, tmp_path, entry):
         assert np.asarray(sheet).any()
 
 
+def test_inspect_draws_what_training_sees(run, tmp_path, entry):
+    from ifr.cli.data import draw_dataset
+    from ifr.data.augmentation import build_augmentations
+    from ifr.data.catalog import find_dataset
+    from ifr.data.coco import CocoDataset
+
+    experiment = "mask_rcnn.ifr.res18.fpn.digits"
+    pipeline = [("LargeScaleJitter", {"size": 90, "scale": (0.5, 2.0)}), ("RandomRotation90", {}), ("ColorJitter", {})]
+    told = ["--augmented", "--experiment", experiment]
+    arguments = ["--samples", "6", *told, "INPUT.AUG.TRAIN_PIPELINES", str(pipeline)]
+    code, _, error = run("inspect", entry, "--output", tmp_path / "a.png", *arguments)
+    assert code == 0, error
+    expected = draw_dataset(CocoDataset(find_dataset(entry)), 6, None, build_augmentations(pipeline))
+    with Image.open(tmp_path / "a.png") as sheet:
+        np.testing.assert_array_equal(np.asarray(sheet), np.asarray(expected))
+    assert expected.size != draw_dataset(CocoDataset(find_dataset(entry)), 6).size
+    code, _, error = run("inspect", entry, *arguments)
+    assert code != 0
+    assert "add --output" in error
+    wrong = [*told, "INPUT.AUG.TRAIN_PIPELINES", "[('Jitter', {})]"]
+    assert "got 'Jitter'" in run("inspect", entry, "--output", tmp_path / "a.png", *wrong)[2]
+
+
 def test_inspect_names_missing_images(run, tmp_path):
     entry = write_set(tmp_path, contents())
     (tmp_path / "the images" / "7.png").unlink()

@@ -144,6 +144,21 @@ def test_batches_are_the_same_when_resumed_shared_or_loaded_by_workers(config):
     assert [item["file_name"] for item in next(other)] != [item["file_name"] for item in expected[0]]
 
 
+def test_batches_of_every_augmentation_are_the_same_when_resumed_or_loaded_by_workers(config):
+    jitter = {"size": 80, "scale": (0.3, 2.0)}
+    every = [("LargeScaleJitter", jitter), ("RandomRotation90", {}), ("RandomFlip", {}), ("ColorJitter", {})]
+    config.merge_from_list(["INPUT.AUG.TRAIN_PIPELINES", every])
+    loader = iter(build_train_loader(config))
+    expected = [next(loader) for _ in range(5)]
+    config.merge_from_list(["DATALOADER.NUM_WORKERS", 2])
+    resumed = iter(build_train_loader(config, start_iteration=2))
+    for batch in expected[2:]:
+        _same(next(resumed), batch)
+    sizes = {item["image"].shape for batch in expected for item in batch}
+    assert len(sizes) > 5
+    assert max(max(size) for size in sizes) == 80
+
+
 def test_what_training_leaves_out_is_said_once(config, entry, caplog):
     caplog.set_level("INFO")
     config.merge_from_list(["DATASETS.TRAIN", [entry], "MODEL.ROI_HEADS.NUM_CLASSES", 2])

@@ -6,10 +6,12 @@ import torch
 from PIL import Image
 from small_sets import HEIGHT, WIDTH, box_mask, contents, runs, square, write_set
 
-from ifr.data.augmentation import Flipped, Resized, build_augmentations
+from ifr.data.augmentation import build_augmentations
 from ifr.data.catalog import find_dataset
 from ifr.data.coco import CocoDataset
+from ifr.data.geometry import Cropped, Flipped, Resized, Turned
 from ifr.data.images import read_image
+from ifr.data.masks import clip_polygon, polygons_to_mask
 from ifr.data.samples import EvaluationSamples, TrainingSamples, annotate, runs_to_mask
 from ifr.data.transforms import build_test_transform
 from ifr.errors import DatasetError, ImageError
@@ -48,6 +50,7 @@ def test_masks_are_left_out_on_request(dataset):
     [
         [(Flipped(horizontal=True), SIZE)],
         [(Resized((80, 120)), SIZE), (Flipped(horizontal=True), (80, 120)), (Flipped(horizontal=False), (80, 120))],
+        [(Turned(2), SIZE)],
     ],
 )
 def test_polygons_and_bitmaps_move_alike(dataset, geometries):
@@ -66,6 +69,54 @@ def test_polygons_and_bitmaps_move_alike(dataset, geometries):
     scale = size[1] / WIDTH
     assert first[0] == (WIDTH - 10) * scale  # mirrored
     assert last[0] == (WIDTH - 10) * scale
+
+
+def test_a_window_cuts_boxes_and_masks_alike(dataset):
+    """The window ends inside the objects; the later flip and turn move what is left of them."""
+    window = (20, 30, 44, 66)  # of the image at twice its size: y from 10 to 32, x from 15 to 48
+    geometries = [(Cropped((80, 120), window), SIZE), (Flipped(horizontal=True), (44, 66)), (Turned(1), (44, 66))]
+    by_polygons = annotate(dataset[1], geometries, (66, 44), masks=True)
+    by_bitmaps = annotate(dataset[1], geometries, (66, 44), masks=True, bitmasks=True)
+    # x from 15 to 30 and y from 10 to 25 of the first object are left; of the second, nothing
+    expected = [0.0, 0.0, 30.0, 30.0]
+    for truth in (by_polygons, by_bitmaps):
+        assert truth.boxes.tolist() == [expected]
+        assert truth.classes.tolist() == [1]
+    (polygon, *others), *_ = by_polygons.masks
+    assert not others  # the polygon without an area is dropped
+    assert polygon.reshape(-1, 2).min(0).tolist() == expected[:2]
+    assert polygon.reshape(-1, 2).max(0).tolist() == expected[2:]
+    np.testing.assert_array_equal(polygons_to_mask([polygon], 66, 44), by_bitmaps.masks[0].numpy())
+
+
+def test_boxes_shrink_to_the_visible_part_of_a_mask(tmp_path):
+    content = contents()
+    corner = {"image_id": 9, "category_id": 8, "iscrowd": 0}
+    triangle = [10, 10, 50, 10, 10, 30]  # its box, 10 to 50, is wider than what is left below y = 20
+    thin = box_mask(0, 0, 21, 20) | box_mask(40, 0, 60, 40)
+    content["annotations"] = [
+        {**corner, "id": 1, "bbox": [10, 10, 40, 20], "segmentation": [triangle]},
+        {**corner, "id": 2, "bbox": [55, 5, 5, 15.5], "segmentation": [square(55, 5, 60, 20.5)]},  # half a pixel left
+        {**corner, "image_id": 4, "id": 3, "bbox": [0, 0, 60, 40], "segmentation": runs(thin)},
+    ]
+    dataset = CocoDataset(find_dataset(write_set(tmp_path, content)))
+    geometries = [(Cropped(SIZE, (20, 0, 20, 60)), SIZE)]
+    assert annotate(dataset[1], geometries, (20, 60), masks=True).boxes.tolist() == [[10, 0, 30, 10]]
+    assert annotate(dataset[1], geometries, (20, 60), masks=False).boxes.tolist() == [[10, 0, 50, 10]]
+    assert annotate(dataset[0], geometries, (20, 60), masks=True).boxes.tolist() == [[40, 0, 60, 20]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_clipped_polygon_covers_the_same_pixels(seed):
+    """Any polygon, also concave and crossing itself; its corners lie on pixels, where pycocotools does not round."""
+    random = np.random.default_rng(seed)
+    polygon = random.integers(-30, 70, 2 * random.integers(3, 9)).astype(float)
+    clipped = clip_polygon(polygon, 40, 40)
+    whole = polygons_to_mask([polygon + 30], 100, 100)[30:70, 30:70]
+    rest = polygons_to_mask([clipped], 40, 40) if clipped.size else np.zeros((40, 40), bool)
+    assert ((clipped >= 0) & (clipped <= 40)).all()
+    outline = 2 * 40 * len(polygon)  # pycocotools rounds slanted edges, which now end elsewhere
+    assert (whole ^ rest).sum() <= 0.02 * outline, (whole ^ rest).sum()
 
 
 def test_objects_outside_the_image_or_empty_are_dropped(tmp_path):

@@ -10,9 +10,9 @@ import torch
 from official_outputs import ROOT
 from PIL import Image
 
-from ifr.data.augmentation import Flipped, Resized
 from ifr.data.catalog import find_dataset
 from ifr.data.coco import CocoDataset
+from ifr.data.geometry import Flipped, Resized
 from ifr.data.samples import annotate
 from ifr.errors import DatasetError
 from ifr.experiment import load_experiment

@@ -1,5 +1,6 @@
 """Parameter groups, gradient clipping, the moving average, and training metrics."""
 
+import copy
 import math
 from typing import Any
 
@@ -90,6 +91,39 @@ def test_a_resumed_optimizer_keeps_the_settings_of_this_run(head: MaskHead) -> N
     momentum = optimizer.state[head.predictor.bias]["momentum_buffer"]
     assert torch.equal(momentum, saved.state[head.predictor.bias]["momentum_buffer"])
     assert momentum.any()
+
+
+def test_adamw_skips_an_update_that_is_not_finite_and_resumes_only_its_own_state(
+    head: MaskHead, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = RCNNFPNConfig()
+    sgd = build_optimizer(config, head).state_dict()
+    config.merge_from_list(["SOLVER.OPTIMIZER", {"NAME": "AdamW", "BASE_LR": 0.02, "BETAS": [0.8, 0.99]}])
+    optimizer = build_optimizer(config, head)
+    assert "SOLVER.OPTIMIZER.BASE_LR is 0.02, which suits SGD; AdamW usually needs about 0.0002" in caplog.text
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 1e-4}
+    reference = copy.deepcopy(head)
+    same = torch.optim.AdamW(
+        [
+            {"params": [twins[p] for p in group["params"]], "weight_decay": group["weight_decay"]}
+            for twins in [dict(zip(head.parameters(), reference.parameters(), strict=True))]
+            for group in optimizer.param_groups
+        ],
+        lr=0.02,
+        betas=(0.8, 0.99),
+    )
+    for found in (1.0, 0.0, 1.0, 0.0):
+        for parameter, twin in zip(head.parameters(), reference.parameters(), strict=True):
+            parameter.grad = torch.ones_like(parameter) * (torch.nan if found else 0.5)
+            twin.grad = torch.full_like(twin, 0.5)
+        optimizer.found_inf = torch.tensor(found)  # type: ignore[attr-defined]  # as the trainer sets it
+        optimizer.step()
+        if not found:
+            same.step()
+    for parameter, twin in zip(head.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(parameter, twin, rtol=1e-5, atol=1e-7)  # fused and not, float32
+    with pytest.raises(ValueError, match=r"another SOLVER\.OPTIMIZER\.NAME"):
+        load_state(optimizer, sgd)
 
 
 def test_clipping() -> None:

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from ifr.errors import RunError
 from ifr.hosts.standalone.config import RCNNFPNConfig
-from ifr.hosts.standalone.engine.optimizer import WarmupMultiStep, build_schedule
+from ifr.hosts.standalone.engine.schedule import MultiStep, Schedule, build_schedule
+from ifr.runs.epochs import settle_epochs
 from ifr.runs.settings import given_keys, merge_and_rescale
 
 pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
@@ -36,23 +38,59 @@ def schedule_of(config: Any) -> tuple[Any, ...]:
 
 
 def test_the_rate_warms_up_linearly_and_drops_at_the_steps() -> None:
-    rate = WarmupMultiStep(base=0.02, steps=(60000, 80000), warmup_iterations=1000, warmup_factor=0.001)
+    rate = Schedule(base=0.02, decay=MultiStep((60000, 80000)), warmup_iterations=1000, warmup_factor=0.001)
     assert rate(0) == pytest.approx(0.02 * 0.001)
     assert rate(500) == pytest.approx(0.02 * (0.001 + 1) / 2)
     assert [rate(i) for i in (1000, 59999, 60000, 80000)] == pytest.approx([0.02, 0.02, 0.002, 0.0002])
 
 
 def test_a_constant_warmup_keeps_its_factor() -> None:
-    rate = WarmupMultiStep(base=1.0, steps=(), warmup_iterations=10, warmup_factor=0.25, warmup_method="constant")
+    rate = Schedule(base=1.0, decay=MultiStep(()), warmup_iterations=10, warmup_factor=0.25, warmup_method="constant")
     assert [rate(0), rate(9), rate(10)] == [0.25, 0.25, 1.0]
 
 
 def test_invalid_schedules_are_refused(config: RCNNFPNConfig) -> None:
     with pytest.raises(ValueError, match=r"ascend.*\[5, 3\]"):
-        WarmupMultiStep(base=1.0, steps=[5, 3])
+        MultiStep([5, 3])
     config.merge_from_list(["SOLVER.LR_SCHEDULER.WARMUP_METHOD", "burnin"])
     with pytest.raises(ValueError, match="'burnin'"):
         build_schedule(config)
+    config.merge_from_list(["SOLVER.LR_SCHEDULER", {"WARMUP_METHOD": "linear", "NAME": "PolyLR"}])
+    with pytest.raises(ValueError, match="'PolyLR'"):
+        build_schedule(config)
+
+
+def test_the_rate_falls_along_a_cosine(config: RCNNFPNConfig) -> None:
+    config.merge_from_list(["SOLVER.LR_SCHEDULER.NAME", "WarmupCosineLR"])
+    rate = build_schedule(config)
+    assert [rate(i) for i in (30000, 45000, 60000, 90000)] == pytest.approx([0.015, 0.01, 0.005, 0.0])
+    assert rate(500) == pytest.approx(0.01, rel=0.01)  # half way through the warm-up
+    rates = [rate(i) for i in range(1000, 90001, 1000)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_length_in_epochs_keeps_the_shares_of_the_schedule(config: RCNNFPNConfig, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    merge_and_rescale(config, ["SOLVER.EPOCHS", "12"], world_size=8)
+    settle_epochs(config, images=1609, overrides=["SOLVER.EPOCHS", "12"])  # 100 batches, and 9 images left over
+    assert schedule_of(config) == (16, 2, 1200, [800, 1066], 13, 66, 666, 0.02)
+    assert "12 epochs of 100 iterations, from 1609 images: MAX_ITER 90000 -> 1200" in caplog.text
+    before = schedule_of(config)
+    settle_epochs(config, images=1609, overrides=[])  # as in a resumed run that takes its checkpoint's settings
+    assert schedule_of(config) == before
+
+
+def test_a_length_in_epochs_leaves_what_the_command_line_gives(config: RCNNFPNConfig, caplog: Any) -> None:
+    given = ["SOLVER.EPOCHS", "0.5", "SOLVER.LR_SCHEDULER.STEPS", "[7]", "TEST.EVAL_PERIOD", "3"]
+    merge_and_rescale(config, given, world_size=8)
+    settle_epochs(config, images=5, overrides=given)
+    assert schedule_of(config) == (16, 2, 1, [7], 1, 1, 1, 0.02)
+    assert config.TEST.EVAL_PERIOD == 3
+    caplog.set_level("INFO")
+    settle_epochs(config, images=5, overrides=["SOLVER.LR_SCHEDULER.MAX_ITER", "9"])
+    assert "SOLVER.EPOCHS is ignored" in caplog.text
+    with pytest.raises(RunError, match="both given"):
+        settle_epochs(config, images=5, overrides=[*given, "SOLVER.LR_SCHEDULER.MAX_ITER", "9"])
 
 
 def test_eight_workers_change_nothing(config: RCNNFPNConfig) -> None:

@@ -1,6 +1,7 @@
 """Complete runs on tiny data: they learn, resume bit for bit, and do not depend on how a batch is split."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -51,6 +52,7 @@ def test_output_of_a_run(uninterrupted: Path) -> None:
         "log.txt",
         "metrics.json",
         "config.yaml",
+        "curves.png",
         "last_checkpoint",
         "checkpoints.json",
         "model_iter_0000003.pth",
@@ -109,6 +111,35 @@ def test_killed_and_resumed_equals_uninterrupted(tiny: Path, uninterrupted: Path
     one, other = contents(uninterrupted / "model_final.pth"), contents(output / "model_final.pth")
     assert_equal(one, other)
     assert values(output, "total_loss") == values(uninterrupted, "total_loss")
+
+
+def test_resuming_with_every_augmentation(tiny: Path, tmp_path: Path) -> None:
+    """The windows are so small that some images have no object left."""
+    jitter = {"size": 64, "scale": (0.5, 6.0)}
+    every = [("LargeScaleJitter", jitter), ("RandomRotation90", {}), ("RandomFlip", {}), ("ColorJitter", {})]
+    settings = ("INPUT.AUG.TRAIN_PIPELINES", every, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", 1)
+    whole = run(tiny, tmp_path / "whole", *settings)
+    part = run(tiny, tmp_path / "part", *settings, "SOLVER.LR_SCHEDULER.MAX_ITER", 3)
+    run(tiny, part, *settings, resume=True)
+    assert_equal(contents(whole / "model_final.pth"), contents(part / "model_final.pth"))
+    assert all(map(math.isfinite, values(whole, "total_loss")))
+
+
+def test_resuming_adamw_along_a_cosine_for_some_epochs(tiny: Path, tmp_path: Path) -> None:
+    """Of 8 images in batches of 4."""
+    settings: tuple[Any, ...] = ("SOLVER.OPTIMIZER", {"NAME": "AdamW", "BASE_LR": 0.001}, "SOLVER.EPOCHS", 2)
+    settings += ("SOLVER.LR_SCHEDULER.NAME", "WarmupCosineLR", "SOLVER.CHECKPOINT_PERIOD", 2)
+    whole = run(tiny, tmp_path / "whole", *settings)
+    part = tmp_path / "part"
+    shutil.copytree(whole, part)
+    (part / "last_checkpoint").write_text("model_iter_0000002.pth")
+    run(tiny, part, *settings, resume=True)
+    one, other = contents(whole / "model_final.pth"), contents(part / "model_final.pth")
+    assert_equal(one, other)
+    assert one["iteration"] == 4
+    assert values(whole, "lr")[-1] == pytest.approx(0.001 * 0.5 * (1 + math.cos(math.pi * 3 / 4)))
+    with pytest.raises(CheckpointError, match=r"another SOLVER\.OPTIMIZER\.NAME"):
+        run(tiny, part, resume=True)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

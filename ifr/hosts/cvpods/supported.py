@@ -1,10 +1,12 @@
 """Rejects settings that cvpods' runner does not support."""
 
+import functools
 import importlib.util
 from typing import Any
 
+from ifr.data.augmentation import OWN
 from ifr.hosts.cvpods.framework import RUNNERS
-from ifr.hosts.settings import check_added
+from ifr.hosts.settings import STANDALONE, check_added
 
 
 def check_run(config: Any) -> None:
@@ -22,10 +24,15 @@ def check_run(config: Any) -> None:
         raise ValueError("TRAINER.FP16.ENABLED = True: cvpods needs apex for mixed precision, which is not installed")
     if config.TRAINER.DETERMINISTIC:
         raise ValueError("TRAINER.DETERMINISTIC = True: cvpods' ROIAlign is not deterministic; set IFR_HOST=standalone")
-    if config.TEST.BOUNDARY:
-        raise ValueError("TEST.BOUNDARY = True is not supported by IFR in cvpods, only in the standalone host")
     if config.TEST.AUG.ENABLED:
         raise ValueError("TEST.AUG.ENABLED = True is not supported by IFR in cvpods")
+    for key in STANDALONE:
+        value = functools.reduce(getattr, key.split("."), config)
+        if value:
+            raise ValueError(f"{key} = {value!r} is a setting of the standalone host only; set IFR_HOST=standalone")
+    own = [name for name, _ in config.INPUT.AUG.TRAIN_PIPELINES if name in OWN]
+    if own:
+        raise ValueError(f"INPUT.AUG.TRAIN_PIPELINES: cvpods has no {', '.join(own)}; set IFR_HOST=standalone")
     if config.TRAINER.NAME not in RUNNERS:
         raise ValueError(f"TRAINER.NAME = {config.TRAINER.NAME!r} is not a runner of cvpods")
     check_added(config)

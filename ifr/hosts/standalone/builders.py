@@ -1,5 +1,6 @@
 """Builds detectors from a configuration; the detector's modules take explicit arguments instead."""
 
+import logging
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.detector.roi_heads import ProposalSampling, ROIHeads
 from ifr.hosts.standalone.detector.rpn import ProposalLimits, RegionProposalNetwork, RPNHead, RPNSettings
 from ifr.hosts.standalone.detector.sampling import Sampler, random_sample
+from ifr.hosts.standalone.detector.timm_backbone import PREFIX, TimmStages
 from ifr.hosts.standalone.supported import check_supported
+
+logger = logging.getLogger(__name__)
 
 
 def build_mask_rcnn(config: Any, sampler: Sampler = random_sample) -> RCNN:
@@ -72,11 +76,34 @@ def _rcnn(config: Any, stages: list[BoxStage], sampler: Sampler) -> RCNN:
 
 
 def _backbone(config: Any) -> PyramidBackbone:
+    stages = _timm(config) if config.MODEL.BACKBONE.NAME else _resnet(config)
+    return PyramidBackbone(
+        bottom_up=stages, channels=config.MODEL.FPN.OUT_CHANNELS, norm=norm_factory(config.MODEL.FPN.NORM)
+    )
+
+
+def _timm(config: Any) -> TimmStages:
+    """Build a backbone of timm, and set MODEL.PIXEL_MEAN and PIXEL_STD to those that it was trained with."""
+    settings = config.MODEL.BACKBONE
+    stages = TimmStages(
+        settings.NAME.removeprefix(PREFIX), freeze_at=settings.FREEZE_AT, freeze_norm=settings.FREEZE_NORM
+    )
+    norms = "fixed; MODEL.BACKBONE.FREEZE_NORM False trains them" if settings.FREEZE_NORM else "trained"
+    logger.info(
+        "backbone %s: MODEL.RESNETS is ignored; MODEL.PIXEL_MEAN %s and MODEL.PIXEL_STD %s, BGR, are its own; batch "
+        "norms are %s",
+        *(settings.NAME, stages.pixel_mean, stages.pixel_std, norms),
+    )
+    config.merge_from_list(["MODEL.PIXEL_MEAN", stages.pixel_mean, "MODEL.PIXEL_STD", stages.pixel_std])
+    return stages
+
+
+def _resnet(config: Any) -> ResNetStages:
     resnet = config.MODEL.RESNETS
     norm = norm_factory(resnet.NORM)
     if norm is None:
         raise ValueError("MODEL.RESNETS.NORM must name a normalisation layer, got ''")
-    stages = ResNetStages(
+    return ResNetStages(
         depth=resnet.DEPTH,
         norm=norm,
         stride_in_1x1=resnet.STRIDE_IN_1X1,
@@ -84,9 +111,6 @@ def _backbone(config: Any) -> PyramidBackbone:
         groups=resnet.NUM_GROUPS,
         width_per_group=resnet.WIDTH_PER_GROUP,
         zero_init_residual=resnet.ZERO_INIT_RESIDUAL,
-    )
-    return PyramidBackbone(
-        bottom_up=stages, channels=config.MODEL.FPN.OUT_CHANNELS, norm=norm_factory(config.MODEL.FPN.NORM)
     )
 
 

@@ -17,7 +17,7 @@ _MODEL: Settings = {
     "MASK_ON": False,
     "KEYPOINT_ON": False,
     "NMS_TYPE": "normal",
-    "BACKBONE": {"FREEZE_AT": 2},
+    "BACKBONE": {"FREEZE_AT": 2, **ADDED["MODEL"]["BACKBONE"]},
     "RESNETS": {
         "NUM_CLASSES": None,
         "DEPTH": None,
@@ -157,7 +157,7 @@ _TRAINER: Settings = {
 
 _SOLVER: Settings = {
     "LR_SCHEDULER": {
-        "NAME": "WarmupMultiStepLR",
+        "NAME": "WarmupMultiStepLR",  # or WarmupCosineLR
         "MAX_ITER": 40000,
         "MAX_EPOCH": None,
         "STEPS": [30000],
@@ -167,12 +167,13 @@ _SOLVER: Settings = {
         "GAMMA": 0.1,
     },
     "OPTIMIZER": {
-        "NAME": "D2SGD",
+        "NAME": "D2SGD",  # or AdamW
         "BASE_LR": 0.001,
         "BIAS_LR_FACTOR": 1.0,
         "WEIGHT_DECAY": 0.0001,
         "WEIGHT_DECAY_NORM": 0.0,
         "MOMENTUM": 0.9,
+        "BETAS": [0.9, 0.999],  # of AdamW
         "MASK_HEAD_LR_FACTOR": 1.0,  # added by IFR, only in this host: multiplies the mask head's learning rate
     },
     # CLIP_TYPE: value (every entry) | norm (of the gradient of all parameters together)

@@ -7,6 +7,8 @@ from typing import Any
 from ifr.errors import RunError
 from ifr.hosts.settings import check_added
 from ifr.hosts.standalone.defaults import DEFAULTS
+from ifr.hosts.standalone.detector.timm_backbone import PREFIX
+from ifr.hosts.standalone.engine.best import check_best
 
 # cvpods settings for which only the default is supported; other values would be silently ignored.
 _MODEL = (
@@ -44,8 +46,7 @@ _RUN = (
     "TRAINER.NAME",
     "TRAINER.WINDOW_SIZE",
     "TRAINER.FP16.OPTS",
-    "SOLVER.LR_SCHEDULER.NAME",
-    "SOLVER.LR_SCHEDULER.MAX_EPOCH",  # use MAX_ITER
+    "SOLVER.LR_SCHEDULER.MAX_EPOCH",  # use SOLVER.EPOCHS
     "TEST.EXPECTED_RESULTS",
     "TEST.KEYPOINT_OKS_SIGMAS",
     "TEST.AUG",
@@ -74,7 +75,7 @@ def check_supported(config: Any) -> None:
         pooler = getattr(config.MODEL, head).POOLER_TYPE
         if pooler not in _POOLERS:
             raise ValueError(f"MODEL.{head}.POOLER_TYPE must be one of {_POOLERS}, got {pooler!r}")
-    _check_backbone(config.MODEL.RESNETS)
+    _check_backbone(config.MODEL)
 
 
 def check_run(config: Any) -> None:
@@ -87,6 +88,11 @@ def check_run(config: Any) -> None:
     if int(config.GLOBAL.LOG_INTERVAL) < 1:
         raise ValueError(f"GLOBAL.LOG_INTERVAL must be at least 1, got {config.GLOBAL.LOG_INTERVAL}")
     check_added(config)
+    check_best(config)
+    if int(config.TEST.PICTURES) < 0:
+        raise ValueError(f"TEST.PICTURES must be at least 0, got {config.TEST.PICTURES}")
+    if config.TEST.PICTURES and importlib.util.find_spec("tensorboard") is None:
+        raise RunError("TEST.PICTURES needs TensorBoard, which is not installed", "pip install 'ifr[tensorboard]'")
     if config.TEST.BOUNDARY and not config.MODEL.MASK_ON:
         raise RunError("TEST.BOUNDARY scores masks, but MODEL.MASK_ON is False", "leave out one of the two")
     if config.TEST.BOUNDARY and importlib.util.find_spec("faster_coco_eval") is None:
@@ -119,7 +125,14 @@ def _check_default(key: str, value: Any, default: Any) -> None:
         raise ValueError(f"{key} = {value!r} is not supported by the standalone host, only {default!r}")
 
 
-def _check_backbone(resnet: Any) -> None:
+def _check_backbone(model: Any) -> None:
+    backbone, resnet = model.BACKBONE, model.RESNETS
+    if backbone.NAME:
+        if not backbone.NAME.startswith(PREFIX):
+            raise ValueError(f"MODEL.BACKBONE.NAME must begin with {PREFIX!r} or be empty, got {backbone.NAME!r}")
+        return
+    if not backbone.FREEZE_NORM:
+        raise ValueError("MODEL.BACKBONE.FREEZE_NORM is for backbones of timm; set MODEL.RESNETS.NORM BN")
     if resnet.DEPTH is None:
         raise ValueError("MODEL.RESNETS.DEPTH must be set, for example to 50")
     needed, channels = 64 if resnet.DEPTH in (18, 34) else 256, resnet.RES2_OUT_CHANNELS

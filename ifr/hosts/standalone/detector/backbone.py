@@ -1,4 +1,4 @@
-"""ResNet with a feature pyramid, built from torchvision's ResNet and FeaturePyramidNetwork."""
+"""ResNet, and the feature pyramid, built from torchvision's ResNet and FeaturePyramidNetwork."""
 
 from collections import OrderedDict
 
@@ -8,6 +8,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FeaturePyramidNetwork
 
 from ifr.hosts.standalone.detector.layers import NormFactory, freeze
+from ifr.hosts.standalone.detector.timm_backbone import TimmStages
 
 _BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     18: (BasicBlock, [2, 2, 2, 2]),
@@ -85,12 +86,12 @@ class PyramidBackbone(nn.Module):
     """A feature pyramid (FPN, Lin et al. 2017) over `bottom_up`; p6 is p5 subsampled.
 
     Args:
-        bottom_up: the ResNet.
+        bottom_up: the ResNet or another network with its strides.
         channels: channels of every level.
         norm: builds the normalisation layer after each convolution; None for no normalisation.
     """
 
-    def __init__(self, *, bottom_up: ResNetStages, channels: int, norm: NormFactory | None) -> None:
+    def __init__(self, *, bottom_up: ResNetStages | TimmStages, channels: int, norm: NormFactory | None) -> None:
         super().__init__()
         self.bottom_up = bottom_up
         self.channels = channels

@@ -1,7 +1,7 @@
 """The two-stage detector: images in, losses or detections out."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ifr.hosts.standalone.detector.paste import paste_masks
 from ifr.hosts.standalone.detector.roi_heads import ROIHeads
 from ifr.hosts.standalone.detector.rpn import RegionProposalNetwork
 from ifr.hosts.standalone.detector.structures import Detections, ImageBatch
+from ifr.hosts.standalone.detector.timm_backbone import TimmStages
 from ifr.refine import set_phase
 
 
@@ -165,6 +166,12 @@ class RCNN(nn.Module):
         cascade = len(self.roi_heads.stages) > 1
         return {key: published_name(unwrapped(key), cascade=cascade) for key in self.state_dict()}
 
+    def translated(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return weights of a backbone under its library's names with those of a checkpoint; others as they are."""
+        bottom_up = self.backbone.bottom_up
+        own = bottom_up.translated(weights) if isinstance(bottom_up, TimmStages) else None
+        return weights if own is None else {f"{_TIMM}{key}": value for key, value in own.items()}
+
     def _annotations(self, batch: Sequence[dict[str, Any]]) -> list[Annotations]:
         for i, item in enumerate(batch):
             if not isinstance(item.get("instances"), Annotations):
@@ -189,12 +196,15 @@ def _output_size(item: dict[str, Any]) -> ImageSize:
     return int(item.get("height", item["image"].shape[1])), int(item.get("width", item["image"].shape[2]))
 
 
+_TIMM = "backbone.bottom_up.net."
 _FPN_PARTS = {"inner": "lateral", "layer": "output"}
 _FIRST_LEVEL = 2  # p2
 
 
 def published_name(key: str, *, cascade: bool) -> str:
     """Return the cvpods name of the `RCNN` tensor `key`; only the box stages of a cascade are numbered."""
+    if key.startswith(_TIMM):
+        return key
     key = re.sub(r"\bfpn\.(inner|layer)_blocks\.(\d+)\.([01])\.", _fpn_name, key)
     if key.startswith("backbone.bottom_up."):
         key = key.replace(".stem.bn1.", ".stem.conv1.norm.")

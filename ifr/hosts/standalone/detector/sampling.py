@@ -88,8 +88,10 @@ def share_of_samples(count: int, device: torch.device) -> torch.Tensor | float:
     """Return this worker's number of samples divided by the mean over all workers; 1.0 for a single worker.
 
     Data parallelism averages gradients over workers. Weighting each worker's mean loss by this share makes the result
-    the mean over all samples. All workers must call it together.
+    the mean over all samples. All workers must call it together, unless gradients are off: then it is 1.0, too.
     """
+    if not torch.is_grad_enabled():
+        return 1.0
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return 1.0
     total = torch.full((), float(count), device=device)

@@ -12,13 +12,17 @@ from ifr.data.coco import CocoDataset
 from ifr.data.loader import build_train_loader
 from ifr.errors import CheckpointWriteError, Stopped
 from ifr.hosts.standalone.engine import failures, snapshots
+from ifr.hosts.standalone.engine.best import Best
 from ifr.hosts.standalone.engine.metrics import Losses, ResidualWatch
-from ifr.hosts.standalone.engine.records import Records, memory_in_use
+from ifr.hosts.standalone.engine.pictures import draw_samples
+from ifr.hosts.standalone.engine.records import Records, flattened, memory_in_use
 from ifr.hosts.standalone.engine.trainer import NotFinite, Trainer
-from ifr.hosts.standalone.evaluation import evaluate_all
+from ifr.hosts.standalone.evaluation import LOSSES, evaluate_all
 from ifr.processes.remote_errors import RemoteError
 from ifr.processes.signals import StopSignals, kept_from_children
 from ifr.runs import folder
+from ifr.runs.curves import draw_curves
+from ifr.runs.folder import Results
 from ifr.runs.solver_figures import SolverFigures
 
 logger = logging.getLogger(__name__)
@@ -33,7 +37,8 @@ class TrainingLoop:
         trainer: the trainer, in its state after `start` iterations.
         sets: the training sets.
         test_sets: the data sets of evaluations, by entry.
-        about: what checkpoints say about the model, from `ifr.runs.description.describe`.
+        truth_sets: the same with annotations, for losses and pictures; empty if neither is wanted.
+        about: what checkpoints say about the model, from `ifr.description.describe`.
         output: OUTPUT_DIR.
         start: number of completed iterations.
         signals: requests to stop this worker.
@@ -43,6 +48,7 @@ class TrainingLoop:
     trainer: Trainer
     sets: Sequence[CocoDataset]
     test_sets: Mapping[str, CocoDataset]
+    truth_sets: Mapping[str, CocoDataset]
     about: Mapping[str, Any]
     output: Path
     start: int
@@ -55,6 +61,11 @@ class TrainingLoop:
         self.records = Records(self.output, self.start, self.stop) if self.worker.is_first else None
         self.losses, self.solver = Losses(), SolverFigures(self.trainer.model)
         self.residuals = ResidualWatch(self.config, self.start)
+        self.best = Best(str(self.config.SOLVER.BEST.METRIC), int(self.config.SOLVER.BEST.PATIENCE))
+        evaluated = self.worker.broadcast({} if self.records is None else self.records.evaluated)
+        self.missed = self.start not in evaluated
+        for done, metrics in evaluated.items():
+            self.best.add(done, metrics)
 
     def go(self) -> None:
         """Run all remaining iterations.
@@ -68,6 +79,8 @@ class TrainingLoop:
         try:
             self._catch_up()
             self._iterate()
+            if self.records is not None:
+                self._conclude()
         except NotFinite as failure:
             raise failures.save(self.output, self.trainer, failure, self.config, self.about) from failure
         finally:
@@ -76,15 +89,14 @@ class TrainingLoop:
 
     def _catch_up(self) -> None:
         """Finish what a killed run left undone: its evaluation and its final checkpoint."""
-        if self.start > 0 and self._evaluates(self.start) and self.worker.from_first(self._missed_results):
+        if self.start > 0 and self._evaluates(self.start) and self.missed:
             self._evaluate(self.start)
+        if self.best.exhausted:
+            self.stop = self.start
         if self.start >= self.stop:
             logger.info("nothing to do: %d of %d iterations are done", self.start, self.stop)
             if not self.worker.from_first((self.output / folder.FINAL).exists):
                 self._save(folder.FINAL, self.start)
-
-    def _missed_results(self) -> bool:
-        return self.records is not None and not self.records.has_results(self.start)
 
     def _iterate(self) -> None:
         config = self.config
@@ -110,6 +122,10 @@ class TrainingLoop:
                 self._stop_if_asked(done)
                 if evaluates:
                     self._evaluate(done)
+                if self.best.exhausted and done < self.stop:
+                    logger.info("no better %s in %d evaluations: stopping", self.best.metric, self.best.patience)
+                    self._save(folder.FINAL, done)
+                    return
                 begun, waited, counted = time.perf_counter(), 0.0, 0
 
     def _evaluates(self, done: int) -> bool:
@@ -171,7 +187,8 @@ class TrainingLoop:
                 self.output / name, self.trainer, iteration=done, batch_size=size, about=self.about, together=True
             )
             if self.worker.is_first:
-                folder.note(self.output, name, done, int(settings.CHECKPOINTS_KEPT))
+                if name != folder.BEST:
+                    folder.note(self.output, name, done, int(settings.CHECKPOINTS_KEPT))
                 logger.info("saved %s", self.output / name)
         except CheckpointWriteError as error:
             failure = error
@@ -190,11 +207,35 @@ class TrainingLoop:
         average, before = self.trainer.average, snapshots.random_state(self.trainer.device)
         try:
             with average.in_model() if average is not None else contextlib.nullcontext():
-                model, stop = self.trainer.model, lambda: self.signals.requested
-                results = evaluate_all(model, self.config, self.test_sets, self.worker, self.output, stop=stop)
+                results = self._results(done)
         except Stopped as stopped:
             snapshots.restore_random_state(before, self.trainer.device)
             self._save_and_stop(stopped.number, done)
         snapshots.restore_random_state(before, self.trainer.device)
-        if self.records is not None:
+        if self.best.add(done, flattened(results)):
+            self._save(folder.BEST, done)
+        if self.records is not None:  # last, so that a killed run repeats what it missed
             self.records.write_results(done, results)
+
+    def _results(self, done: int) -> Results:
+        """Evaluate the model as it is: detections and, on request, losses and pictures."""
+        model, stop = self.trainer.model, lambda: self.signals.requested
+        results = evaluate_all(model, self.config, self.test_sets, self.worker, self.output, stop=stop)
+        if self.config.TEST.LOSS:
+            model.set_iteration(done - 1)  # type: ignore[operator]
+            losses = evaluate_all(model, self.config, self.truth_sets, self.worker, self.output, LOSSES, stop=stop)
+            self.solver.read(self.worker)  # drop the figures of these solves
+            results = {entry: {**tasks, **losses[entry]} for entry, tasks in results.items()}
+        if self.records is not None:
+            for name, picture in draw_samples(model, self.config, self.truth_sets):
+                self.records.add_picture(name, done, picture)
+        return results
+
+    def _conclude(self) -> None:
+        """Say what the run has reached, and draw its curves."""
+        if self.best.iteration:
+            where = self.output / folder.BEST
+            logger.info(
+                "best %s: %.4g after %d iterations, %s", self.best.metric, self.best.value, self.best.iteration, where
+            )
+        draw_curves(self.output)

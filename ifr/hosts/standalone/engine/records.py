@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ifr.runs.folder import json_number
+from ifr.runs.folder import Results, json_number
 from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
@@ -31,13 +33,14 @@ class MetricsFile:
     def __init__(self, path: Path, start: int) -> None:
         self._path = path
         self._failed = False
-        self.evaluated: set[int] = set()
-        """Iterations with evaluation results in the file."""
+        self.evaluated: dict[int, dict[str, Any]] = {}
+        """The evaluation results in the file, by iteration, in their order."""
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _iteration(line) <= start] if start else []
             with whole_file(path, "w") as file:
                 file.writelines(f"{line}\n" for line in kept)
-            self.evaluated = {int(_iteration(line)) for line in kept if any("/" in name for name in json.loads(line))}
+            values = [(int(_iteration(line)), json.loads(line)) for line in kept]
+            self.evaluated = {done: line for done, line in values if any("/" in name for name in line)}
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append `values` as one line."""
@@ -101,20 +104,23 @@ class Records:
             datetime.timedelta(seconds=int(values.get("eta_seconds", 0))),
         )
 
-    def write_results(self, iteration: int, results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    def write_results(self, iteration: int, results: Results) -> None:
         """Write evaluation results by data set, task and metric."""
-        flat = {
-            f"{entry}/{task}/{name}": value
-            for entry, tasks in results.items()
-            for task, metrics in tasks.items()
-            for name, value in metrics.items()
-        }
+        flat = flattened(results)
         self._metrics.write({"iteration": iteration, **{name: json_number(value) for name, value in flat.items()}})
         self._add_events(iteration, flat)
 
-    def has_results(self, iteration: int) -> bool:
-        """Check whether the run had evaluated after `iteration` iterations before it was resumed."""
-        return iteration in self._metrics.evaluated
+    @property
+    def evaluated(self) -> dict[int, dict[str, Any]]:
+        """The results of evaluations before the run was resumed, by iteration, in their order."""
+        return {
+            done: {name: line[name] for name in line if "/" in name} for done, line in self._metrics.evaluated.items()
+        }
+
+    def add_picture(self, name: str, iteration: int, picture: Image.Image) -> None:
+        """Write a picture for TensorBoard."""
+        if self._events is not None:
+            self._events.add_image(name, np.asarray(picture.convert("RGB")), iteration, dataformats="HWC")
 
     def _add_events(self, iteration: int, values: Mapping[str, Any]) -> None:
         if self._events is None:
@@ -135,6 +141,16 @@ class Records:
         if self._events is not None:
             with contextlib.suppress(OSError):  # a full disk; `MetricsFile` has warned
                 self._events.close()
+
+
+def flattened(results: Results) -> dict[str, float]:
+    """Return evaluation results by `ENTRY/TASK/NAME`."""
+    return {
+        f"{entry}/{task}/{name}": value
+        for entry, tasks in results.items()
+        for task, metrics in tasks.items()
+        for name, value in metrics.items()
+    }
 
 
 def _summary(values: Mapping[str, Any]) -> str:

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ifr.checkpoints import CheckpointFile
 from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
-from ifr.data.loader import check_classes, open_test_sets, open_training_sets
+from ifr.data.loader import check_classes, open_test_sets, open_training_sets, open_validation_sets
 from ifr.data.sizes import object_sizes
 from ifr.description import describe
 from ifr.errors import RunError
+from ifr.hosts.standalone.detector.timm_backbone import TimmStages
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.loop import TrainingLoop
 from ifr.hosts.standalone.engine.trainer import build_trainer
@@ -19,6 +22,7 @@ from ifr.overrides import given_keys
 from ifr.processes.signals import StopSignals
 from ifr.processes.workers import Worker
 from ifr.runs import folder
+from ifr.runs.epochs import settle_epochs
 from ifr.runs.start import Run
 from ifr.runs.suitability import report
 from ifr.runs.weights import match_classes, start_from
@@ -27,6 +31,7 @@ from ifr.whole_file import whole_file
 logger = logging.getLogger(__name__)
 
 _SEED = "SEED"
+_OF_TIMM = "timm"
 
 
 def train(run: Run) -> None:
@@ -41,9 +46,11 @@ def train(run: Run) -> None:
     name = run.experiment.folder.name
     logger.info("training %s on %d x %s, output in %s", name, worker.world_size, run.device, output)
     sets = open_training_sets(config)
+    settle_epochs(config, sum(map(len, sets)), run.options.overrides)
     classes = sets[0].classes
     match_classes(config, classes, config.DATASETS.TRAIN[0], run.options.overrides)
     test_sets = _test_sets(config, classes, worker)
+    truth_sets = _truth_sets(config, classes)
     last = run.read(run.checkpoints[0]) if run.checkpoints else None
     if last is not None:
         snapshots.check(last)
@@ -54,7 +61,7 @@ def train(run: Run) -> None:
     snapshots.set_random_seed(int(config.SEED) + worker.rank)
     model = run.experiment.build_model(config)
     if last is None and config.MODEL.WEIGHTS:
-        start_from(model, config, classes, worker)
+        _start(model, config, classes, worker)
     trainer = build_trainer(config, model, worker)
     start = 0
     if last is not None:
@@ -66,7 +73,23 @@ def train(run: Run) -> None:
     about = describe(config, run.experiment.builder, classes, sizes)
     del last  # free the checkpoint's weights
     with StopSignals() as signals:
-        TrainingLoop(config, trainer, sets, test_sets, about, output, start, signals).go()
+        TrainingLoop(config, trainer, sets, test_sets, truth_sets, about, output, start, signals).go()
+
+
+def _start(model: nn.Module, config: Any, classes: Classes, worker: Worker) -> None:
+    """Load MODEL.WEIGHTS: a file, or `timm` for those that timm has for its own model."""
+    if config.MODEL.WEIGHTS != _OF_TIMM:
+        start_from(model, config, classes, worker)
+        return
+    stages = model.get_submodule("backbone.bottom_up")
+    if not isinstance(stages, TimmStages):
+        raise RunError("MODEL.WEIGHTS is timm, but the backbone is not timm's", "set MODEL.BACKBONE.NAME timm:...")
+    if worker.local_rank == 0:  # fills the cache for the others
+        stages.load_pretrained()
+    worker.wait()
+    if worker.local_rank:
+        stages.load_pretrained()
+    logger.info("the backbone has timm's weights of %s; the rest keeps its initial values", stages.name)
 
 
 def _note_start(config: Any, sets: Sequence[CocoDataset], output: Path, *, begins: bool) -> None:
@@ -86,6 +109,13 @@ def _test_sets(config: Any, classes: Classes, worker: Worker) -> dict[str, CocoD
     sets = open_test_sets(config, classes if by_name else None, keep_truth=worker.is_first)
     check_classes(list(sets.values()), int(config.MODEL.ROI_HEADS.NUM_CLASSES))
     return sets
+
+
+def _truth_sets(config: Any, classes: Classes) -> dict[str, CocoDataset]:
+    """Open the data sets that losses are computed and pictures drawn on, with annotations."""
+    if int(config.TEST.EVAL_PERIOD) <= 0 or not (config.TEST.LOSS or config.TEST.PICTURES):
+        return {}
+    return open_validation_sets(config, classes if config.DATASETS.MATCH_CLASSES == "name" else None)
 
 
 def _check_classes(last: CheckpointFile, classes: Classes) -> None:

@@ -12,14 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ifr.hosts.standalone.detector.sampling import SeededSampler, set_sampler
 from ifr.hosts.standalone.engine.flags import Flags, all_finite
-from ifr.hosts.standalone.engine.optimizer import (
-    Clip,
-    WarmupMultiStep,
-    build_clip,
-    build_optimizer,
-    build_schedule,
-    set_learning_rate,
-)
+from ifr.hosts.standalone.engine.optimizer import Clip, build_clip, build_optimizer, set_learning_rate
+from ifr.hosts.standalone.engine.schedule import Schedule, build_schedule
 from ifr.processes.workers import Worker
 from ifr.runs.average import MovingAverage
 
@@ -108,7 +102,7 @@ class Trainer:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: WarmupMultiStep
+    schedule: Schedule
     worker: Worker = field(default_factory=Worker)
     seed: int = 0
     parts: int = 1

@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ RESULTS_FILE = "coco_instances_results.json"
 _LOG_SECONDS = 20.0
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @dataclass(frozen=True)
 class Task:
     """What an evaluation does with each batch, and with the results of all images."""
@@ -52,6 +63,10 @@ class Task:
     """Runs the model on a batch; a result can be written as JSON."""
     score: Callable[[CocoDataset, list[dict[str, Any]], Any], Metrics]
     """Computes the metrics from the results, with the settings."""
+    loader: Callable[..., Iterable[list[dict[str, Any]]]] = evaluation_loader
+    """Builds the loader of this worker's share, see `evaluation_loader`."""
+    mode: Callable[[nn.Module], AbstractContextManager[None]] = _evaluating
+    """Keeps the model in the mode for it."""
 
 
 def evaluate_all(
@@ -120,22 +135,19 @@ def evaluate(
         UserError: see `evaluate_all`; if workers fail, all raise the error of the first failed rank.
     """
     task = task or DETECTIONS
-    loader = evaluation_loader(config, dataset, rank=worker.rank, world_size=worker.world_size)
-    training = model.training
+    loader = task.loader(config, dataset, rank=worker.rank, world_size=worker.world_size)
     results: list[dict[str, Any]] = []
     failure = None
     try:
-        model.eval()
         with kept_from_children():
             batches = iter(loader)
         total = len(range(worker.rank, len(dataset), worker.world_size))
-        results = _run(task, model, dataset, batches, total=total, stop=stop)
+        with task.mode(model):
+            results = _run(task, model, dataset, batches, total=total, stop=stop)
     except Exception as error:
         if worker.world_size == 1:
             raise
         failure = error  # raised on all workers by `_gather`, because they wait for this worker's results
-    finally:
-        model.train(training)
     if worker.world_size > 1:
         results = _gather(results, failure, worker)
 
@@ -163,7 +175,7 @@ def _run(
     total: int,
     stop: Callable[[], int],
 ) -> list[dict[str, Any]]:
-    """Run a model in evaluation mode on the images of a loader; return the task's results of all.
+    """Run a model on the images of a loader; return the task's results of all.
 
     Raises:
         EvaluationError: the model failed on an image.

@@ -1,0 +1,53 @@
+"""Turn a length in epochs into iterations.
+
+An epoch is as many iterations as there are whole batches of images. SOLVER.EPOCHS replaces MAX_ITER; whatever else is
+counted in iterations keeps its share of the run, unless the command line gives it.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from ifr.errors import RunError
+from ifr.overrides import given_keys
+from ifr.runs.settings import ITERATIONS, iterations
+
+logger = logging.getLogger(__name__)
+
+_EPOCHS, _LENGTH = "SOLVER.EPOCHS", "SOLVER.LR_SCHEDULER.MAX_ITER"
+
+
+def settle_epochs(config: Any, images: int, overrides: Sequence[Any]) -> None:
+    """Convert SOLVER.EPOCHS to iterations, and say so; a MAX_ITER on the command line takes precedence.
+
+    Args:
+        config: the settings of the run with its batch, changed in place.
+        images: the number of images in the training sets.
+        overrides: settings on the command line.
+
+    Raises:
+        RunError: the command line gives both lengths.
+    """
+    epochs, given = float(config.SOLVER.EPOCHS), set(given_keys(overrides))
+    if not epochs:
+        return
+    if _LENGTH in given:
+        if _EPOCHS in given:
+            raise RunError(f"{_EPOCHS} and {_LENGTH} are both given", "give one of them")
+        logger.info("%s is ignored, because %s is given", _EPOCHS, _LENGTH)
+        return
+    batches = max(images // int(config.SOLVER.IMS_PER_BATCH), 1)
+    length = max(round(epochs * batches), 1)
+    before = int(config.SOLVER.LR_SCHEDULER.MAX_ITER)
+    config.merge_from_list([_LENGTH, length])
+    changes = [f"MAX_ITER {before} -> {length}"]
+    for key in ITERATIONS:
+        old = config
+        for part in key.split("."):
+            old = getattr(old, part)
+        if key == _LENGTH or key in given or not old or before < 1:
+            continue
+        new = iterations(old, length, before)
+        config.merge_from_list([key, new])
+        changes.append(f"{key.rpartition('.')[2]} {old} -> {new}")
+    logger.info("%g epochs of %d iterations, from %d images: %s", epochs, batches, images, ", ".join(changes))
