@@ -77,7 +77,9 @@ def full_precision(
 class _CallersPrecision:
     """f in the caller's autocast mode and precision of products; it has `rows` if f has."""
 
-    def __init__(self, f: Map, device_type: str, autocast: torch.dtype | None, backend: Any, products: str | None) -> None:
+    def __init__(
+        self, f: Map, device_type: str, autocast: torch.dtype | None, backend: Any, products: str | None
+    ) -> None:
         self._f, self._device_type, self._autocast = f, device_type, autocast
         self._backend, self._products = backend, products
         rows = rows_of(f)
@@ -95,7 +97,7 @@ class _CallersPrecision:
 
 @contextlib.contextmanager
 def _float32_products(backend: Any, precision: str | None) -> Iterator[None]:
-    """Set the precision of float32 matrix products for the whole process, as torch knows no other way; None keeps it."""
+    """Set the precision of float32 products for the whole process, as torch knows no other way; None keeps it."""
     if precision is None or (before := backend.fp32_precision) == precision:
         yield
         return

@@ -14,7 +14,7 @@ def refuse_tracing(what: str) -> None:
     Raises:
         RuntimeError: it is being traced.
     """
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(
             f"{what} cannot be traced by torch.jit.trace or torch.onnx.export(dynamo=False), because the result would "
             "be right only for the traced input; use torch.export.export or torch.onnx.export(dynamo=True)"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,8 +69,9 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, si
         return batched_nms(boxes, scores, groups, threshold)
     # Like batched_nms, which decides by the number of boxes how to do it: each group has its own square. They lie in a
     # grid, because offsets along one line would round the boxes of many groups.
-    columns, side = 16, max(size) + 1
-    offset = torch.stack((groups % columns, groups // columns), dim=1).to(boxes.dtype) * side
+    columns = 16
+    side: Any = torch.sym_max(*size) + 1
+    offset: Tensor = torch.stack((groups % columns, groups // columns), dim=1).to(boxes.dtype) * side
     return nms(boxes + offset.repeat(1, 2), scores, threshold)
 
 
