@@ -219,7 +219,9 @@ def _unroll(f: Map, z: Tensor, steps: int) -> Tensor:
 
 
 def _groups(x: Tensor) -> Sequence[Tensor]:
-    """Split regions x (N, C, H, W) into equal groups whose solves take a bounded memory."""
+    """Split regions x (N, C, H, W) into equal groups whose solves take a bounded memory; a graph keeps them whole."""
+    if torch.compiler.is_compiling():
+        return [x]
     count = max(1, math.ceil(x.numel() / GROUP_ELEMENTS))
     return x.tensor_split(min(count, max(1, len(x))))
 

@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         *(add_new, _add_train, _add_test, _add_predict, _add_show, add_data),
-        *(add_experiments, add_settings, _add_convert, _add_info),
+        *(add_experiments, add_settings, _add_convert, _add_export, _add_info),
     ):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help=DEBUG)
@@ -157,6 +157,32 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--weights", metavar="FILE", help="a file or an https:// address")
     parser.add_argument("--output", required=True, metavar="FILE", help="output file, .pth or .safetensors")
+    return parser
+
+
+def _add_export(commands: Any) -> argparse.ArgumentParser:
+    parser = _command(
+        commands,
+        "export",
+        help="write a trained model as ONNX or pt2",
+        usage="ifr export MODEL|EXPERIMENT FILE --input IMAGE|FOLDER|GLOB [--format onnx|pt2] [--dynamic] [--opset N] "
+        "[--budget N] [--debug] [KEY VALUE ...]",
+        description="Write a trained model as a file that runs without IFR: ONNX, or pt2 of torch.export. The model is "
+        "a model file or, by MODEL.WEIGHTS FILE, weights trained in an experiment. Runs the file and the model on "
+        "pictures, prints the largest differences and the times, and writes the file only if they agree. Masks are not "
+        "pasted. The detections above MODEL.ROI_HEADS.SCORE_THRESH_TEST are padded to TEST.DETECTIONS_PER_IMAGE. "
+        + _SETTINGS,
+    )
+    parser.add_argument("output", metavar="FILE", help="output file, .onnx or .pt2")
+    parser.add_argument(
+        "--input", required=True, metavar="WHAT", help="pictures to verify on: an image, a folder, or a quoted glob"
+    )
+    parser.add_argument("--format", choices=("onnx", "pt2"), help="of the file (default: its extension)")
+    parser.add_argument(
+        "--dynamic", action="store_true", help="take images of any size (default: the largest size of the pictures)"
+    )
+    parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: torch's, 18 in torch 2.14)")
+    _add_budget(parser)
     return parser
 
 

@@ -45,7 +45,7 @@ def check_memory(memory: int | None, *, unlimited: bool = True) -> None:
 
 def as_rows(z: Tensor) -> Tensor:
     """Reshape (N, ...) to (N, D); N and D may be zero."""
-    return z.reshape(len(z), math.prod(z.shape[1:]))
+    return z.reshape(z.shape[0], math.prod(z.shape[1:]))  # len(z) would fix N in an exported graph
 
 
 def root_mean_square(rows: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def tolerance(z: Tensor, tol: float, roundoff: float) -> Tensor | float:
 
 def select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Take rows (N, D) from `new` where mask (N,) is true, else from `old`; no copy on a CPU if the mask is uniform."""
-    if mask.device.type == "cpu":
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
         chosen = int(mask.sum())
         if chosen == len(mask):
             return new
@@ -99,7 +99,7 @@ class FlatMap(PerSample):
     def __call__(self, rows: Tensor) -> Tensor:
         """Apply f to the (N, D) state; return an (N, D) state."""
         z = self.restore(rows)
-        version = None if z.is_inference() else z._version
+        version = None if torch.compiler.is_compiling() or z.is_inference() else z._version
         fz = self._f(z)
         check_map(z, fz)
         if version is not None and z._version != version:
@@ -120,9 +120,9 @@ class FlatMap(PerSample):
         """Convert a (K, D) state of some of the samples to the shape, dtype and memory format of z0."""
         rows = rows.to(self._dtype)
         if not self._channels_last:
-            return rows.reshape(len(rows), *self._shape[1:])
+            return rows.reshape(rows.shape[0], *self._shape[1:])
         _, channels, height, width = self._shape
-        return rows.reshape(len(rows), height, width, channels).permute(0, 3, 1, 2)
+        return rows.reshape(rows.shape[0], height, width, channels).permute(0, 3, 1, 2)
 
     def _rows(self, z: Tensor) -> Tensor:
         if self._channels_last:
@@ -223,7 +223,7 @@ def iterate(f: Map, z0: Tensor, move: StepRule, *, max_steps: int, tol: float) -
         tol: a sample has converged when the root mean square of f(z) - z is at most `tol`.
     """
     flat = FlatMap(f, z0)
-    monitor = Monitor(len(z0), z0.device, tol, flat.roundoff)
+    monitor = Monitor(z0.shape[0], z0.device, tol, flat.roundoff)
     flag = StopFlag()
     z = flat.start
     for step in range(max_steps + 1):

@@ -44,8 +44,8 @@ class StopFlag:
     """Tells which samples have stopped: immediately on a CPU, one call late on a GPU.
 
     On a GPU each step copies its flags to the host asynchronously and reads the previous ones, so the device never
-    waits for the host. Stopped samples keep their result, so the extra step changes nothing. During CUDA graph capture
-    the flags are not read, and all samples take all steps.
+    waits for the host. Stopped samples keep their result, so the extra step changes nothing. In a CUDA graph, an
+    exported or a compiled one the flags are not read, and all samples take all steps.
     """
 
     def __init__(self) -> None:
@@ -54,6 +54,8 @@ class StopFlag:
 
     def all_stopped(self, active: Tensor) -> bool:
         """Whether all samples have stopped, given which (N,) are active."""
+        if torch.compiler.is_compiling():
+            return False
         self._active = active
         if active.device.type == "cuda":
             with torch.cuda.device(active.device):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ifr.solvers.solution import Map, RoundedMap, Solution, rows_of
+from ifr.solvers.tracing import refuse_tracing
 
 TF32 = "tf32"
 ROUNDOFF: dict[torch.dtype | str, float] = {
@@ -26,7 +27,7 @@ ROUNDING = 100
 
 SolverType = TypeVar("SolverType")
 
-_FULL = ("ieee", "none")
+_FULL = ("ieee", "none", None)
 
 
 def autocast_enabled(device_type: str) -> bool:
@@ -50,17 +51,19 @@ def full_precision(
     """Run a `solve` method without a graph, outside autocast and with float32 matrix products in full precision.
 
     f still runs in the caller's autocast mode and precision of products, but without autocast's cache: torch 2.10 would
-    reuse weights that it cast here, which have no graph, for later evaluations that need one.
+    reuse weights that it cast here, which have no graph, for later evaluations that need one. A compiled or exported
+    graph cannot change the precision of products: all of its products have that of the process that runs it.
     """
 
     @functools.wraps(solve)
     def wrapped(self: SolverType, f: Map, z0: Tensor) -> Solution:
         if not isinstance(z0, Tensor):
             raise TypeError(f"z0 must be one tensor; got {type(z0).__name__}. Join the parts of a state with torch.cat")
+        refuse_tracing("a solver")
         device_type = z0.device.type
         autocast = torch.get_autocast_dtype(device_type) if autocast_enabled(device_type) else None
         backend: Any = torch.backends.cuda.matmul if z0.is_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-        products = backend.fp32_precision
+        products = None if torch.compiler.is_compiling() else backend.fp32_precision
         inner: Map = _CallersPrecision(f, device_type, autocast, backend, products)
         if isinstance(f, RoundedMap):
             inner = RoundedMap(inner, f.roundoff)
@@ -74,7 +77,9 @@ def full_precision(
 class _CallersPrecision:
     """f in the caller's autocast mode and precision of products; it has `rows` if f has."""
 
-    def __init__(self, f: Map, device_type: str, autocast: torch.dtype | None, backend: Any, products: str) -> None:
+    def __init__(
+        self, f: Map, device_type: str, autocast: torch.dtype | None, backend: Any, products: str | None
+    ) -> None:
         self._f, self._device_type, self._autocast = f, device_type, autocast
         self._backend, self._products = backend, products
         rows = rows_of(f)
@@ -91,10 +96,9 @@ class _CallersPrecision:
 
 
 @contextlib.contextmanager
-def _float32_products(backend: Any, precision: str) -> Iterator[None]:
-    """Set the precision of float32 matrix products for the whole process, as torch knows no other way."""
-    before = backend.fp32_precision
-    if before == precision:
+def _float32_products(backend: Any, precision: str | None) -> Iterator[None]:
+    """Set the precision of float32 products for the whole process, as torch knows no other way; None keeps it."""
+    if precision is None or (before := backend.fp32_precision) == precision:
         yield
         return
     backend.fp32_precision = precision

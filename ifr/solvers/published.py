@@ -45,6 +45,11 @@ class PublishedBroyden:
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:
         """See `Solver.solve`; all samples take the same number of steps and converge together."""
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                "PublishedBroyden cannot be exported, because the norm over the whole batch decides when it stops; use "
+                "Broyden or another solver"
+            )
         flat = FlatMap(f, z0)
         z = flat.start
         image = flat(z)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from ifr.data.annotations import ImageSize
-from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip
+from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, suppress
 from ifr.hosts.standalone.detector.heads import BoxPredictor
 from ifr.hosts.standalone.detector.precision import outside_autocast
 from ifr.hosts.standalone.detector.sampling import share_of_samples
@@ -112,7 +111,7 @@ class DetectionFilter:
         score = scores[row, label]
         with outside_autocast(boxes.device):
             decoded = clip(coder.decode(deltas[row, column], boxes[row]), size)
-            kept = batched_nms(decoded, score, label, self.nms_threshold)
+            kept = suppress(decoded, score, label, self.nms_threshold, size)
         if self.max_detections >= 0:
             kept = kept[: self.max_detections]
         return Detections(decoded[kept], score[kept], label[kept])

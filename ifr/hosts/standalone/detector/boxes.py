@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms, nms
 
 from ifr.data.annotations import ImageSize
 from ifr.hosts.standalone.detector.precision import at_least_float32
@@ -51,6 +53,26 @@ def _common_length(first: Tensor, second: Tensor, axis: int) -> Tensor:
     low = torch.maximum(first[:, None, axis], second[None, :, axis])
     high = torch.minimum(first[:, None, axis + 2], second[None, :, axis + 2])
     return high.sub_(low).clamp_(min=0)
+
+
+def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, size: ImageSize) -> Tensor:
+    """Return the indices of the boxes that non-maximum suppression keeps in each group, best first.
+
+    Args:
+        boxes: (n, 4) XYXY pixels, inside the image.
+        scores: (n,).
+        groups: (n,) int64, at least 0; boxes of different groups do not suppress each other.
+        threshold: overlap from which the box with the lower score is suppressed.
+        size: height and width of the image.
+    """
+    if not torch.compiler.is_exporting():
+        return batched_nms(boxes, scores, groups, threshold)
+    # Like batched_nms, which decides by the number of boxes how to do it: each group has its own square. They lie in a
+    # grid, because offsets along one line would round the boxes of many groups.
+    columns = 16
+    side: Any = torch.sym_max(*size) + 1
+    offset: Tensor = torch.stack((groups % columns, groups // columns), dim=1).to(boxes.dtype) * side
+    return nms(boxes + offset.repeat(1, 2), scores, threshold)
 
 
 @dataclass(frozen=True)

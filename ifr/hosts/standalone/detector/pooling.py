@@ -49,9 +49,13 @@ class PyramidPooler:
         size = self.output_size
         crops = features[0].new_zeros((len(rois), features[0].shape[1], size, size))
         levels = torch.arange(self.levels[0], self.levels[-1] + 1, dtype=chosen.dtype, device=chosen.device)
-        counts = (chosen[:, None] == levels).sum(dim=0).tolist()
-        by_level = torch.argsort(chosen, stable=True)[: sum(counts)]  # a box that is not finite has no level
-        for feature, level, here in zip(features, self.levels, torch.split(by_level, counts), strict=True):
+        on_level = chosen[:, None] == levels  # a box that is not finite has no level
+        if torch.compiler.is_exporting():
+            by_level = [column.nonzero().squeeze(1) for column in on_level.unbind(1)]
+        else:  # waits for an accelerator once
+            counts = on_level.sum(dim=0).tolist()
+            by_level = list(torch.split(torch.argsort(chosen, stable=True)[: sum(counts)], counts))
+        for feature, level, here in zip(features, self.levels, by_level, strict=True):
             # roi_align takes features and boxes of one dtype; half precision would move the boxes by pixels.
             exact = at_least_float32(feature)
             pooled = roi_align(

@@ -12,7 +12,10 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def outside_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Disable the caller's autocast for a type of device; some types, such as meta, have no autocast."""
-    if not torch.amp.is_autocast_available(device.type):
+    """Disable the caller's autocast for a type of device; some types, such as meta, have no autocast.
+
+    An exported graph has none either, and torch 2.14 cannot load a file that disables it.
+    """
+    if torch.compiler.is_exporting() or not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -18,6 +18,7 @@ from ifr.hosts.standalone.detector.rpn import RegionProposalNetwork
 from ifr.hosts.standalone.detector.structures import Detections, ImageBatch
 from ifr.hosts.standalone.detector.timm_backbone import TimmStages
 from ifr.refine import set_phase
+from ifr.solvers.tracing import refuse_tracing
 
 
 class RCNN(nn.Module):
@@ -66,7 +67,9 @@ class RCNN(nn.Module):
 
         Raises:
             ValueError: the batch is empty, an image is not (3, H, W), or training lacks annotations.
+            RuntimeError: it is being traced by torch.jit.
         """
+        refuse_tracing("this detector")
         return self._losses(batch) if self.training else self._detections(batch)
 
     def _losses(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

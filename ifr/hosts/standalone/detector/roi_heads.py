@@ -106,17 +106,32 @@ class ROIHeads(nn.Module):
         score: float | None = None,
     ) -> list[Detections]:
         """Return the detections in every image with scores above `score`, by default the filter's threshold."""
+        return self.select(*self.score(features, sizes, proposals), sizes, score)
+
+    def score(
+        self, features: dict[str, Tensor], sizes: Sequence[ImageSize], proposals: Sequence[Proposals]
+    ) -> tuple[StageOutput, list[Tensor]]:
+        """Return the output of the last stage, and the scores (n_i, num_classes + 1) of image i's proposals."""
         levels = [features[name] for name in self.in_features]
         stages = self._stages()
         outputs = [self._run(stages[0], levels, [p.boxes for p in proposals])]
         for previous, stage in itertools.pairwise(stages):
             outputs.append(self._run(stage, levels, previous.refine(outputs[-1], sizes)))
         last = outputs[-1]
-        scores = last.split(torch.stack([F.softmax(output.logits, dim=-1) for output in outputs]).mean(dim=0))
-        keep = self.detection_filter
+        return last, last.split(torch.stack([F.softmax(output.logits, dim=-1) for output in outputs]).mean(dim=0))
+
+    def select(
+        self,
+        last: StageOutput,
+        scores: Sequence[Tensor],
+        sizes: Sequence[ImageSize],
+        score: float | None = None,
+    ) -> list[Detections]:
+        """Return the detections in every image, given the result of `score`."""
+        keep, coder = self.detection_filter, self._stages()[-1].coder
         keep = keep if score is None else dataclasses.replace(keep, score_threshold=score)
         return [
-            keep(b, d, s, stages[-1].coder, size)
+            keep(b, d, s, coder, size)
             for b, d, s, size in zip(last.boxes, last.split(last.deltas), scores, sizes, strict=True)
         ]
 

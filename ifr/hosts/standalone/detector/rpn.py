@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from ifr.data.annotations import Annotations, ImageSize
 from ifr.hosts.standalone.detector.anchors import AnchorGenerator
-from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty
+from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty, suppress
 from ifr.hosts.standalone.detector.layers import init_normal
 from ifr.hosts.standalone.detector.precision import at_least_float32, outside_autocast
 from ifr.hosts.standalone.detector.sampling import Sampler
@@ -111,7 +110,7 @@ class RegionProposalNetwork(nn.Module):
         limits = self.settings.train_limits if self.training else self.settings.test_limits
         chosen_deltas, chosen_anchors, best_logits, of_level = [], [], [], []
         for level, (anchor, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
-            best, index = logit.topk(min(limits.before_nms, logit.shape[1]), dim=1)
+            best, index = logit.topk(torch.sym_min(limits.before_nms, logit.shape[1]), dim=1)
             chosen_deltas.append(torch.gather(delta, 1, index[..., None].expand(-1, -1, 4)))
             chosen_anchors.append(anchor[index])
             best_logits.append(best)
@@ -132,7 +131,7 @@ class RegionProposalNetwork(nn.Module):
         boxes = clip(boxes, size)
         keep = torch.nonzero(usable & nonempty(boxes, self.settings.min_size)).squeeze(1)
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
-        kept = batched_nms(boxes, scores, levels, self.settings.nms_threshold)[:count]
+        kept = suppress(boxes, scores, levels, self.settings.nms_threshold, size)[:count]
         return Proposals(boxes[kept], scores[kept])
 
     def _losses(
