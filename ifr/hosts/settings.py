@@ -7,13 +7,17 @@ ADDED: dict[str, Any] = {
         "ROI_MASK_HEAD": {
             "REFINEMENT": "conv",  # implicit | explicit | conv
             "SOLVER": "broyden",  # broyden | anderson | picard; broyden-published reproduces the 2021 code
-            "ADJOINT_SOLVER": "gmres",  # gmres | broyden | anderson | picard, for the gradient
+            "ADJOINT_SOLVER": "gmres",  # gmres | broyden | anderson | picard | phantom | one-step, for the gradient
             "F_THRES": 15,  # maximum steps of the forward solver, which are F_THRES + 1 evaluations of the block
             "BUDGET": 0,  # evaluations of the block in evaluation; 0 for F_THRES + 1
             "B_THRES": 15,  # maximum steps of the adjoint solver
             "F_TOL": 1e-5,  # a region has converged at this RMS of f(z) - z
             "B_TOL": 1e-5,  # the same for the adjoint equation, relative to the incoming gradient
             "PRETRAINED_STEPS": 50000,  # first training iterations, on the explicit path
+            "GAIN": 1.0,  # initial weight of the block's last group normalisation; a smaller one contracts more
+            "CONTRACTION_PENALTY": 0.0,  # weight of the loss that keeps the block's contraction factor below a half
+            "JACOBIAN_PENALTY": 0.0,  # weight of the loss that keeps the Jacobian at the equilibrium small
+            "CORRECTION": 0,  # applications of the block that a third of the regions is trained at; 0 for none
         },
     },
     "DATASETS": {
@@ -33,6 +37,10 @@ ADDED: dict[str, Any] = {
 }
 
 
+TRAINING = ("CONTRACTION_PENALTY", "JACOBIAN_PENALTY", "CORRECTION")
+"""Settings of MODEL.ROI_MASK_HEAD that only the implicit refinement has; 0 for none."""
+
+
 def check_added(config: Any) -> None:
     """Check the settings that IFR adds to those of every host.
 
@@ -42,6 +50,29 @@ def check_added(config: Any) -> None:
     if config.DATASETS.MATCH_CLASSES not in ("name", "order"):
         raise ValueError(f"DATASETS.MATCH_CLASSES must be 'name' or 'order', got {config.DATASETS.MATCH_CLASSES!r}")
     check_budget(config)
+    check_training(config)
+
+
+def check_training(config: Any) -> None:
+    """Check the settings of MODEL.ROI_MASK_HEAD that shape the equilibrium in training.
+
+    Raises:
+        ValueError: a value is out of its range, two exclude each other, or the model's mask head has none of them.
+    """
+    head = config.MODEL.ROI_MASK_HEAD
+    if not head.GAIN > 0:
+        raise ValueError(f"MODEL.ROI_MASK_HEAD.GAIN must be positive, got {head.GAIN!r}")
+    given = [name for name in TRAINING if getattr(head, name)]
+    for name in given:
+        if not getattr(head, name) > 0:
+            raise ValueError(f"MODEL.ROI_MASK_HEAD.{name} must be positive, or 0 for none, got {getattr(head, name)!r}")
+        if head.REFINEMENT != "implicit" or head.SOLVER == "broyden-published":
+            raise ValueError(
+                f"MODEL.ROI_MASK_HEAD.{name} is {getattr(head, name)}, but only REFINEMENT 'implicit' has one, and not "
+                "with SOLVER 'broyden-published', which reproduces the 2021 code"
+            )
+    if {"CONTRACTION_PENALTY", "JACOBIAN_PENALTY"} <= set(given):
+        raise ValueError("set MODEL.ROI_MASK_HEAD.CONTRACTION_PENALTY or JACOBIAN_PENALTY, not both")
 
 
 def check_budget(config: Any) -> None:
