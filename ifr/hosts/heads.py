@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ifr.contraction import Contraction, JacobianNorm, Penalty
-from ifr.hosts.settings import check_budget, check_training
+from ifr.hosts.settings import ADDED, TRAINING, check_budget, check_training
 from ifr.mask_head import MaskHead
 from ifr.refine import Explicit, Implicit
 from ifr.solvers import Picard, Solver, make_solver
@@ -32,15 +32,17 @@ def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Mo
     if head.REFINEMENT == "conv":
         return conv_head()
     refinement: Explicit | Implicit
+    gain = 1.0
     if head.REFINEMENT == "explicit":
         refinement = Explicit(steps=head.NUM_CONV)
     elif head.REFINEMENT == "implicit":
         refinement = _implicit(head)
+        gain = 1.0 if refinement.as_published else head.GAIN
     else:
         raise ValueError(
             f"MODEL.ROI_MASK_HEAD.REFINEMENT must be 'implicit', 'explicit' or 'conv', got {head.REFINEMENT!r}"
         )
-    return MaskHead(in_channels, mask_classes(config), refinement, deconv_channels=head.CONV_DIM, gain=head.GAIN)
+    return MaskHead(in_channels, mask_classes(config), refinement, deconv_channels=head.CONV_DIM, gain=gain)
 
 
 def penalties(module: nn.Module) -> dict[str, Tensor]:
@@ -63,6 +65,7 @@ def mask_classes(config: Any) -> int:
 def _implicit(head: Any) -> Implicit:
     """Build the implicit refinement; "broyden-published" reproduces the whole refinement of the published code."""
     if head.SOLVER == "broyden-published":
+        _log_ignored(head)
         return Implicit.published(max_steps=head.F_THRES, warmup_steps=head.NUM_CONV)
     if head.BUDGET:
         logger.info(
@@ -78,6 +81,13 @@ def _implicit(head: Any) -> Implicit:
         penalty=_penalty(head),
         correction=head.CORRECTION,
     )
+
+
+def _log_ignored(head: Any) -> None:
+    defaults = ADDED["MODEL"]["ROI_MASK_HEAD"]
+    names = [name for name in TRAINING if getattr(head, name) != defaults[name]]
+    if names:
+        logger.info("SOLVER 'broyden-published' ignores MODEL.ROI_MASK_HEAD.%s", ", ".join(names))
 
 
 def _penalty(head: Any) -> Penalty | None:

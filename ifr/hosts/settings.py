@@ -14,7 +14,7 @@ ADDED: dict[str, Any] = {
             "F_TOL": 1e-5,  # a region has converged at this RMS of f(z) - z
             "B_TOL": 1e-5,  # the same for the adjoint equation, relative to the incoming gradient
             "PRETRAINED_STEPS": 50000,  # first training iterations, on the explicit path
-            "GAIN": 1.0,  # initial weight of the block's last group normalisation; a smaller one contracts more
+            "GAIN": 1.0,  # initial weight of the implicit block's last group normalisation
             "CONTRACTION_PENALTY": 0.0,  # weight of the loss that keeps the block's contraction factor below a half
             "JACOBIAN_PENALTY": 0.0,  # weight of the loss that keeps the Jacobian at the equilibrium small
             "CORRECTION": 0,  # applications of the block that a third of the regions is trained at; 0 for none
@@ -37,8 +37,8 @@ ADDED: dict[str, Any] = {
 }
 
 
-TRAINING = ("CONTRACTION_PENALTY", "JACOBIAN_PENALTY", "CORRECTION")
-"""Settings of MODEL.ROI_MASK_HEAD that only the implicit refinement has; 0 for none."""
+TRAINING = ("GAIN", "CONTRACTION_PENALTY", "JACOBIAN_PENALTY", "CORRECTION")
+"""Settings of MODEL.ROI_MASK_HEAD with which training gives an equilibrium; only for REFINEMENT "implicit"."""
 
 
 def check_added(config: Any) -> None:
@@ -57,21 +57,15 @@ def check_training(config: Any) -> None:
     """Check the settings of MODEL.ROI_MASK_HEAD that shape the equilibrium in training.
 
     Raises:
-        ValueError: a value is out of its range, two exclude each other, or the model's mask head has none of them.
+        ValueError: a value is out of its range, or both penalties are set.
     """
     head = config.MODEL.ROI_MASK_HEAD
     if not head.GAIN > 0:
         raise ValueError(f"MODEL.ROI_MASK_HEAD.GAIN must be positive, got {head.GAIN!r}")
-    given = [name for name in TRAINING if getattr(head, name)]
-    for name in given:
-        if not getattr(head, name) > 0:
+    for name in TRAINING[1:]:
+        if not getattr(head, name) >= 0:
             raise ValueError(f"MODEL.ROI_MASK_HEAD.{name} must be positive, or 0 for none, got {getattr(head, name)!r}")
-        if head.REFINEMENT != "implicit" or head.SOLVER == "broyden-published":
-            raise ValueError(
-                f"MODEL.ROI_MASK_HEAD.{name} is {getattr(head, name)}, but only REFINEMENT 'implicit' has one, and not "
-                "with SOLVER 'broyden-published', which reproduces the 2021 code"
-            )
-    if {"CONTRACTION_PENALTY", "JACOBIAN_PENALTY"} <= set(given):
+    if head.CONTRACTION_PENALTY and head.JACOBIAN_PENALTY:
         raise ValueError("set MODEL.ROI_MASK_HEAD.CONTRACTION_PENALTY or JACOBIAN_PENALTY, not both")
 
 
