@@ -6,7 +6,7 @@ ADDED: dict[str, Any] = {
     "MODEL": {
         "ROI_MASK_HEAD": {
             "REFINEMENT": "conv",  # implicit | explicit | conv
-            "SOLVER": "broyden",  # broyden | anderson | picard; broyden-published reproduces the 2021 code
+            "SOLVER": "anderson",  # anderson | broyden | picard; broyden-published reproduces the 2021 code
             "ADJOINT_SOLVER": "gmres",  # gmres | broyden | anderson | picard | phantom | one-step, for the gradient
             "F_THRES": 15,  # maximum steps of the forward solver, which are F_THRES + 1 evaluations of the block
             "BUDGET": 0,  # evaluations of the block in evaluation; 0 for F_THRES + 1
