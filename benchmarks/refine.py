@@ -1,6 +1,9 @@
 """Compare the cost of the solvers with the published algorithm, torchdeq and the four convolutions they replace.
 
     python benchmarks/refine.py [--device cuda] [--regions 32] [--rounds 5] [--parts leaving]
+    python benchmarks/refine.py --experiment FOLDER --weights model_final.pth --parts convergence gradients
+
+With weights, the block and its features are those of a trained model, beside random ones.
 
 Every round runs all methods in turn; medians over the rounds are printed. `overhead` is the time of a solve divided by
 the time of its evaluations of f (and, in training, vector-Jacobian products) without a solver, measured in the same
@@ -14,17 +17,18 @@ import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from convergence import convergence, gradients
 from measure import Counts, counted, counting, memory, timed
-from torch import Tensor, nn
+from setting import STEPS, Setting, random_setting, trained_setting
+from torch import Tensor
 
 from ifr.refine import Implicit, RefinementBlock
 from ifr.runs.settings import use_tf32
 from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solver
-
-CHANNELS, SIDE, STEPS = 256, 14, 15
 
 
 @dataclass
@@ -83,25 +87,6 @@ def adjoints() -> dict[str, tuple[Solver, Solver]]:
         "Broyden, GMRES": (Broyden(STEPS, 0.0), GMRES(STEPS, 0.0)),
         "Anderson, GMRES": (Anderson(STEPS, 0.0), GMRES(STEPS, 0.0)),
     }
-
-
-class Setting:
-    """The block, its input features and the four convolutions that it replaces."""
-
-    def __init__(self, regions: int, device: torch.device) -> None:
-        torch.manual_seed(0)
-        self.device = device
-        self.block = RefinementBlock(CHANNELS).to(device)
-        self.x = torch.randn(regions, CHANNELS, SIDE, SIDE, device=device)
-        layers = [part for _ in range(4) for part in (nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.ReLU())]
-        self.convolutions = nn.Sequential(*layers).to(device)
-        self.zero = torch.zeros_like(self.x)
-        self.state_bytes = self.x.numel() * self.x.element_size()
-
-    def seconds_of_f(self, repeats: int) -> float:
-        with torch.no_grad():
-            f = self.block.at(self.x)
-            return timed(lambda: [f(self.zero) for _ in range(repeats)], self.device) / repeats
 
 
 @torch.no_grad()
@@ -219,7 +204,9 @@ def leaving(setting: Setting, rounds: int) -> None:
 def half_precision(setting: Setting, rounds: int) -> None:
     """Time f in bfloat16, channels last, with a float32 solver state; the residual is measured with f in float32."""
     f = setting.block.at(setting.x)
-    low_block = RefinementBlock(CHANNELS).to(setting.device, torch.bfloat16, memory_format=torch.channels_last)
+    low_block = RefinementBlock(setting.x.shape[1]).to(
+        setting.device, torch.bfloat16, memory_format=torch.channels_last
+    )
     low_block.load_state_dict(setting.block.state_dict())
     low = low_block.at(setting.x.to(torch.bfloat16, memory_format=torch.channels_last))
     plain_last = setting.block.at(setting.x.contiguous(memory_format=torch.channels_last))
@@ -266,7 +253,10 @@ def main() -> None:
     parser.add_argument("--regions", default=32, type=int, help="batch size N")
     parser.add_argument("--rounds", default=5, type=int, help="number of repetitions; medians are printed")
     parser.add_argument("--threads", default=2, type=int)
-    parts = {part.__name__: part for part in (evaluation, training, leaving, half_precision, graph)}
+    parser.add_argument("--experiment", type=Path, help="folder of the experiment that --weights belongs to")
+    parser.add_argument("--weights", nargs="*", default=[], type=Path, help="files of trained models with it")
+    every = (evaluation, convergence, training, gradients, leaving, half_precision, graph)
+    parts = {part.__name__: part for part in every}
     parser.add_argument("--parts", nargs="+", choices=parts, metavar="PART", help=f"{', '.join(parts)}; default all")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -275,10 +265,14 @@ def main() -> None:
     hardware = torch.cuda.get_device_name(arguments.device) if cuda else f"CPU, {arguments.threads} threads"
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, {hardware}")
     print(f"TF32: {arguments.tf32}")
-    print(f"{arguments.regions} regions of {CHANNELS}x{SIDE}x{SIDE}, {arguments.rounds} rounds")
-    setting = Setting(arguments.regions, arguments.device)
-    for name in arguments.parts or [name for name in parts if cuda or name != "graph"]:
-        parts[name](setting, arguments.rounds)
+    settings = [random_setting(arguments.regions, arguments.device)]
+    for weights in arguments.weights:
+        settings.append(trained_setting(arguments.experiment, weights, arguments.regions, arguments.device))
+    for setting in settings:
+        shape = "x".join(str(size) for size in setting.x.shape[1:])
+        print(f"\n== {setting.name}: {len(setting.x)} regions of {shape}, {arguments.rounds} rounds")
+        for name in arguments.parts or [name for name in parts if cuda or name != "graph"]:
+            parts[name](setting, arguments.rounds)
 
 
 if __name__ == "__main__":

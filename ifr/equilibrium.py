@@ -20,7 +20,7 @@ def fixed_point(
     z0: Tensor,
     *,
     solver: Solver,
-    adjoint: Solver,
+    adjoint: Solver | None,
     observe: Observer | None = None,
     return_image: bool = False,
     jacobian_at_image: bool = False,
@@ -38,7 +38,10 @@ def fixed_point(
         solver: the solver of the equilibrium.
         adjoint: the solver of the adjoint equation, which is affine in u. Each sample's equation is divided by a power
             of two near the root mean square of its incoming gradient, so that `tol` is relative; a solver that is not
-            `per_sample` gets one divisor for the whole batch. u starts at zero, which needs no product.
+            `per_sample` gets one divisor for the whole batch. u starts at zero, which needs no product. None takes
+            u = dL/dz, without products: the one-step gradient (S. W. Fung et al., JFB: Jacobian-Free Backpropagation
+            for Implicit Networks, AAAI 2022), a descent direction if f contracts enough. A damped `Picard` of k steps
+            gives the phantom gradient of k terms (Z. Geng et al., On Training Implicit Models, NeurIPS 2021).
         observe: called with ("forward", solution) after the solve and ("backward", scaled solution) after the adjoint
             solve.
         return_image: return f(z*) instead of z*. It is one evaluation closer to the equilibrium and costs none, because
@@ -128,7 +131,7 @@ class _ImplicitGradient(torch.autograd.Function):
         image: Tensor,
         linear: Tensor,
         z: Tensor,
-        adjoint: Solver,
+        adjoint: Solver | None,
         observe: Observer | None,
         roundoff: float | None,
     ) -> Tensor:
@@ -140,6 +143,8 @@ class _ImplicitGradient(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None, None, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError("the implicit gradient cannot be differentiated again; got create_graph=True")
+        if ctx.adjoint is None:
+            return None, gradient, None, None, None, None, None
         with torch.autocast(gradient.device.type, enabled=False):
             linear, z = ctx.saved_tensors
             u = _solve_adjoint(linear, z, gradient, ctx.adjoint, ctx.observe, ctx.roundoff)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,10 +24,13 @@ class MaskHead(nn.Module):
         num_classes: number of masks per region; 1 for a class-agnostic head.
         refinement: how the block is iterated; it also decides whether the convolutions are weight-normalised.
         deconv_channels: number of channels of the upsampled features; default C.
+        gain: initial weight of the block's last group normalisation, which scales z and with it the Jacobian of the
+            block. The initial weights of the deconvolution are divided by it.
 
     Raises:
         TypeError: refinement is not an `Explicit` or an `Implicit`.
-        ValueError: num_classes or deconv_channels is below 1, or channels is not a multiple of 4.
+        ValueError: num_classes or deconv_channels is below 1, the gain is not positive, or channels is not a multiple
+            of 4.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class MaskHead(nn.Module):
         num_classes: int,
         refinement: Explicit | Implicit,
         deconv_channels: int | None = None,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         deconv_channels = channels if deconv_channels is None else deconv_channels
@@ -44,12 +49,17 @@ class MaskHead(nn.Module):
             raise ValueError(f"num_classes must be at least 1; got {num_classes}")
         if deconv_channels < 1:
             raise ValueError(f"deconv_channels must be at least 1; got {deconv_channels}")
+        if not gain > 0:
+            raise ValueError(f"gain must be positive; got {gain}")
         self.refinement = refinement
         self.repeat_block = RefinementBlock(channels, weight_norm=refinement.weight_norm)
         self.deconv = nn.ConvTranspose2d(channels, deconv_channels, kernel_size=2, stride=2)
         self.predictor = nn.Conv2d(deconv_channels, num_classes, kernel_size=1)
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.predictor.weight, std=0.001)
+        with torch.no_grad():
+            self.repeat_block.gn3.weight.mul_(gain)
+            self.deconv.weight.div_(gain)
         for layer in (self.deconv, self.predictor):
             nn.init.constant_(layer.get_parameter("bias"), 0)
 

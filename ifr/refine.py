@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ifr.block import RefinementBlock as RefinementBlock
+from ifr.contraction import PENALISED, Penalty
 from ifr.equilibrium import Observer, fixed_point
 from ifr.solvers import GMRES, Broyden, Solver
 from ifr.solvers.precision import autocast_enabled
@@ -50,7 +51,7 @@ class Implicit(nn.Module):
 
     Args:
         solver: the solver of the equilibrium.
-        adjoint: the solver of the gradient; see `ifr.equilibrium.fixed_point`.
+        adjoint: the solver of the gradient, or None for the one-step gradient; see `ifr.equilibrium.fixed_point`.
         warmup_steps: number of block applications in the explicit phase.
         observe: called with "forward" or "backward" and the solution after each solve of a group of regions.
         as_published: reproduce the 2021 code: z* in evaluation, and `jacobian_at_image` of
@@ -58,16 +59,21 @@ class Implicit(nn.Module):
         budget: number of evaluations of f in evaluation, instead of the `max_steps` + 1 of the solver, which hold in
             training. With 1 the result is f(0; x), and nothing is solved. Fewer are spent only if all regions have
             converged before. Gradients in evaluation mode cost another one.
+        penalty: in the implicit phase, computes a loss of every fourth region from f and z*, which `take_penalty` hands
+            out. It has no gradient in x, because the features are not what makes f contract.
+        correction: in the implicit phase, the first third of the regions is refined by this many applications of f from
+            z = 0, with back-propagation through them, instead of the equilibrium; 0 for none (cf. S. Bai et al., Deep
+            Equilibrium Optical Flow Estimation, CVPR 2022, which adds the losses of early iterates).
 
     Attributes:
         phase: "explicit" or "implicit". It affects training only; evaluation is always implicit.
 
-    Copies and pickles drop `observe`, because its records belong to one object in one process.
+    Copies and pickles drop `observe` and the latest penalty, because they belong to one object in one process.
 
     Raises:
         TypeError: solver or adjoint is not a solver, or the budget is not an integer or its solver has no max_steps.
-        ValueError: warmup_steps or budget is below 1, phase is unknown, solver is `GMRES`, or the budget is given with
-            as_published.
+        ValueError: warmup_steps or budget is below 1, correction is below 0, phase is unknown, solver is `GMRES`, or
+            the budget is given with as_published.
     """
 
     weight_norm: ClassVar[bool] = True
@@ -75,29 +81,35 @@ class Implicit(nn.Module):
     def __init__(
         self,
         solver: Solver,
-        adjoint: Solver,
+        adjoint: Solver | None,
         warmup_steps: int = 4,
         observe: Observer | None = None,
         as_published: bool = False,
         budget: int | None = None,
+        penalty: Penalty | None = None,
+        correction: int = 0,
     ) -> None:
         super().__init__()
-        if warmup_steps < 1:
-            raise ValueError(f"warmup_steps must be at least 1; got {warmup_steps}")
+        for name, steps, least in (("warmup_steps", warmup_steps, 1), ("correction", correction, 0)):
+            if steps < least:
+                raise ValueError(f"{name} must be at least {least}; got {steps}")
         for name, value in (("solver", solver), ("adjoint", adjoint)):
-            if not callable(getattr(value, "solve", None)):
+            if not callable(getattr(value, "solve", None)) and not (name == "adjoint" and value is None):
                 raise TypeError(f"{name} must be a solver, such as ifr.solvers.Broyden(); got {value!r}")
         if isinstance(solver, GMRES):
             raise ValueError("solver must handle nonlinear maps; GMRES solves only affine ones, such as the adjoint")
+        if budget is not None:
+            _check_budget(budget, solver, as_published)
         self.solver = solver
         self.adjoint = adjoint
         self.warmup_steps = warmup_steps
         self.observe = observe
         self.as_published = as_published
-        if budget is not None:
-            _check_budget(budget, solver, as_published)
         self.budget = budget
+        self.penalty = penalty
+        self.correction = correction
         self.phase = "implicit"
+        self._latest_penalty: Tensor | None = None
 
     @classmethod
     def published(cls, max_steps: int = 15, warmup_steps: int = 4) -> Implicit:
@@ -110,12 +122,24 @@ class Implicit(nn.Module):
 
     def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
         """Refine features x (N, C, H, W); return f(z*; x) (N, C, H, W)."""
-        if self.training and self.phase == "explicit":
+        if not self.training:
+            return self._solve(block, x)
+        if self.phase == "explicit":
             return _unroll(block.at(x), _zeros(x), self.warmup_steps)
+        early = x[: len(x) // 3 if self.correction else 0]
+        z = self._solve(block, x[len(early) :])
+        if len(early):
+            z = torch.cat((_unroll(block.at(early), _zeros(early), self.correction), z))
+        if self.penalty is not None:
+            self._latest_penalty = self.penalty(block.at(x[::PENALISED].detach()), z[::PENALISED].detach())
+        return z
+
+    def _solve(self, block: RefinementBlock, x: Tensor) -> Tensor:
         solver = self._solver()
         if solver is None:
             return block.at(x)(_zeros(x))
-        groups = _groups(x) if solver.per_sample and self.adjoint.per_sample else [x]
+        per_sample = solver.per_sample and (self.adjoint is None or self.adjoint.per_sample)
+        groups = _groups(x) if per_sample else [x]
         refined = [
             fixed_point(
                 block.at(group),
@@ -129,6 +153,11 @@ class Implicit(nn.Module):
             for group in groups
         ]
         return refined[0] if len(refined) == 1 else torch.cat(refined)
+
+    def take_penalty(self) -> Tensor | None:
+        """Return the penalty (N,) of the latest forward pass in training, and forget it; None if there is none."""
+        penalty, self._latest_penalty = self._latest_penalty, None
+        return penalty
 
     def _solver(self) -> Solver | None:
         """Return the solver with the steps of the budget in evaluation; None for a budget of one evaluation."""
@@ -150,12 +179,13 @@ class Implicit(nn.Module):
         self._phase = phase
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "observe": None}
+        return {**self.__dict__, "observe": None, "_latest_penalty": None}
 
     def extra_repr(self) -> str:
         """The settings, for printing."""
-        budget = "" if self.budget is None else f", budget={self.budget}"
-        return f"{self.solver}, adjoint={self.adjoint}, warmup_steps={self.warmup_steps}, phase={self.phase!r}{budget}"
+        text = f"{self.solver}, adjoint={self.adjoint}, warmup_steps={self.warmup_steps}, phase={self.phase!r}"
+        options = {"budget": self.budget, "penalty": self.penalty, "correction": self.correction}
+        return text + "".join(f", {name}={value}" for name, value in options.items() if value)
 
 
 def _check_budget(budget: int, solver: Solver, as_published: bool) -> None:

@@ -1,17 +1,13 @@
 """Mask R-CNN with an implicit mask head for handwritten digits, small enough to train on a laptop's CPU."""
 
 from ifr.hosts import RCNNFPNConfig
-from ifr.hosts.recipes import from_scratch_on_cpu
+from ifr.hosts.recipes import from_scratch_on_cpu, implicit_that_converges
 
 _config_dict = {
     "MODEL": {
         "ROI_HEADS": {"NUM_CLASSES": 10},
-        "ROI_MASK_HEAD": {
-            "REFINEMENT": "implicit",
-            "F_THRES": 7,  # maximum steps of the forward solver
-            "B_THRES": 7,  # maximum steps of the adjoint solver
-            "PRETRAINED_STEPS": 300,  # iterations of weight sharing before the first implicit one
-        },
+        # 300 iterations of weight sharing before the first implicit one.
+        "ROI_MASK_HEAD": {**implicit_that_converges(), "PRETRAINED_STEPS": 300},
     },
     "DATASETS": {"TRAIN": ("digits_train",), "TEST": ("digits_val",)},
     "SOLVER": {

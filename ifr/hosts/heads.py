@@ -5,12 +5,13 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ifr.hosts.settings import check_budget
+from ifr.contraction import Contraction, JacobianNorm, Penalty
+from ifr.hosts.settings import ADDED, TRAINING, check_budget, check_training
 from ifr.mask_head import MaskHead
 from ifr.refine import Explicit, Implicit, set_phase
-from ifr.solvers import make_solver
+from ifr.solvers import Picard, Solver, make_solver
 
 logger = logging.getLogger(__name__)
 
@@ -24,22 +25,37 @@ def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Mo
         conv_head: builds the host's own head of plain convolutions, for "conv".
 
     Raises:
-        ValueError: the refinement or a solver is unknown, or the budget does not fit.
+        ValueError: the refinement or a solver is unknown, or the budget or a setting of training does not fit.
     """
     check_budget(config)
+    check_training(config)
     head = config.MODEL.ROI_MASK_HEAD
     if head.REFINEMENT == "conv":
         return conv_head()
     refinement: Explicit | Implicit
+    gain = 1.0
     if head.REFINEMENT == "explicit":
         refinement = Explicit(steps=head.NUM_CONV)
     elif head.REFINEMENT == "implicit":
         refinement = _implicit(head)
+        gain = 1.0 if refinement.as_published else head.GAIN
     else:
         raise ValueError(
             f"MODEL.ROI_MASK_HEAD.REFINEMENT must be 'implicit', 'explicit' or 'conv', got {head.REFINEMENT!r}"
         )
-    return MaskHead(in_channels, mask_classes(config), refinement, deconv_channels=head.CONV_DIM)
+    return MaskHead(in_channels, mask_classes(config), refinement, deconv_channels=head.CONV_DIM, gain=gain)
+
+
+def penalties(module: nn.Module) -> dict[str, Tensor]:
+    """Return the penalty of the latest training step, a mean over regions, as a loss by name; empty without one.
+
+    It is 0 without regions. A step's penalty is returned once.
+    """
+    for part in module.modules():
+        penalty = part.take_penalty() if isinstance(part, Implicit) else None
+        if penalty is not None:
+            return {"loss_equilibrium": penalty.sum() / max(len(penalty), 1)}
+    return {}
 
 
 def mask_classes(config: Any) -> int:
@@ -66,6 +82,7 @@ def _choose_phase(explicit_iterations: int, iteration: Callable[[], int], module
 def _implicit(head: Any) -> Implicit:
     """Build the implicit refinement; "broyden-published" reproduces the whole refinement of the published code."""
     if head.SOLVER == "broyden-published":
+        _log_ignored(head)
         return Implicit.published(max_steps=head.F_THRES, warmup_steps=head.NUM_CONV)
     if head.BUDGET:
         logger.info(
@@ -75,7 +92,31 @@ def _implicit(head: Any) -> Implicit:
         )
     return Implicit(
         solver=make_solver(head.SOLVER, max_steps=head.F_THRES, tol=head.F_TOL),
-        adjoint=make_solver(head.ADJOINT_SOLVER, max_steps=head.B_THRES, tol=head.B_TOL),
+        adjoint=_adjoint(head),
         warmup_steps=head.NUM_CONV,
         budget=head.BUDGET or None,
+        penalty=_penalty(head),
+        correction=head.CORRECTION,
     )
+
+
+def _log_ignored(head: Any) -> None:
+    defaults = ADDED["MODEL"]["ROI_MASK_HEAD"]
+    names = [name for name in TRAINING if getattr(head, name) != defaults[name]]
+    if names:
+        logger.info("SOLVER 'broyden-published' ignores MODEL.ROI_MASK_HEAD.%s", ", ".join(names))
+
+
+def _penalty(head: Any) -> Penalty | None:
+    if head.CONTRACTION_PENALTY:
+        return Contraction(head.CONTRACTION_PENALTY)
+    return JacobianNorm(head.JACOBIAN_PENALTY) if head.JACOBIAN_PENALTY else None
+
+
+def _adjoint(head: Any) -> Solver | None:
+    """Build the solver of the gradient; None for "one-step"."""
+    if head.ADJOINT_SOLVER == "one-step":
+        return None
+    if head.ADJOINT_SOLVER == "phantom":
+        return Picard(max_steps=head.B_THRES, tol=head.B_TOL, damping=0.5)
+    return make_solver(head.ADJOINT_SOLVER, max_steps=head.B_THRES, tol=head.B_TOL)

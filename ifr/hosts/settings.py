@@ -10,14 +10,18 @@ ADDED: dict[str, Any] = {
         },
         "ROI_MASK_HEAD": {
             "REFINEMENT": "conv",  # implicit | explicit | conv
-            "SOLVER": "broyden",  # broyden | anderson | picard; broyden-published reproduces the 2021 code
-            "ADJOINT_SOLVER": "gmres",  # gmres | broyden | anderson | picard, for the gradient
+            "SOLVER": "anderson",  # anderson | broyden | picard; broyden-published reproduces the 2021 code
+            "ADJOINT_SOLVER": "gmres",  # gmres | broyden | anderson | picard | phantom | one-step, for the gradient
             "F_THRES": 15,  # maximum steps of the forward solver, which are F_THRES + 1 evaluations of the block
             "BUDGET": 0,  # evaluations of the block in evaluation; 0 for F_THRES + 1
             "B_THRES": 15,  # maximum steps of the adjoint solver
             "F_TOL": 1e-5,  # a region has converged at this RMS of f(z) - z
             "B_TOL": 1e-5,  # the same for the adjoint equation, relative to the incoming gradient
             "PRETRAINED_STEPS": 50000,  # first training iterations, on the explicit path
+            "GAIN": 1.0,  # initial weight of the implicit block's last group normalisation
+            "CONTRACTION_PENALTY": 0.0,  # weight of the loss that keeps the block's contraction factor below a half
+            "JACOBIAN_PENALTY": 0.0,  # weight of the loss that keeps the Jacobian at the equilibrium small
+            "CORRECTION": 0,  # applications of the block that a third of the regions is trained at; 0 for none
         },
     },
     "DATASETS": {
@@ -53,6 +57,10 @@ STANDALONE = (
 """Those of them that only the standalone host has; elsewhere they must keep their defaults, which are all false."""
 
 
+TRAINING = ("GAIN", "CONTRACTION_PENALTY", "JACOBIAN_PENALTY", "CORRECTION")
+"""Settings of MODEL.ROI_MASK_HEAD with which training gives an equilibrium; only for REFINEMENT "implicit"."""
+
+
 def check_added(config: Any) -> None:
     """Check the settings that IFR adds to those of every host.
 
@@ -64,6 +72,23 @@ def check_added(config: Any) -> None:
     if config.SOLVER.EPOCHS < 0:
         raise ValueError(f"SOLVER.EPOCHS must be at least 0, got {config.SOLVER.EPOCHS}")
     check_budget(config)
+    check_training(config)
+
+
+def check_training(config: Any) -> None:
+    """Check the settings of MODEL.ROI_MASK_HEAD that shape the equilibrium in training.
+
+    Raises:
+        ValueError: a value is out of its range, or both penalties are set.
+    """
+    head = config.MODEL.ROI_MASK_HEAD
+    if not head.GAIN > 0:
+        raise ValueError(f"MODEL.ROI_MASK_HEAD.GAIN must be positive, got {head.GAIN!r}")
+    for name in TRAINING[1:]:
+        if not getattr(head, name) >= 0:
+            raise ValueError(f"MODEL.ROI_MASK_HEAD.{name} must be positive, or 0 for none, got {getattr(head, name)!r}")
+    if head.CONTRACTION_PENALTY and head.JACOBIAN_PENALTY:
+        raise ValueError("set MODEL.ROI_MASK_HEAD.CONTRACTION_PENALTY or JACOBIAN_PENALTY, not both")
 
 
 def check_budget(config: Any) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifr.data.annotations import Annotations, ImageSize
+from ifr.hosts.heads import penalties
 from ifr.hosts.standalone.detector.box_stage import BoxStage, DetectionFilter, StageOutput
 from ifr.hosts.standalone.detector.boxes import nonempty
 from ifr.hosts.standalone.detector.mask_targets import MaskTargets
@@ -95,7 +96,7 @@ class ROIHeads(nn.Module):
                 boxes = [b[nonempty(b)] for b in stage.refine(output, sizes)]
                 labelled = [self._label(b, a, stages[k + 1]) for b, a in zip(boxes, annotations, strict=True)]
         if self.mask_head is not None and targets is not None:
-            losses["loss_mask"] = self._mask_loss(levels, foreground, targets, self.mask_head)
+            losses.update(self._mask_losses(levels, foreground, targets, self.mask_head))
         return losses
 
     def detect(
@@ -172,20 +173,25 @@ class ROIHeads(nn.Module):
         )
         return _select(labelled, torch.cat((positive, negative))), len(positive)
 
-    def _mask_loss(
+    def _mask_losses(
         self,
         levels: list[Tensor],
         foreground: Sequence[LabelledProposals],
         targets: MaskTargets,
         mask_head: nn.Module,
-    ) -> Tensor:
-        """Return the true class's mean binary cross-entropy over the foreground of all workers; 0 without any."""
+    ) -> dict[str, Tensor]:
+        """Return the losses of the masks, means over the foreground of all workers and 0 without any.
+
+        They are the true class's binary cross-entropy and, if the refinement has one, its penalty.
+        """
         logits = mask_head(self.mask_pooler(levels, [p.boxes for p in foreground]))
         share = share_of_samples(len(logits), logits.device)
+        losses = {name: loss * share for name, loss in penalties(mask_head).items()}
         if len(logits) == 0:
-            return at_least_float32(logits.sum()) * 0
+            return {"loss_mask": at_least_float32(logits.sum()) * 0, **losses}
         chosen = _select_class(logits, torch.cat([p.classes for p in foreground]))
-        return F.binary_cross_entropy_with_logits(chosen, targets.read(logits.shape[-1]).to(chosen.dtype)) * share
+        truth = targets.read(logits.shape[-1]).to(chosen.dtype)
+        return {"loss_mask": F.binary_cross_entropy_with_logits(chosen, truth) * share, **losses}
 
 
 def _select(proposals: LabelledProposals, index: Tensor | slice) -> LabelledProposals:

@@ -1,0 +1,69 @@
+"""The block and the region features that a benchmark measures: random ones, or those of a trained model."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import torch
+from measure import timed
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ifr.data.loader import evaluation_loader, open_test_sets
+from ifr.experiment import build_model, load_experiment
+from ifr.mask_head import MaskHead
+from ifr.refine import Implicit, RefinementBlock
+from ifr.solvers import Anderson
+
+CHANNELS, SIDE, STEPS = 256, 14, 15
+
+
+class Setting:
+    """A block, its input features x (N, C, H, W), a gradient dL/dz, and the four convolutions that it replaces."""
+
+    def __init__(self, name: str, block: RefinementBlock, x: Tensor, gradient: Tensor) -> None:
+        self.name, self.block, self.x, self.gradient, self.device = name, block, x, gradient, x.device
+        width = x.shape[1]
+        layers = [part for _ in range(4) for part in (nn.Conv2d(width, width, 3, padding=1), nn.ReLU())]
+        self.convolutions = nn.Sequential(*layers).to(x.device)
+        self.zero = torch.zeros_like(x)
+        self.state_bytes = x.numel() * x.element_size()
+
+    def seconds_of_f(self, repeats: int) -> float:
+        with torch.no_grad():
+            f = self.block.at(self.x)
+            return timed(lambda: [f(self.zero) for _ in range(repeats)], self.device) / repeats
+
+
+def random_setting(regions: int, device: torch.device) -> Setting:
+    torch.manual_seed(0)
+    block = RefinementBlock(CHANNELS).to(device)
+    x = torch.randn(regions, CHANNELS, SIDE, SIDE, device=device)
+    return Setting("random weights", block, x, x)
+
+
+def trained_setting(experiment: Path, weights: Path, regions: int, device: torch.device) -> Setting:
+    """Take the block of a trained model and the features of its first detections in the experiment's first test set.
+
+    The gradient is that of the mean binary cross-entropy between the masks and themselves, thresholded.
+    """
+    config = load_experiment(experiment).config
+    model = build_model(experiment, weights, device)
+    head = next(
+        part for part in model.modules() if isinstance(part, MaskHead) and isinstance(part.refinement, Implicit)
+    )
+    found: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    loader = iter(evaluation_loader(config, next(iter(open_test_sets(config, None).values()))))
+    with torch.no_grad():
+        for batch in itertools.takewhile(lambda _: sum(map(len, found)) < regions, loader):
+            model(batch)
+    handle.remove()
+    x = torch.cat(found)[:regions].clone()
+    with torch.no_grad():
+        z = Anderson(100, 1e-6).solve(head.repeat_block.at(x), torch.zeros_like(x)).z
+    z.requires_grad_()
+    logits = head.predictor(functional.relu(head.deconv(z)))
+    (gradient,) = torch.autograd.grad(functional.softplus(-logits.abs()).mean(), z)
+    return Setting(str(weights), head.repeat_block, x, gradient)

@@ -1,0 +1,125 @@
+"""The settings that shape the equilibrium in training, in every host."""
+
+from typing import Any
+
+import pytest
+import torch
+from official_outputs import ROOT
+from sides import SIDES
+from torch import nn
+
+from ifr.contraction import Contraction, JacobianNorm
+from ifr.experiment import load_experiment
+from ifr.hosts.heads import build_mask_head, penalties
+from ifr.hosts.settings import check_added
+from ifr.refine import Implicit
+from ifr.solvers import Picard
+
+HEAD = "MODEL.ROI_MASK_HEAD"
+EXPERIMENT = ROOT / "mask_rcnn.ifr.res18.fpn.digits"
+PLAIN = [f"{HEAD}.CONTRACTION_PENALTY", 0.0, f"{HEAD}.GAIN", 1.0]
+
+
+@pytest.fixture
+def config(host: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("IFR_HOST", host)
+    config = load_experiment(EXPERIMENT).config
+    config.merge_from_list(["MODEL.DEVICE", "cpu", *PLAIN])
+    return config
+
+
+def refinement(config: Any) -> Implicit:
+    head = build_mask_head(config, 64, nn.Identity)
+    assert isinstance(head.refinement, Implicit)
+    return head.refinement
+
+
+def picture_with_two_squares() -> dict[str, Any]:
+    """Return the part of the reference's inputs that a side makes a batch of."""
+    corners = torch.tensor([[8.0, 8, 40, 48], [50, 10, 90, 60]])
+    polygons = [[box[[0, 1, 2, 1, 2, 3, 0, 3]].double()] for box in corners]
+    image = torch.arange(3 * 64 * 96, dtype=torch.float32).reshape(3, 64, 96) % 251
+    return {
+        "preprocessed_256": [image],
+        "gt_boxes.0": corners,
+        "gt_classes.0": torch.tensor([1, 4]),
+        "gt_polys.0": polygons,
+    }
+
+
+@pytest.mark.parametrize("penalty", ["CONTRACTION_PENALTY", "JACOBIAN_PENALTY"])
+def test_a_penalty_is_a_loss_of_the_implicit_phase(host: str, config: Any, penalty: str) -> None:
+    config.merge_from_list([f"{HEAD}.{penalty}", 7.0])
+    check_added(config)
+    torch.manual_seed(0)
+    model = load_experiment(EXPERIMENT).build_model(config).train()
+    batch = SIDES[host].batch(picture_with_two_squares())
+    steps = config.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS
+    assert "loss_equilibrium" not in SIDES[host].iterate(model, batch, steps - 1)
+    loss = SIDES[host].iterate(model, batch, steps)["loss_equilibrium"]
+    assert 0 < float(loss.detach()) < 70
+    loss.backward()
+    changed = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert changed
+    assert all(".mask_head.repeat_block." in name for name in changed)
+    model.eval()
+    with torch.no_grad():
+        assert len(model([{"image": batch[0]["image"], "height": 64, "width": 96}])) == 1
+
+
+def test_the_settings_reach_the_refinement(config: Any) -> None:
+    plain = refinement(config)
+    assert (plain.penalty, plain.correction) == (None, 0)
+    config.merge_from_list([f"{HEAD}.JACOBIAN_PENALTY", 0.1, f"{HEAD}.CORRECTION", 3])
+    assert (refinement(config).penalty, refinement(config).correction) == (JacobianNorm(0.1), 3)
+    config.merge_from_list([f"{HEAD}.JACOBIAN_PENALTY", 0.0, f"{HEAD}.CONTRACTION_PENALTY", 2.0])
+    assert refinement(config).penalty == Contraction(2.0)
+    config.merge_from_list([f"{HEAD}.ADJOINT_SOLVER", "one-step"])
+    assert refinement(config).adjoint is None
+    config.merge_from_list([f"{HEAD}.ADJOINT_SOLVER", "phantom", f"{HEAD}.B_THRES", 4])
+    assert refinement(config).adjoint == Picard(4, 1e-5, damping=0.5)
+    config.merge_from_list([f"{HEAD}.GAIN", 0.25])
+    weight = build_mask_head(config, 64, nn.Identity).get_parameter("repeat_block.gn3.weight")
+    assert torch.equal(weight, torch.full_like(weight, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (["REFINEMENT", "explicit"], False),
+        (["SOLVER", "broyden-published"], True),
+    ],
+)
+def test_other_heads_are_as_before(config: Any, other: list[str], said: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """An experiment with these settings also trains the heads that it is compared with."""
+    given = [f"{HEAD}.GAIN", 0.5, f"{HEAD}.CONTRACTION_PENALTY", 1.0, f"{HEAD}.{other[0]}", other[1]]
+    heads = []
+    for settings in (given[-2:], given):
+        config.merge_from_list(settings)
+        torch.manual_seed(0)
+        with caplog.at_level("INFO"):
+            heads.append(build_mask_head(config, 64, nn.Identity).train())
+    x = torch.randn(2, 64, 4, 4)
+    assert torch.equal(*(head(x) for head in heads))
+    assert penalties(heads[1]) == {}
+    lines = [record.getMessage() for record in caplog.records if "ignores" in record.getMessage()]
+    assert [line.split("ROI_MASK_HEAD.")[1] for line in lines] == ["GAIN, CONTRACTION_PENALTY"] * said
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["GAIN", 0.0], "GAIN must be positive, got 0.0"),
+        (["CORRECTION", -1], "CORRECTION must be positive, or 0 for none, got -1"),
+        (["JACOBIAN_PENALTY", -0.5], "JACOBIAN_PENALTY must be positive, or 0 for none, got -0.5"),
+        (["CONTRACTION_PENALTY", 1.0, "JACOBIAN_PENALTY", 1.0], "CONTRACTION_PENALTY or JACOBIAN_PENALTY, not both"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(config: Any, settings: list[Any], message: str) -> None:
+    config.merge_from_list(
+        [f"{HEAD}.{item}" if isinstance(item, str) and item.isupper() else item for item in settings]
+    )
+    with pytest.raises(ValueError, match=message):
+        check_added(config)
+    with pytest.raises(ValueError, match=message):
+        build_mask_head(config, 64, nn.Identity)
