@@ -58,15 +58,17 @@ def sizes_seen(extras: Mapping[str, Any]) -> list[float] | None:
 
 
 def merge_settings(config: Any, file: CheckpointFile) -> None:
-    """Replace settings by those that a checkpoint states; those that this version of IFR lacks are named in a warning.
+    """Replace settings by those that a checkpoint states; those that are unknown here, such as those of
+    another host or a newer IFR, are named in a warning.
 
     Raises:
         CheckpointError: a value does not fit its setting.
     """
     own = dict(_leaves(config.as_dict()))
     stated = dict(_leaves(file.extras[KEY]["settings"]))
-    for key in [key for key in stated if key in own and key not in _PLACES]:
-        value = stated[key]
+    for key, value in stated.items():
+        if key not in own or key in _PLACES or value == own[key]:
+            continue
         try:
             config.merge_from_list([key, repr(value) if isinstance(value, str) else value])
         except ConfigError as error:
@@ -114,7 +116,7 @@ def _say_differences(
 
 @functools.cache
 def _say_unknown(path: Path, keys: tuple[str, ...]) -> None:
-    logger.warning("%s: settings that this version of IFR lacks are ignored: %s", path, _some(keys))
+    logger.warning("%s: settings that are unknown here are ignored: %s", path, _some(keys))
 
 
 def take_classes(config: Any, file: CheckpointFile, overrides: Sequence[Any]) -> dict[str, Any] | None:

@@ -206,7 +206,7 @@ def test_settings_of_a_newer_version_are_named_and_ignored(model_file: Path, cap
     assert main(["test", str(model_file), "MODEL.DEVICE", "cpu"]) == 0
     lines = [line for line in caplog.messages if "TEST.FUTURE.A" in line]
     assert len(lines) == 1
-    assert "settings that this version of IFR lacks are ignored" in lines[0]
+    assert "settings that are unknown here are ignored" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ifr.checkpoints.load import unwrapped
-from ifr.data.classes import Classes
 from ifr.hosts.cvpods.engine.evaluate import evaluate_all
 from ifr.hosts.cvpods.framework import RUNNERS, HookBase, comm, runner_module
 from ifr.processes.workers import Worker
@@ -20,13 +19,13 @@ from ifr.runs.solver_figures import SolverFigures
 logger = logging.getLogger(__name__)
 
 
-def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: Classes | None, worker: Worker) -> Any:
+def make_runner(config: Any, build_model: Callable[[Any], nn.Module], about: Mapping[str, Any], worker: Worker) -> Any:
     """Build a runner of the class TRAINER.NAME, ready to train.
 
     Args:
         config: the run's settings.
         build_model: builds the experiment's model.
-        classes: classes to store in checkpoints, for `ifr predict`.
+        about: what checkpoints state about the model, from `ifr.description.describe`.
         worker: this process.
     """
 
@@ -42,8 +41,7 @@ def make_runner(config: Any, build_model: Callable[[Any], nn.Module], classes: C
     with data_parallel_on(torch.device(config.MODEL.DEVICE)):
         runner = Runner(config, build_model)
     runner.register_hooks([_Wait(worker, int(config.SOLVER.CHECKPOINT_PERIOD))])
-    if classes is not None:
-        runner.checkpointer.checkpointables["classes"] = _State(classes.as_dict())
+    runner.checkpointer.checkpointables.update({name: _State(entry) for name, entry in about.items()})
     interval = getattr(config.GLOBAL, "LOG_INTERVAL", 20)  # old commits of cvpods have no setting
     _insert(runner, RecordSolver(SolverFigures(runner.model), worker, int(interval)))
     return runner

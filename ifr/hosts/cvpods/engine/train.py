@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from ifr.checkpoints import CheckpointFile
+from ifr.description import describe
 from ifr.errors import CheckpointError
 from ifr.hosts.cvpods.engine.runner import keep_average, make_runner
 from ifr.hosts.cvpods.engine.setup import prepare
@@ -24,9 +25,12 @@ def train(run: Run) -> None:
     config, worker, output = run.config, run.worker, run.output
     name = run.experiment.folder.name
     logger.info("training %s on %d x %s, output in %s", name, worker.world_size, run.device, output)
+    about = describe(config, run.experiment.builder, None, None)  # `prepare` renames the data sets
     classes = prepare(run)
+    if classes is not None:
+        about["classes"] = classes.as_dict()
     weights = str(config.MODEL.WEIGHTS)
-    runner = make_runner(config, run.experiment.build_model, classes, worker)
+    runner = make_runner(config, run.experiment.build_model, about, worker)
     last = worker.from_first(lambda: last_checkpoint(output)) if run.options.resume else None
     average = keep_average(runner, float(config.SOLVER.EMA.DECAY)) if config.SOLVER.EMA.ENABLED else None
     extras = _extras(run.read(str(last)), averaged=average is not None) if last is not None else {}
