@@ -14,6 +14,7 @@ from ifr.data.anchors import Anchors, Floats, fit_anchors
 from ifr.data.augmentation import build_augmentations
 from ifr.data.coco import CocoDataset
 from ifr.data.objects import Objects, objects_of
+from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,11 @@ def examine(config: Any, sets: Sequence[CocoDataset]) -> Suitability:
 
 
 def report(config: Any, sets: Sequence[CocoDataset], picture: Path | None) -> None:
-    """Log what `examine` finds, and draw it if a path is given."""
+    """Log what `examine` finds, and draw it if a path is given.
+
+    Raises:
+        OSError: the picture cannot be written.
+    """
     if not sum(int(part.counts.sum()) for part in sets):
         return
     found = examine(config, sets)
@@ -126,7 +131,8 @@ def report(config: Any, sets: Sequence[CocoDataset], picture: Path | None) -> No
         logger.info("to draw the sizes, anchors and classes in %s: pip install matplotlib", picture)
         return
     picture.parent.mkdir(parents=True, exist_ok=True)
-    drawn.save(picture)
+    with whole_file(picture) as file:
+        drawn.save(file, format="png")
     logger.info("sizes, anchors and classes are drawn in %s", picture)
 
 

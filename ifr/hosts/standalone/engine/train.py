@@ -97,7 +97,10 @@ def _note_start(config: Any, sets: Sequence[CocoDataset], output: Path, *, begin
         file.write(config.as_yaml())
     if begins:
         folder.forget(output)
-        report(config, sets, output / "pictures" / "objects.png")
+        try:
+            report(config, sets, output / "pictures" / "objects.png")
+        except OSError as error:
+            logger.warning("the sizes of the objects cannot be drawn (%s); training goes on", error)
     _warn_if_all_warmup(config)
 
 
