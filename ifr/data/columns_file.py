@@ -33,6 +33,7 @@ from ifr.data import (
     geometry_rules,
     images,
     json_pieces,
+    leaving_out,
     masks,
 )
 from ifr.data.catalog import DatasetSource
@@ -54,6 +55,7 @@ _MODULES = (
     geometry_rules,
     images,
     json_pieces,
+    leaving_out,
     masks,
 )
 _CHUNK = 2**20
