@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 from ifr.data.annotation_file import collection_paused, read_tidied
 from ifr.data.catalog import DatasetSource
 from ifr.data.coco import KEEP_CROWDS, KEEP_EMPTY, no_objects, share
-from ifr.data.coco_rules import CROWD, find_defects, reason_to_leave_out
+from ifr.data.coco_rules import find_defects
 from ifr.data.images import Size, check_header, read_image
 from ifr.data.intensity import Intensity
+from ifr.data.leaving_out import CROWD, reason_to_leave_out
 from ifr.data.progress import progress
 from ifr.data.suspicions import suspicions
 from ifr.errors import DatasetError, ImageError

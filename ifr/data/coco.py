@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 
 from ifr.data.catalog import DatasetSource
 from ifr.data.classes import Classes
-from ifr.data.coco_rules import CROWD, usable_polygons
+from ifr.data.coco_rules import usable_polygons
 from ifr.data.columns import REASONS, Segmentation
 from ifr.data.columns_file import read_columns
+from ifr.data.leaving_out import CROWD
 from ifr.errors import DatasetError
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,6 @@ from ifr.data.masks import LONGEST_OUTLINE, outline_is_longer, read_counts
 from ifr.data.progress import progress
 
 _Polygon = TypeVar("_Polygon", bound=Sequence[float])
-CROWD = "crowds"
-NO_MASK = "objects without a mask"
-NO_POLYGON = "objects without a polygon of at least three (x, y) points"
-MASK_OUTSIDE = "objects whose mask is outside the image"
-BOX_OUTSIDE = "objects whose box has no area inside the image"
 _MIN_COORDINATES = 6  # three points of a polygon
 _ID_LIMIT = 2**63
 MAX_VALUE = 1e9  # pixels from the origin
@@ -53,42 +48,6 @@ def find_defects(content: Any) -> Iterator[Defect]:
 def usable_polygons(segmentation: Sequence[_Polygon]) -> list[_Polygon]:
     """Return the polygons with at least three points, each an x and a y."""
     return [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= _MIN_COORDINATES]
-
-
-def reason_to_leave_out(annotation: Mapping[str, Any], size: Size, *, masks: bool) -> str | None:
-    """Return why training leaves out an annotation without defects, as cvpods does; None if it is used.
-
-    Args:
-        annotation: an entry of `annotations`.
-        size: height and width of its image in pixels.
-        masks: whether objects need a mask.
-    """
-    if annotation.get("iscrowd"):
-        return CROWD
-    reason = mask_reason(annotation.get("segmentation"), size)
-    if reason is None or (reason == NO_MASK and not masks):
-        return box_reason(annotation["bbox"], size)
-    return reason
-
-
-def mask_reason(segmentation: Any, size: Size) -> str | None:
-    """Return why the mask of an annotation without defects cannot be used; None if it can."""
-    if not segmentation:
-        return NO_MASK
-    if isinstance(segmentation, list):
-        polygons = usable_polygons(segmentation)
-        if not polygons:
-            return NO_POLYGON
-        if all(_is_outside(polygon, size) for polygon in polygons):
-            return MASK_OUTSIDE
-    return None
-
-
-def box_reason(box: Sequence[float], size: Size) -> str | None:
-    """Return why a box x, y, width, height without defects cannot be used; None if it can."""
-    left, top, width, height = box
-    across, down = min(left + width, size[1]) - max(left, 0), min(top + height, size[0]) - max(top, 0)
-    return None if across > 0 and down > 0 else BOX_OUTSIDE
 
 
 def _images(content: Mapping[str, Any]) -> Generator[Defect, None, dict[int, Size | None] | None]:
@@ -244,14 +203,6 @@ def _outline_is_too_long(polygon: Sequence[float], size: Size) -> bool:
 def longest_outline(size: Size) -> float:
     """Return how many pixels the outline of a polygon may have in an image of this height and width."""
     return min(LONGEST_OUTLINE, _MAX_OUTLINE * (size[0] + size[1]))
-
-
-def _is_outside(polygon: Sequence[float], size: Size) -> bool:
-    height, width = size
-    if 0 <= polygon[0] < width and 0 <= polygon[1] < height:
-        return False
-    across, down = polygon[0::2], polygon[1::2]
-    return max(across) <= 0 or min(across) >= width or max(down) <= 0 or min(down) >= height
 
 
 def _items(content: Mapping[str, Any], key: str) -> Generator[Defect, None, list[tuple[int, dict[str, Any]]]]:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifr.data.classes import Classes
-from ifr.data.coco_rules import BOX_OUTSIDE, CROWD, MASK_OUTSIDE, NO_MASK, NO_POLYGON, box_reason, mask_reason
 from ifr.data.geometry_rules import Geometry
+from ifr.data.leaving_out import BOX_OUTSIDE, CROWD, MASK_OUTSIDE, NO_MASK, NO_POLYGON, box_reason, mask_reason
 
 Segmentation = list[list[float]] | dict[str, Any]  # polygons x0, y0, x1, y1, ... in pixels, or a run-length encoding
 

@@ -7,6 +7,7 @@ is now, was made by the same code, and every byte is as it was written; otherwis
 import contextlib
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import logging
@@ -32,6 +33,7 @@ from ifr.data import (
     geometry_rules,
     images,
     json_pieces,
+    leaving_out,
     masks,
 )
 from ifr.data.catalog import DatasetSource
@@ -53,6 +55,7 @@ _MODULES = (
     geometry_rules,
     images,
     json_pieces,
+    leaving_out,
     masks,
 )
 _CHUNK = 2**20
@@ -103,8 +106,9 @@ def _kept(source: DatasetSource) -> Columns:
 @contextlib.contextmanager
 def _others_waiting(path: Path) -> Iterator[None]:
     """Have other processes wait that want to read the same annotation file, if the file system has locks."""
-    with path.open("rb") as file:
+    with contextlib.ExitStack() as stack:
         try:
+            file = stack.enter_context(path.open("rb"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             logger.info("%s: waiting for another process that reads it", path)
@@ -142,6 +146,8 @@ def _make(source: DatasetSource) -> Columns:
     for path in places(source):
         logger.info("%s: read; keeping its content in %s", source.json, path)
         try:
+            for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a killed process
+                unfinished.unlink()
             with whole_file(path) as file:
                 os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~0o022)
                 arrays = {field.name: getattr(content, field.name) for field in fields(Columns)}

@@ -6,7 +6,7 @@ import numpy as np
 
 from ifr.data.catalog import DatasetSource
 from ifr.data.coco import CocoDataset
-from ifr.data.coco_rules import CROWD
+from ifr.data.leaving_out import CROWD
 from ifr.errors import DatasetError
 
 _SMALL, _LARGE = 32**2, 96**2  # pixels; COCO's limits for small and large objects

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ifr.data.coco import share
-from ifr.data.coco_rules import reason_to_leave_out, usable_polygons
+from ifr.data.coco_rules import usable_polygons
 from ifr.data.images import Size
+from ifr.data.leaving_out import reason_to_leave_out
 from ifr.data.masks import runs_to_box
 from ifr.data.progress import progress
 

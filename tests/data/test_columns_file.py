@@ -16,6 +16,7 @@ from ifr.data.catalog import DatasetSource
 from ifr.data.coco import CocoDataset
 from ifr.data.columns_file import places, read_columns
 from ifr.data.columns_reader import read_whole
+from ifr.errors import DatasetError
 
 SOMEONE = 65534
 
@@ -139,6 +140,28 @@ def test_folders_that_cannot_be_written(source: DatasetSource, caplog: pytest.Lo
     finally:
         os.seteuid(0)
     assert not beside.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser can become another user")
+def test_a_file_that_cannot_be_read_is_an_error_of_one_line(source: DatasetSource) -> None:
+    for parent in source.json.parents[:-2]:
+        parent.chmod(0o755)
+    source.json.chmod(0o600)
+    try:
+        os.seteuid(SOMEONE)
+        with pytest.raises(DatasetError, match="Permission denied"):
+            read_columns(source)
+    finally:
+        os.seteuid(0)
+
+
+def test_what_a_killed_process_leaves_is_deleted(source: DatasetSource) -> None:
+    (path, _) = places(source)
+    left = path.with_name(f".{path.name}.0123abcd.99.tmp")
+    left.write_bytes(b"half of it")
+    read_columns(source)
+    assert path.exists()
+    assert not left.exists()
 
 
 def test_names_that_are_looked_up_are_not_kept(source: DatasetSource, caplog: pytest.LogCaptureFixture) -> None:

@@ -142,20 +142,19 @@ def _renumbered(
     def shape(item: Mapping[str, Any]) -> dict[str, Any]:
         """Return the box or the mask only: results with both would take a mask's area from its box."""
         if kind == "bbox":
-            return {"bbox": [float(value) for value in item["bbox"]]}
+            return {"bbox": list(map(float, item["bbox"]))}
         segmentation = item["segmentation"]
         if isinstance(segmentation, Mapping):
             # The size as written: pycocotools would never end on run lengths of another image's size.
             segmentation = {"size": list(map(int, segmentation["size"])), "counts": segmentation["counts"]}
         return {"segmentation": segmentation}
 
-    def common(item: Mapping[str, Any]) -> dict[str, Any]:
-        return {"image_id": images[item["image_id"]], "category_id": categories[item["category_id"]], **shape(item)}
-
     annotations = [
         {
             "bbox": item["bbox"],
-            **common(item),
+            "image_id": images[item["image_id"]],
+            "category_id": categories[item["category_id"]],
+            **shape(item),
             "id": number,
             "area": float(item.get("area", item["bbox"][2] * item["bbox"][3])),
             "iscrowd": int(item.get("iscrowd", 0)),
@@ -171,7 +170,16 @@ def _renumbered(
         "categories": [{"id": number, "name": str(number)} for number in categories.values()],
         "annotations": annotations,
     }
-    return content, [{**common(item), "score": float(item["score"])} for item in results]
+    entries = [
+        {
+            "image_id": images[item["image_id"]],
+            "category_id": categories[item["category_id"]],
+            **shape(item),
+            "score": float(item["score"]),
+        }
+        for item in results
+    ]
+    return content, entries
 
 
 def _evaluation(content: dict[str, Any], entries: list[dict[str, Any]], kind: Kind, backend: Backend) -> Any:
