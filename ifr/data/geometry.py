@@ -193,7 +193,7 @@ class Recolored:
             lambda rgb: kernels.adjust_brightness(rgb, self.brightness),
             lambda rgb: _with_contrast(rgb, self.contrast),
             lambda rgb: kernels.adjust_saturation(rgb, self.saturation),
-            lambda rgb: kernels.adjust_hue(rgb, self.hue),
+            lambda rgb: kernels.adjust_hue(rgb, self.hue) if self.hue else rgb,
         )
         for number in self.order:
             changed = changes[number](changed)

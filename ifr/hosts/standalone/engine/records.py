@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +119,22 @@ class Records:
 
     def add_picture(self, name: str, iteration: int, picture: Image.Image) -> None:
         """Write a picture for TensorBoard."""
-        if self._events is not None:
-            self._events.add_image(name, np.asarray(picture.convert("RGB")), iteration, dataformats="HWC")
+        pixels = np.asarray(picture.convert("RGB"))
+        self._write_events(lambda events: events.add_image(name, pixels, iteration, dataformats="HWC"))
 
     def _add_events(self, iteration: int, values: Mapping[str, Any]) -> None:
+        def write(events: Any) -> None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    events.add_scalar(name, value, iteration)
+
+        self._write_events(write)
+
+    def _write_events(self, write: Callable[[Any], None]) -> None:
         if self._events is None:
             return
         try:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(name, value, iteration)
+            write(self._events)
         except OSError as error:
             logger.warning("TensorBoard events cannot be written (%s); training continues without them", error)
             self._events = None
