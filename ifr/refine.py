@@ -15,6 +15,7 @@ from ifr.equilibrium import Observer, fixed_point
 from ifr.solvers import GMRES, Broyden, Solver
 from ifr.solvers.precision import autocast_enabled, convolution_roundoff
 from ifr.solvers.solution import Map, RoundedMap
+from ifr.solvers.tracing import refuse_tracing
 
 PHASES = ("explicit", "implicit")
 GROUP_ELEMENTS = 2**22
@@ -207,6 +208,7 @@ class Implicit(nn.Module):
         solver = self._solver()
         if solver is None:
             return block.at(x)(_zeros(x))
+        refuse_tracing("an implicit refinement")
         groups = _groups(x) if solver.per_sample and self.adjoint.per_sample else [x]
         refined = [
             fixed_point(

@@ -1,10 +1,10 @@
 """The arguments of all commands and their `--help` texts."""
 
 import argparse
-import contextlib
 from typing import Any
 
 from ifr import __version__
+from ifr.cli.numbers import natural, positive, probability
 
 _SETTINGS = (
     "KEY VALUE pairs override settings of the experiment, for example SOLVER.OPTIMIZER.BASE_LR 0.01. Keys are those of "
@@ -95,7 +95,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         "that pycocotools can load the --json file; without --input, all its images are used",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images with drawn detections")
-    parser.add_argument("--score", type=_probability, metavar="T", help="lowest score of a detection (default 0.5)")
+    parser.add_argument("--score", type=probability, metavar="T", help="lowest score of a detection (default 0.5)")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the drawn images (default jpg)")
     parser.add_argument(
         "--labels",
@@ -104,10 +104,10 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         help="what is written beside an object (default full: name and score)",
     )
     parser.add_argument(
-        "--line-width", type=_natural, metavar="PIXELS", help="of the boxes, 0 for none (default: grows with the image)"
+        "--line-width", type=natural, metavar="PIXELS", help="of the boxes, 0 for none (default: grows with the image)"
     )
     parser.add_argument(
-        "--scale", type=_positive, default=1, metavar="N", help="enlarge the drawn images N times, for small images"
+        "--scale", type=positive, default=1, metavar="N", help="enlarge the drawn images N times, for small images"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the detections to FILE in COCO's results format")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
@@ -126,8 +126,8 @@ def _add_show(commands: Any) -> argparse.ArgumentParser:
         "Uses the newest checkpoint in OUTPUT_DIR, or the MODEL.WEIGHTS of the command line; writes to "
         "OUTPUT_DIR/pictures. " + _SETTINGS,
     )
-    parser.add_argument("--samples", type=_positive, default=8, metavar="N", help="images to draw (default 8)")
-    parser.add_argument("--score", type=_probability, default=0.5, metavar="T", help="lowest score (default 0.5)")
+    parser.add_argument("--samples", type=positive, default=8, metavar="N", help="images to draw (default 8)")
+    parser.add_argument("--score", type=probability, default=0.5, metavar="T", help="lowest score (default 0.5)")
     return parser
 
 
@@ -171,7 +171,7 @@ def _add_data(commands: Any) -> argparse.ArgumentParser:
         "dataset", metavar="DATASET", help="coco_2017_train, digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json"
     )
     inspect.add_argument("--output", metavar="FILE", help="draw annotated images into FILE, such as samples.png")
-    inspect.add_argument("--samples", type=_positive, default=12, metavar="N", help="images to draw (default 12)")
+    inspect.add_argument("--samples", type=positive, default=12, metavar="N", help="images to draw (default 12)")
     _add_check(actions)
     for action in actions.choices.values():
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)
@@ -239,7 +239,7 @@ def _add_export(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dynamic", action="store_true", help="take images of any size (default: the largest size of the pictures)"
     )
-    parser.add_argument("--opset", type=_positive, metavar="N", help="of ONNX (default: torch's, 18 in torch 2.14)")
+    parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: torch's, 20 in torch 2.14)")
     _add_budget(parser)
     return parser
 
@@ -275,31 +275,7 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="apply the block of the implicit mask head N times (MODEL.ROI_MASK_HEAD.BUDGET; default F_THRES + 1)",
     )
-
-
-def _positive(text: str) -> int:
-    return _whole(text, least=1)
-
-
-def _natural(text: str) -> int:
-    return _whole(text, least=0)
-
-
-def _whole(text: str, least: int) -> int:
-    with contextlib.suppress(ValueError):
-        value = int(text)
-        if value >= least:
-            return value
-    raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
-
-
-def _probability(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        value = float(text)
-        if 0 <= value <= 1:
-            return value
-    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
