@@ -16,6 +16,7 @@ from ifr.equilibrium import Observer, fixed_point
 from ifr.solvers import GMRES, Broyden, Solver
 from ifr.solvers.precision import autocast_enabled
 from ifr.solvers.solution import Map
+from ifr.solvers.tracing import refuse_tracing
 
 PHASES = ("explicit", "implicit")
 GROUP_ELEMENTS = 2**22
@@ -138,6 +139,7 @@ class Implicit(nn.Module):
         solver = self._solver()
         if solver is None:
             return block.at(x)(_zeros(x))
+        refuse_tracing("an implicit refinement")
         per_sample = solver.per_sample and (self.adjoint is None or self.adjoint.per_sample)
         groups = _groups(x) if per_sample else [x]
         refined = [

@@ -181,7 +181,7 @@ def _add_export(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dynamic", action="store_true", help="take images of any size (default: the largest size of the pictures)"
     )
-    parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: torch's, 18 in torch 2.14)")
+    parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: torch's, 20 in torch 2.14)")
     _add_budget(parser)
     return parser
 

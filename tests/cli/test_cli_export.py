@@ -19,7 +19,9 @@ from ifr.hosts.standalone.export import ExportedDetector, model_inputs
 from ifr.hosts.standalone.predictor import Predictor
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+_RESIZE = "[('ResizeShortestEdge', {'short_edge_length': 80, 'max_size': 128, 'sample_style': 'choice'})]"
 FEW = ["TEST.DETECTIONS_PER_IMAGE", "6", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.2"]
+FEW += ["INPUT.AUG.TEST_PIPELINES", _RESIZE]
 
 
 def run(experiment: Path, output: Path, pictures: Path, *arguments: str) -> int:
@@ -49,14 +51,16 @@ def test_an_onnx_file_and_the_page_draw_what_predict_draws(
     with Image.open(source) as image:
         image.convert("RGB").save("photo.png")
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)[:2])
-    names = {"800": "64", "1333": "96", "photo.jpg": "photo.png", "score >= 0.5": "score > 0"}
+    names = {"800": "80", "1333": "128", "photo.jpg": "photo.png", "score >= 0.5": "score > 0"}
     for text, ours in names.items():
         assert text in code
         code = code.replace(text, ours)
     page: dict[str, Any] = {}
     exec(code, page)
     pixels = np.asarray(Image.open(source).convert("RGB"))
-    found = Predictor(model_of(experiment), load_experiment(experiment).config)(pixels[:, :, ::-1])
+    config = load_experiment(experiment).config
+    config.merge_from_list(FEW)
+    found = Predictor(model_of(experiment), config)(pixels[:, :, ::-1])
     count = len(found["scores"])
     assert 0 < count == (page["scores"] > 0).sum()
     np.testing.assert_allclose(page["boxes"][:count], found["boxes"], atol=0.01)
@@ -76,8 +80,8 @@ def test_a_pt2_file_of_one_size(
     with caplog.at_level(logging.INFO):
         assert run(experiment, output, pictures, "MODEL.ROI_MASK_HEAD.SOLVER", "anderson") == 0
     assert all(0 <= value < 1e-4 for value in shown(caplog).values())
-    assert "images of 3 x 96 x 96" in caplog.text
-    image, size = model_inputs(np.full((70, 90, 3), 128, np.uint8), (96, 96))
+    assert "images of 3 x 128 x 128" in caplog.text
+    image, size = model_inputs(np.full((70, 90, 3), 128, np.uint8), (128, 128))
     boxes, *_ = torch.export.load(output).module()(image, size)
     assert boxes.shape == (6, 4)
 
@@ -95,6 +99,15 @@ def test_the_padded_detections_are_the_models(experiment: Path) -> None:
     torch.testing.assert_close(scores[:count], found["scores"], rtol=0, atol=1e-6)
     assert classes[:count].tolist() == found["classes"].tolist()
     assert not any(values[count:].any() for values in (boxes, scores, classes, masks))
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_tracing_is_refused(experiment: Path) -> None:
+    model = model_of(experiment)
+    inputs = model_inputs(np.zeros((96, 96, 3), np.uint8), (96, 96))
+    for traced, example in ((ExportedDetector(model), inputs), (model, ([{"image": inputs[0]}],))):
+        with pytest.raises(RuntimeError, match=r"this detector cannot be traced .* use torch\.export\.export"):
+            torch.jit.trace(traced, example)
 
 
 def test_a_file_that_differs_is_refused(experiment: Path, caplog: pytest.LogCaptureFixture) -> None:

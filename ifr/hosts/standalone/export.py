@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -108,7 +109,7 @@ def export_program(detector: ExportedDetector, canvas: ImageSize | None) -> Expo
         sides = {1: divisor * Dim("h", min=_LEAST, max=_MOST), 2: divisor * Dim("w", min=_LEAST, max=_MOST)}
         dynamic = {"image": sides, "size": None}
     example = torch.zeros((3, height, width), dtype=torch.uint8), torch.tensor((height, width))
-    with torch.no_grad(), _without_warnings():
+    with torch.no_grad(), _quiet():
         return torch.export.export(detector, example, dynamic_shapes=dynamic)
 
 
@@ -119,7 +120,7 @@ def onnx_bytes(program: ExportedProgram, opset: int | None, metadata: dict[str, 
         ImportError: onnx or onnxscript is not installed.
         RuntimeError: the program has an operation that ONNX has not.
     """
-    with torch.no_grad(), _without_warnings():  # with gradients, torch 2.14 fails to decompose the program
+    with torch.no_grad(), _quiet():  # with gradients, torch 2.14 fails to decompose the program
         names = OUTPUTS[: len(program.graph_signature.user_outputs)]
         converted = torch.onnx.export(
             program, dynamo=True, opset_version=opset, input_names=INPUTS, output_names=names, verbose=False
@@ -137,8 +138,13 @@ def program_bytes(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence what torch, torchvision and onnxscript say about their own deprecated functions."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _quiet() -> Iterator[None]:
+    """Silence torch, torchvision and onnxscript, which warn of their own functions and log each step."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
