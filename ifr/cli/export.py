@@ -37,10 +37,6 @@ Run = Callable[[Tensor, Tensor], Sequence[Tensor]]
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Largest differences between the file and the model. Rounding is far below; a wrong operator is far above.
 _LIMITS = {"boxes": 0.1, "scores": 1e-3, "masks": 1e-2}
-_NOT_EXPORTED = {
-    "broyden-published": "SOLVER 'broyden-published' stops by the norm of all regions, which the padding would change",
-    "anderson": "ONNX has no operator for the linear systems of SOLVER 'anderson'",
-}
 
 
 def export(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -53,7 +49,7 @@ def export(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     output = Path(args.output).expanduser()
     kind = _kind(args, output)
     paths = find_pictures(args.input)
-    detector, config, metadata = _build(args, kind, with_budget(args, overrides))
+    detector, config, metadata = _build(args, with_budget(args, overrides))
     inputs, canvas = _inputs(paths, config, detector.divisor, args.dynamic)
     program = export_program(detector, canvas)
     if kind == "onnx":
@@ -82,9 +78,7 @@ def _kind(args: argparse.Namespace, output: Path) -> str:
     return kind
 
 
-def _build(
-    args: argparse.Namespace, kind: str, overrides: Sequence[str]
-) -> tuple[ExportedDetector, Any, dict[str, str]]:
+def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[ExportedDetector, Any, dict[str, str]]:
     """Return the model with trained weights on the CPU, its settings, and what the file says about it."""
     experiment = find_experiment(args.experiment)
     config, overrides = experiment.config, with_weights(experiment, overrides)
@@ -94,13 +88,11 @@ def _build(
         )
         take_settings(config, file, overrides)
         head = config.MODEL.ROI_MASK_HEAD
-        if (
-            head.REFINEMENT == "implicit"
-            and head.SOLVER in _NOT_EXPORTED
-            and (kind, head.SOLVER) != ("pt2", "anderson")
-        ):
-            also = "" if kind == "pt2" or head.SOLVER != "anderson" else ", or --format pt2"
-            raise UserError(_NOT_EXPORTED[head.SOLVER], f"add MODEL.ROI_MASK_HEAD.SOLVER broyden{also}")
+        if head.REFINEMENT == "implicit" and head.SOLVER == "broyden-published":
+            raise UserError(
+                "SOLVER 'broyden-published' stops by the norm of all regions, which the padding would change",
+                "add MODEL.ROI_MASK_HEAD.SOLVER broyden",
+            )
         classes = take_classes(config, file, overrides)
         config.merge_from_list(["MODEL.DEVICE", "cpu"])
         model = experiment.build_model(config)

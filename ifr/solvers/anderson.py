@@ -94,9 +94,32 @@ class _AndersonMove(PerSample):
         noise = ROUNDING * torch.finfo(gram.dtype).eps * torch.linalg.vector_norm(residuals, dim=1, keepdim=True)
         unit = torch.where(size > noise, 1 / size, 0)
         ridge = 4 * torch.finfo(gram.dtype).eps * torch.eye(used, dtype=gram.dtype, device=gram.device)
-        factor, failed = torch.linalg.cholesky_ex(gram * unit[:, :, None] * unit[:, None, :] + ridge)
-        # Not cholesky_solve: on a GPU it may use MAGMA, which waits for the device.
-        half = torch.linalg.solve_triangular(factor, (right * unit)[:, :, None], upper=False)
-        weights = torch.linalg.solve_triangular(factor.mT, half, upper=True).squeeze(2)
-        sound = (failed == 0) & weights.isfinite().all(1)
+        solve = _by_elimination if torch.compiler.is_compiling() else _by_factors
+        weights, sound = solve(gram * unit[:, :, None] * unit[:, None, :] + ridge, right * unit)
+        sound = sound & weights.isfinite().all(1)
         return torch.where(sound[:, None], weights * unit, 0)
+
+
+def _by_factors(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve positive definite systems (N, n, n) for right-hand sides (N, n).
+
+    Returns:
+        (N, n): the solutions.
+        (N,): whether the matrix is positive definite up to rounding.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    # Not cholesky_solve: on a GPU it may use MAGMA, which waits for the device.
+    half = torch.linalg.solve_triangular(factor, right[:, :, None], upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True).squeeze(2), failed == 0
+
+
+def _by_elimination(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve like `_by_factors`, by operators that ONNX has: Gauss-Jordan elimination, which needs no pivots here."""
+    rows = torch.cat((matrix, right[:, :, None]), dim=2)
+    sound = torch.ones_like(right[:, 0], dtype=torch.bool)
+    for k, chosen in enumerate(torch.eye(matrix.shape[1], dtype=torch.bool, device=matrix.device)):
+        pivot = rows[:, k, k]
+        sound = sound & (pivot > 0)
+        row = rows[:, k] / pivot[:, None]
+        rows = torch.where(chosen[:, None], row[:, None], rows - rows[:, :, k, None] * row[:, None])
+    return rows[:, :, -1], sound

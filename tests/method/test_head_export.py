@@ -49,12 +49,13 @@ def test_an_exported_solve_keeps_a_region_that_is_not_finite_to_itself() -> None
     torch.testing.assert_close(exported(spoiled)[others], head(x)[others], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["broyden", "anderson"])
 @torch.no_grad()
-def test_onnx(tmp_path: Path) -> None:
+def test_onnx(name: str, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason="pip install 'ifr[export]'")
     runtime = pytest.importorskip("onnxruntime", reason="pip install 'ifr[export]'")
-    head, x = head_and_regions("broyden")
+    head, x = head_and_regions(name)
     program = torch.export.export(head, (x,), dynamic_shapes=ANY_COUNT)
     torch.onnx.export(program, (), tmp_path / "head.onnx", dynamo=True, input_names=["x"], verbose=False)
     session = runtime.InferenceSession(tmp_path / "head.onnx")
