@@ -178,7 +178,7 @@ def _open(path: Path, source: DatasetSource) -> Columns:
         if status.st_uid not in (os.geteuid(), source.json.stat().st_uid, 0) or status.st_mode & 0o002:
             raise _UnusableError("another user could have written it")
         with zipfile.ZipFile(file) as archive:
-            _check_stamp(json.loads(np.load(archive.open(f"{_STAMP}.npy"), allow_pickle=False).tobytes()), source.json)
+            _check_stamp(json.loads(_mapped(file, archive, _STAMP).tobytes()), source.json)
             damaged = archive.testzip()
             if damaged is not None:
                 raise _UnusableError(f"damaged: the checksum of {damaged} is wrong")
