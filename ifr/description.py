@@ -32,7 +32,7 @@ def describe(
         config: the settings of the run.
         builder: the name in `ifr.hosts` of the function that builds the model; None if net.py has its own.
         classes: the classes of the model, if they are known.
-        sizes: the result of `ifr.data.sizes.object_sizes` for the training data, if it is known.
+        sizes: `ifr.data.objects.Objects.quantiles` of the training data, if it is known.
 
     Returns:
         `classes`: "names" and "category_ids". `description`: "model", the builder; "settings", as nested dicts; and
@@ -52,7 +52,7 @@ def describe(
 
 
 def sizes_seen(extras: Mapping[str, Any]) -> list[float] | None:
-    """Return the object sizes of training that a checkpoint with these extras states, at `ifr.data.sizes.LEVELS`."""
+    """Return the object sizes of training that a checkpoint with these extras states, at `ifr.data.objects.LEVELS`."""
     sizes: list[float] | None = (extras.get(KEY) or {}).get("sizes")
     return sizes
 

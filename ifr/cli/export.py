@@ -48,7 +48,7 @@ def export(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     require_standalone("export")
     output = Path(args.output).expanduser()
     kind = _kind(args, output)
-    paths = find_pictures(args.input)
+    paths = find_pictures([args.input])
     detector, config, metadata = _build(args, with_budget(args, overrides))
     inputs, canvas = _inputs(paths, config, detector.divisor, args.dynamic)
     program = export_program(detector, canvas)

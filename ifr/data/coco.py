@@ -53,8 +53,7 @@ class CocoDataset(Dataset[CocoImage]):
 
     Crowds, polygons with fewer than three points, objects without any other polygon and objects outside their image
     are left out; `left_out` counts them by reason, and `empty` the images left out. `sizes` (n, 2) has the heights and
-    widths of the images, `counts` (n,) their numbers of objects, `areas` the pixels of all objects in that order, and
-    `class_counts` the number of objects of each class.
+    widths of the images, `counts` (n,) their numbers of objects, and `class_counts` the numbers of objects by class.
 
     Args:
         source: the data set, from `find_dataset`.
@@ -103,7 +102,6 @@ class CocoDataset(Dataset[CocoImage]):
         self._starts, self.counts = ends[self._images], np.diff(ends)[self._images]
         self.sizes: NDArray[np.int64] = content.sizes[self._images]
         self.image_ids: list[int] = content.image_ids[self._images].tolist()
-        self.areas: NDArray[np.float64] = content.areas[self._used]
         self.class_counts = np.zeros(len(self.classes.names), np.int64)
         for identity, count in zip(*np.unique(content.category_ids[self._used], return_counts=True), strict=True):
             self.class_counts[self._labels[int(identity)]] = count

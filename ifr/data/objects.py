@@ -13,6 +13,8 @@ from ifr.data.coco import CocoDataset, CocoImage
 from ifr.data.samples import annotate, draw
 from ifr.data.transforms import ResizeShortestEdge
 
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""The quantiles that describe the sizes of objects."""
 _MOST_IMAGES = 2000  # a sample of a larger data set, evenly spaced
 
 
@@ -33,17 +35,18 @@ class Objects:
         return np.sqrt((self.boxes[:, 2:] - self.boxes[:, :2]).prod(1))
 
     @property
+    def quantiles(self) -> list[float] | None:
+        """The quantiles of the sizes at `LEVELS`; None without objects."""
+        return np.quantile(self.sizes, LEVELS).tolist() if len(self.boxes) else None
+
+    @property
     def image_sizes(self) -> Floats:
         """Height and width (n, 2) of the image of each box."""
         return np.repeat(self.images, self.counts.astype(np.int64), axis=0)
 
 
 def objects_of(sets: Sequence[CocoDataset], augmentations: Sequence[Augmentation], seed: int = 0) -> Objects:
-    """Return the objects of data sets after augmentations drawn once for each image; of at most 2000 images.
-
-    Raises:
-        DatasetError: no object is left.
-    """
+    """Return the objects of data sets after augmentations drawn once for each image; of at most 2000 images."""
     images: ConcatDataset[CocoImage] = ConcatDataset(sets)
     count = min(len(images), _MOST_IMAGES)
     boxes, sizes = [], []

@@ -165,7 +165,7 @@ def other_scale(trained: Sequence[float] | None, tested: Sequence[float] | None)
     """Return a warning if objects are twice as large or small, at network size, as they were in training.
 
     Args:
-        trained: the five quantiles of `ifr.data.sizes.object_sizes` for the training data; None if unknown.
+        trained: `ifr.data.objects.Objects.quantiles` of the training data; None if unknown.
         tested: the same for the data of a test.
     """
     if trained is None or tested is None:

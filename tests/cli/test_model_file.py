@@ -11,9 +11,10 @@ import torch
 
 from ifr.checkpoints import CheckpointFile, read_checkpoint
 from ifr.cli import main
+from ifr.data.augmentation import build_augmentations
 from ifr.data.catalog import find_dataset
 from ifr.data.coco import CocoDataset
-from ifr.data.sizes import object_sizes
+from ifr.data.objects import objects_of
 from ifr.description import sizes_seen
 from ifr.experiment import load_experiment
 from ifr.processes.workers import Worker
@@ -75,7 +76,7 @@ def test_the_file_holds_settings_classes_and_sizes(run: Path, tiny: Path) -> Non
     json.dumps(described, allow_nan=False)
     config = load_experiment(tiny).config
     sets = [CocoDataset(find_dataset(entry)) for entry in config.DATASETS.TRAIN]
-    assert sizes_seen(extras) == object_sizes(sets, config.INPUT.AUG.TRAIN_PIPELINES)
+    assert sizes_seen(extras) == objects_of(sets, build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES)).quantiles
 
 
 def test_predict(model_file: Path, datasets: tuple[str, str]) -> None:

@@ -7,6 +7,7 @@ from own_sets import KINDS, make_set
 from torchvision.ops import box_iou
 
 from ifr.data.anchors import Anchors, fit_anchors
+from ifr.data.augmentation import build_augmentations
 from ifr.data.catalog import find_dataset
 from ifr.data.coco import CocoDataset
 from ifr.data.objects import Objects, objects_of, resized
@@ -81,3 +82,10 @@ def test_objects_grow_with_their_own_picture() -> None:
 def test_objects_that_no_anchor_covers_get_the_nearest() -> None:
     boxes, sizes = np.array([[101.5, 201.5, 102.5, 202.5]]), np.array([[500.0, 700.0]])
     assert fit_anchors(boxes, sizes).strides[0] == 4
+
+
+def test_quantiles_are_those_of_the_boxes_that_the_network_sees(datasets: tuple[str, str]) -> None:
+    """Each picture has a square of 20 x 20 pixels and a bar of 32 x 8, and is scaled by a half."""
+    pipeline = [("ResizeShortestEdge", {"short_edge_length": 32, "sample_style": "choice"})]
+    quantiles = objects_of([CocoDataset(find_dataset(datasets[0]))], build_augmentations(pipeline)).quantiles
+    assert quantiles == pytest.approx([8, 8, 9, 10, 10])

@@ -4,9 +4,10 @@ import logging
 
 from torch import nn
 
+from ifr.data.augmentation import build_augmentations
 from ifr.data.classes import Classes
 from ifr.data.loader import open_test_sets
-from ifr.data.sizes import object_sizes
+from ifr.data.objects import objects_of
 from ifr.description import sizes_seen
 from ifr.errors import RunError
 from ifr.hosts.standalone.evaluation import DETECTIONS, MASKS_ON_TRUTH, check_predicts_masks, evaluate_all
@@ -45,7 +46,7 @@ def test(run: Run) -> dict[str, Results]:
             sets = open_test_sets(config, classes, keep_truth=worker.is_first)
             entry, first = next(iter(sets.items()))
             match_classes(config, first.classes, entry, run.options.overrides)
-            tested = object_sizes(list(sets.values()), config.INPUT.AUG.TEST_PIPELINES)
+            tested = objects_of(list(sets.values()), build_augmentations(config.INPUT.AUG.TEST_PIPELINES)).quantiles
             if text := other_scale(sizes_seen(file.extras), tested):
                 logger.warning("%s", text)
             model = run.experiment.build_model(config)

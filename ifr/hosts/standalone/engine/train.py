@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from ifr.checkpoints import CheckpointFile
+from ifr.data.augmentation import build_augmentations
 from ifr.data.classes import Classes
 from ifr.data.coco import CocoDataset
 from ifr.data.loader import check_classes, open_test_sets, open_training_sets, open_validation_sets
-from ifr.data.sizes import object_sizes
+from ifr.data.objects import objects_of
 from ifr.description import describe
 from ifr.errors import RunError
 from ifr.hosts.standalone.detector.timm_backbone import TimmStages
@@ -69,7 +70,7 @@ def train(run: Run) -> None:
         logger.info("resuming from %s, after %d iterations", last.path, start)
     begins = last is None
     worker.from_first(lambda: _note_start(config, sets, output, begins=begins))
-    sizes = object_sizes(sets, config.INPUT.AUG.TRAIN_PIPELINES)
+    sizes = objects_of(sets, build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES)).quantiles
     about = describe(config, run.experiment.builder, classes, sizes)
     del last  # free the checkpoint's weights
     with StopSignals() as signals:
