@@ -194,10 +194,11 @@ def _differences(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str,
         return {}
     distance = (here[0][:, None] - there[0]).abs().amax(dim=2)
     distance = distance.masked_fill(here[2][:, None] != there[2], torch.inf)
-    nearest = distance.argmin(dim=1)
+    least, nearest = distance.min(dim=1)
+    matched = bool(least.isfinite().all()) and len(set(nearest.tolist())) == len(nearest)
     names = ("boxes", "scores", "classes", "masks")
     return {
-        name: float((a - b[nearest]).abs().max()) if len(set(nearest.tolist())) == len(nearest) else torch.inf
+        name: float((a - b[nearest]).abs().max()) if matched else torch.inf
         for name, a, b in zip(names, here, there, strict=False)
         if name in _LIMITS
     }

@@ -72,7 +72,11 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, si
     columns = 16
     side: Any = torch.sym_max(*size) + 1
     offset: Tensor = torch.stack((groups % columns, groups // columns), dim=1).to(boxes.dtype) * side
-    return nms(boxes + offset.repeat(1, 2), scores, threshold)
+    # torchvision 0.29 tells torch.export that at least two boxes are kept; two of no group and the lowest score are.
+    apart = boxes.new_tensor(((-4, -4, -3, -3), (-2, -2, -1, -1)))
+    lowest = scores.new_full((len(apart),), torch.finfo(scores.dtype).min)
+    placed = torch.cat((boxes + offset.repeat(1, 2), apart))
+    return nms(placed, torch.cat((scores, lowest)), threshold)[: -len(apart)]
 
 
 @dataclass(frozen=True)
