@@ -16,25 +16,28 @@ class Losses:
     """Mean losses since the last read."""
 
     def __init__(self) -> None:
-        self._names: list[str] = []
-        self._rows: list[Tensor] = []
+        self._rows: list[dict[str, Tensor]] = []
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Add the losses of an iteration, without waiting for the device."""
-        self._names = list(losses)
-        self._rows.append(torch.stack([loss.detach().float() for loss in losses.values()]))
+        self._rows.append({name: loss.detach().float() for name, loss in losses.items()})
 
     def read(self, worker: Worker) -> dict[str, float]:
         """Return the mean over iterations and workers of every loss and of their sum, `total_loss`; then reset.
+
+        A loss that some iterations do not have, such as a penalty of the implicit phase, counts as 0 there.
 
         Args:
             worker: this process; all workers must call this together.
         """
         if not self._rows:
             return {}
-        means = worker.mean(torch.stack(self._rows)).cpu().double().mean(0).tolist()
+        names = list(dict.fromkeys(name for row in self._rows for name in row))
+        none = torch.zeros_like(next(iter(self._rows[0].values())))
+        rows = torch.stack([torch.stack([row.get(name, none) for name in names]) for row in self._rows])
+        means = worker.mean(rows).cpu().double().mean(0).tolist()
         self._rows = []
-        return {"total_loss": sum(means), **dict(zip(self._names, means, strict=True))}
+        return {"total_loss": sum(means), **dict(zip(names, means, strict=True))}
 
 
 logger = logging.getLogger(__name__)
