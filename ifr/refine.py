@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ifr.equilibrium import Observer, fixed_point
-from ifr.solvers import GMRES, Broyden, Solver
+from ifr.solvers import GMRES, Accelerator, Broyden, Learned, Solver
 from ifr.solvers.precision import autocast_enabled, convolution_roundoff
 from ifr.solvers.solution import Map, RoundedMap
 
@@ -150,9 +150,12 @@ class Implicit(nn.Module):
         budget: number of evaluations of f in evaluation, instead of the `max_steps` + 1 of the solver, which hold in
             training. With 1 the result is f(0; x), and nothing is solved. Fewer are spent only if all regions have
             converged before. Gradients in evaluation mode cost another one.
+        accelerate: use the `accelerator` if there is one; never with as_published.
 
     Attributes:
         phase: "explicit" or "implicit". It affects training only; evaluation is always implicit.
+        accelerator: a learned start and solver from `ifr.solvers.fit`, which replace a `solver` with max_steps and tol
+            in evaluation; None for none.
 
     Copies and pickles drop `observe`, because its records belong to one object in one process.
 
@@ -172,6 +175,7 @@ class Implicit(nn.Module):
         observe: Observer | None = None,
         as_published: bool = False,
         budget: int | None = None,
+        accelerate: bool = True,
     ) -> None:
         super().__init__()
         if warmup_steps < 1:
@@ -189,6 +193,8 @@ class Implicit(nn.Module):
         if budget is not None:
             _check_budget(budget, solver, as_published)
         self.budget = budget
+        self.accelerate = accelerate and not as_published and hasattr(solver, "max_steps") and hasattr(solver, "tol")
+        self.accelerator: Accelerator | None = None
         self.phase = "implicit"
 
     @classmethod
@@ -223,12 +229,15 @@ class Implicit(nn.Module):
         return refined[0] if len(refined) == 1 else torch.cat(refined)
 
     def _solver(self) -> Solver | None:
-        """Return the solver with the steps of the budget in evaluation; None for a budget of one evaluation."""
-        if self.budget is None or self.training:
+        """Return the solver, which depends on accelerator and budget in evaluation; None for a budget of 1."""
+        if self.training:
             return self.solver
         if self.budget == 1:
             return None
-        return dataclasses.replace(self.solver, max_steps=self.budget - 1)  # type: ignore[type-var]
+        solver = self.solver
+        if self.accelerator is not None and self.accelerate:
+            solver = Learned(self.accelerator, solver.max_steps, solver.tol)  # type: ignore[attr-defined]
+        return solver if self.budget is None else dataclasses.replace(solver, max_steps=self.budget - 1)  # type: ignore[type-var]
 
     @property
     def phase(self) -> str:

@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ifr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_test, _add_predict, _add_show, _add_data, _add_convert, _add_info):
+    for add in (_add_train, _add_test, _add_predict, _add_show, _add_data, _add_convert, _add_accelerate, _add_info):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help=_DEBUG)
         command.set_defaults(refuse=command.error)
@@ -216,6 +216,26 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--weights", required=True, metavar="FILE", help="a file or an https:// address")
     parser.add_argument("--output", required=True, metavar="FILE", help="output file, .pth or .safetensors")
+    return parser
+
+
+def _add_accelerate(commands: Any) -> argparse.ArgumentParser:
+    parser = _command(
+        commands,
+        "accelerate",
+        help="fit a learned start and solver to trained weights",
+        usage="ifr accelerate EXPERIMENT --images FOLDER [--output FILE] [--regions N] [--device DEVICE] [--debug] "
+        "MODEL.WEIGHTS FILE [KEY VALUE ...]",
+        description="Fit small networks that predict the equilibrium of the implicit mask head, so that fewer "
+        "evaluations of its block reach the same residual. Needs pictures, but no annotations. The networks are added "
+        "to a copy of the weights, under names that the published code ignores; the weights stay as they are. Every "
+        "fifth picture is kept out of the fit, and a table compares solvers on these. " + _SETTINGS,
+    )
+    parser.add_argument("--images", required=True, metavar="FOLDER", help="an image folder, or a quoted glob")
+    parser.add_argument("--output", metavar="FILE", help="output file (default: FILE with .accelerated.pth)")
+    regions = "fit to N detected objects (default 668 with 64 channels, 167 with 256)"
+    parser.add_argument("--regions", type=_positive, metavar="N", help=regions)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     return parser
 
 

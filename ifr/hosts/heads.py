@@ -61,4 +61,5 @@ def _implicit(head: Any) -> Implicit:
         adjoint=make_solver(head.ADJOINT_SOLVER, max_steps=head.B_THRES, tol=head.B_TOL),
         warmup_steps=head.NUM_CONV,
         budget=head.BUDGET or None,
+        accelerate=bool(head.ACCELERATE),
     )
