@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ifr.refine import Explicit, Implicit, RefinementBlock
+from ifr.solvers import Accelerator
 
+ACCELERATOR = "refinement.accelerator."
+"""Names of the learned start and solver begin with this; the published code ignores them."""
 PUBLISHED_DUPLICATES = ("deq.func.", "deq.func_copy.", "repeat_block_copy.")
 
 
@@ -73,6 +77,20 @@ class MaskHead(nn.Module):
         """
         z = self.refinement(self.repeat_block, x)
         return self.predictor(functional.relu(self.deconv(z)))
+
+    def make_accelerator(self, weights: Mapping[str, Tensor]) -> None:
+        """Make the module for the accelerator among `weights`, a state dict of this head; none if there is none.
+
+        Raises:
+            ValueError: the accelerator is too wide for this head.
+        """
+        entrance = weights.get(f"{ACCELERATOR}step.enter.weight")
+        if not isinstance(self.refinement, Implicit):
+            return
+        self.refinement.accelerator = None
+        if entrance is not None and entrance.dim():
+            accelerator = Accelerator(self.repeat_block.channels, len(entrance))
+            self.refinement.accelerator = accelerator.to(self.deconv.weight.device, self.deconv.weight.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Drop the published copies of the block, then load; torch passes a copy of the caller's dict."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ifr.block import RefinementBlock as RefinementBlock
 from ifr.contraction import PENALISED, Penalty
 from ifr.equilibrium import Observer, fixed_point
-from ifr.solvers import GMRES, Broyden, Solver
+from ifr.solvers import GMRES, Accelerator, Broyden, Learned, Solver
 from ifr.solvers.precision import autocast_enabled
 from ifr.solvers.solution import Map
 from ifr.solvers.tracing import refuse_tracing
@@ -65,9 +65,12 @@ class Implicit(nn.Module):
         correction: in the implicit phase, the first third of the regions is refined by this many applications of f from
             z = 0, with back-propagation through them, instead of the equilibrium; 0 for none (cf. S. Bai et al., Deep
             Equilibrium Optical Flow Estimation, CVPR 2022, which adds the losses of early iterates).
+        accelerate: use the `accelerator` if there is one; never with as_published.
 
     Attributes:
         phase: "explicit" or "implicit". It affects training only; evaluation is always implicit.
+        accelerator: a learned start and solver from `ifr.solvers.fit`, which replace a `solver` with max_steps and tol
+            in evaluation; None for none.
 
     Copies and pickles drop `observe` and the latest penalty, because they belong to one object in one process.
 
@@ -89,6 +92,7 @@ class Implicit(nn.Module):
         budget: int | None = None,
         penalty: Penalty | None = None,
         correction: int = 0,
+        accelerate: bool = True,
     ) -> None:
         super().__init__()
         for name, steps, least in (("warmup_steps", warmup_steps, 1), ("correction", correction, 0)):
@@ -109,6 +113,8 @@ class Implicit(nn.Module):
         self.budget = budget
         self.penalty = penalty
         self.correction = correction
+        self.accelerate = accelerate and not as_published and hasattr(solver, "max_steps") and hasattr(solver, "tol")
+        self.accelerator: Accelerator | None = None
         self.phase = "implicit"
         self._latest_penalty: Tensor | None = None
 
@@ -162,12 +168,15 @@ class Implicit(nn.Module):
         return penalty
 
     def _solver(self) -> Solver | None:
-        """Return the solver with the steps of the budget in evaluation; None for a budget of one evaluation."""
-        if self.budget is None or self.training:
+        """Return the solver, which depends on accelerator and budget in evaluation; None for a budget of 1."""
+        if self.training:
             return self.solver
         if self.budget == 1:
             return None
-        return dataclasses.replace(self.solver, max_steps=self.budget - 1)  # type: ignore[type-var]
+        solver = self.solver
+        if self.accelerator is not None and self.accelerate:
+            solver = Learned(self.accelerator, solver.max_steps, solver.tol)  # type: ignore[attr-defined]
+        return solver if self.budget is None else dataclasses.replace(solver, max_steps=self.budget - 1)  # type: ignore[type-var]
 
     @property
     def phase(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ifr.checkpoints import names
+from ifr.checkpoints.accelerators import accelerators_of
 from ifr.checkpoints.fetch import resolve
 from ifr.checkpoints.files import CheckpointFile, read_checkpoint
 from ifr.checkpoints.origins import BACKBONE, Origin, lacking_settings
@@ -56,14 +57,26 @@ def load_weights(
             ResNet was trained with other settings (norm, pixels, stride), which the remedy states.
     """
     checkpoint = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
-    file = checkpoint.path
     model = unwrapped(model)
+    given = {names.unwrapped(key): value for key, value in checkpoint.weights.items()}
+    if len(given) < len(checkpoint.weights):
+        raise CheckpointError(checkpoint.path, "it holds weights whose names differ only in module. or _orig_mod.")
+    with accelerators_of(model, given, checkpoint.path):
+        return _load(model, given, checkpoint, allow_missing, allow_mismatched, allow_backbone_only)
+
+
+def _load(
+    model: nn.Module,
+    given: Mapping[str, Tensor],
+    checkpoint: CheckpointFile,
+    allow_missing: Collection[str],
+    allow_mismatched: Collection[str],
+    allow_backbone_only: bool,
+) -> LoadReport:
+    file = checkpoint.path
     keys = published_keys(model)
     own = _own_keys(keys)
     published = {names.unwrapped(key): names.unwrapped(name) for key, name in keys.items()}
-    given = {names.unwrapped(key): value for key, value in checkpoint.weights.items()}
-    if len(given) < len(checkpoint.weights):
-        raise CheckpointError(file, "it holds weights whose names differ only in module. or _orig_mod.")
     renamed = names.to_cvpods(given, checkpoint.extras.get("__author__"))
     weights = _under_published_names(renamed.weights, own, published)
     backbone_only = names.is_backbone_only(weights)

@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         *(add_new, _add_train, _add_test, _add_predict, _add_show, add_data),
-        *(add_experiments, add_settings, _add_convert, _add_export, _add_info),
+        *(add_experiments, add_settings, _add_convert, _add_export, _add_accelerate, _add_info),
     ):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help=DEBUG)
@@ -183,6 +183,26 @@ def _add_export(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: torch's, 20 in torch 2.14)")
     _add_budget(parser)
+    return parser
+
+
+def _add_accelerate(commands: Any) -> argparse.ArgumentParser:
+    parser = _command(
+        commands,
+        "accelerate",
+        help="fit a learned start and solver to trained weights",
+        usage="ifr accelerate MODEL|EXPERIMENT --images FOLDER [--output FILE] [--regions N] [--device DEVICE] "
+        "[--debug] [KEY VALUE ...]",
+        description="Fit small networks that predict the equilibrium of the implicit mask head, so that fewer "
+        "evaluations of its block reach the same residual. Needs pictures, but no annotations. The networks are added "
+        "to a copy of the weights, under names that the published code ignores; the weights stay as they are. Every "
+        "fifth picture is kept out of the fit, and a table compares solvers on these. " + _SETTINGS,
+    )
+    parser.add_argument("--images", required=True, metavar="FOLDER", help="an image folder, or a quoted glob")
+    parser.add_argument("--output", metavar="FILE", help="output file (default: FILE with .accelerated.pth)")
+    regions = "fit to N detected objects (default 668 with 64 channels, 167 with 256)"
+    parser.add_argument("--regions", type=positive, metavar="N", help=regions)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     return parser
 
 

@@ -97,6 +97,7 @@ def _implicit(head: Any) -> Implicit:
         budget=head.BUDGET or None,
         penalty=_penalty(head),
         correction=head.CORRECTION,
+        accelerate=bool(head.ACCELERATE),
     )
 
 

@@ -14,6 +14,7 @@ ADDED: dict[str, Any] = {
             "ADJOINT_SOLVER": "gmres",  # gmres | broyden | anderson | picard | phantom | one-step, for the gradient
             "F_THRES": 15,  # maximum steps of the forward solver, which are F_THRES + 1 evaluations of the block
             "BUDGET": 0,  # evaluations of the block in evaluation; 0 for F_THRES + 1
+            "ACCELERATE": True,  # in evaluation, use what `ifr accelerate` has added to the weights
             "B_THRES": 15,  # maximum steps of the adjoint solver
             "F_TOL": 1e-5,  # a region has converged at this RMS of f(z) - z
             "B_TOL": 1e-5,  # the same for the adjoint equation, relative to the incoming gradient

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
+from ifr.checkpoints.accelerators import without_accelerators
 from ifr.checkpoints.load import published_keys
 from ifr.data.classes import Classes
 from ifr.errors import CheckpointError, RunError
@@ -91,6 +92,10 @@ def start_from(model: nn.Module, config: Any, classes: Classes | None, worker: W
     translated = getattr(model, "translated", None)
     if callable(translated):
         file = dataclasses.replace(file, weights=dict(translated(file.weights)))
+    weights = without_accelerators(file.weights)
+    if len(weights) < len(file.weights):
+        logger.info("%s: its learned start and solver are left out, because training changes the block", file.path)
+        file = dataclasses.replace(file, weights=weights)
     trained = trained_classes(file, config)
     if classes is not None and trained is not None and trained != classes:
         file = move_predictors(file, model, trained, classes)

@@ -8,11 +8,24 @@ from typing import Any
 from ifr.solvers.anderson import Anderson
 from ifr.solvers.broyden import Broyden
 from ifr.solvers.gmres import GMRES
+from ifr.solvers.learned import Accelerator, Learned
 from ifr.solvers.picard import Picard
 from ifr.solvers.published import PublishedBroyden
 from ifr.solvers.solution import Solution, Solver, Status
 
-__all__ = ["GMRES", "Anderson", "Broyden", "Picard", "PublishedBroyden", "Solution", "Solver", "Status", "make_solver"]
+__all__ = [
+    "GMRES",
+    "Accelerator",
+    "Anderson",
+    "Broyden",
+    "Learned",
+    "Picard",
+    "PublishedBroyden",
+    "Solution",
+    "Solver",
+    "Status",
+    "make_solver",
+]
 
 _SOLVERS = {
     "anderson": Anderson,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,22 +46,28 @@ class Anderson:
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:
         """See `Solver.solve`."""
-        move = _AndersonMove(min(self.memory, self.max_steps))
+        move = AndersonMove(min(self.memory, self.max_steps))
         return iterate(f, z0, move, max_steps=self.max_steps, tol=self.tol)
 
 
-class _AndersonMove(PerSample):
-    """The step rule of one solve; keeps ring buffers of the differences of f(z) - z and of f(z)."""
+class AndersonMove(PerSample):
+    """The step rule of one solve; keeps ring buffers of the differences of f(z) - z and of f(z).
 
-    def __init__(self, memory: int) -> None:
+    Args:
+        memory: number of differences kept.
+        value: maps z and f(z) - z, both (N, D), to what is mixed in place of f(z).
+    """
+
+    def __init__(self, memory: int, value: Callable[[Tensor, Tensor], Tensor] = torch.add) -> None:
         self._memory = memory
+        self._value = value
         self._count = 0
         self._previous_residuals: Tensor | None = None
         self._previous_value: Tensor | None = None
 
     def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
         """Return the next iterate (N, D)."""
-        value = z + residuals
+        value = self._value(z, residuals)
         if self._previous_residuals is None or self._previous_value is None:
             samples, dimension = residuals.shape
             self._memory = max(1, min(self._memory, dimension))  # more differences would be linearly dependent

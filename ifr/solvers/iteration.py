@@ -91,7 +91,7 @@ class FlatMap(PerSample):
         self._dtype = z0.dtype
         self._channels_last = z0.dim() == 4 and not z0.is_contiguous() and _is_channels_last(z0)
         self._state_dtype = torch.promote_types(z0.dtype, torch.float32)
-        self.start = self._rows(z0.detach()).clone()
+        self.start = self.rows(z0.detach()).clone()
         roundoff = f.roundoff if isinstance(f, RoundedMap) else 0.0
         self.roundoff = roundoff if roundoff > ROUNDOFF[self._state_dtype] else 0.0
         self.is_exact = isinstance(f, RoundedMap) and self.roundoff == 0
@@ -104,7 +104,7 @@ class FlatMap(PerSample):
         check_map(z, fz)
         if version is not None and z._version != version:
             raise ValueError(f"f must not change its argument in place; it changed z of shape {tuple(z.shape)}")
-        return self._rows(fz)
+        return self.rows(fz)
 
     @property
     def has_rows(self) -> bool:
@@ -118,13 +118,17 @@ class FlatMap(PerSample):
 
     def restore(self, rows: Tensor) -> Tensor:
         """Convert a (K, D) state of some of the samples to the shape, dtype and memory format of z0."""
-        rows = rows.to(self._dtype)
+        return self.shaped(rows.to(self._dtype))
+
+    def shaped(self, rows: Tensor) -> Tensor:
+        """Give a (K, D) state of some of the samples the shape and memory format of z0."""
         if not self._channels_last:
             return rows.reshape(rows.shape[0], *self._shape[1:])
         _, channels, height, width = self._shape
         return rows.reshape(rows.shape[0], height, width, channels).permute(0, 3, 1, 2)
 
-    def _rows(self, z: Tensor) -> Tensor:
+    def rows(self, z: Tensor) -> Tensor:
+        """Convert samples in the shape of z0 to a (K, D) state."""
         if self._channels_last:
             z = z.permute(0, 2, 3, 1)
         return as_rows(z.to(self._state_dtype))

@@ -24,8 +24,7 @@ from ifr.hosts.standalone.evaluation.coco_metrics import (
     coco_metrics,
     default_backend,
     format_results,
-    numbers_by_image_and_class,
-    unlimited_row,
+    warn_of_crowded_images,
 )
 from ifr.processes.remote_errors import RemoteError
 from ifr.processes.signals import kept_from_children
@@ -249,31 +248,9 @@ def score(
     if crowds:
         part = share(crowds, len(truth["annotations"]), "objects")
         logger.info("%s: %s are crowds, which are not scored; %s scores them", dataset.source.name, part, KEEP_CROWDS)
-    _warn_of_crowded_images(truth, dataset.source.name, most)
+    warn_of_crowded_images(truth, dataset.source.name, most)
     masked = _with_usable_masks(truth, dataset.source.name) if len(kinds) > 1 else truth
     return {kind: coco_metrics(truth if kind == "bbox" else masked, results, kind, most=most) for kind in kinds}
-
-
-def _warn_of_crowded_images(truth: Mapping[str, Any], name: str, most: int) -> None:
-    """Say in one line if images have more objects of a class than AP counts detections."""
-    limit = COUNTED if most < 0 else min(most, COUNTED)
-    numbers = numbers_by_image_and_class(truth["annotations"])
-    crowded = {image for (image, _), number in numbers.items() if number > limit}
-    if not crowded:
-        return
-    objects = max(numbers.values())
-    all_counted = most < 0 or most >= objects
-    if all_counted:
-        remedy = f"{unlimited_row(most)} counts them all"
-    elif objects > COUNTED:
-        remedy = f"TEST.DETECTIONS_PER_IMAGE {objects} or more adds a row AP@N that counts them all"
-    else:
-        remedy = f"TEST.DETECTIONS_PER_IMAGE {objects} or more counts them all"
-    logger.log(
-        logging.INFO if all_counted else logging.WARNING,
-        "%s: AP counts %d detections of a class in an image, but %d of %d images have more objects, up to %d; %s",
-        *(name, limit, len(crowded), len(truth["images"]), objects, remedy),
-    )
 
 
 def _with_usable_masks(truth: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifr.data.annotation_file import classes_of, collection_paused
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["bbox", "segm", "boundary"]
 """What is compared: boxes, masks, or masks by the smaller of mask IoU and boundary IoU (Cheng et al., CVPR 2021)."""
@@ -212,3 +215,25 @@ def _mean(values: NDArray[np.float64]) -> float:
     """Return the mean in percent over the classes with objects; NaN if there are none."""
     values = values[values > _ABSENT]
     return 100 * float(values.mean()) if values.size else float("nan")
+
+
+def warn_of_crowded_images(truth: Mapping[str, Any], name: str, most: int) -> None:
+    """Say in one line if images have more objects of a class than AP counts detections."""
+    limit = COUNTED if most < 0 else min(most, COUNTED)
+    numbers = numbers_by_image_and_class(truth["annotations"])
+    crowded = {image for (image, _), number in numbers.items() if number > limit}
+    if not crowded:
+        return
+    objects = max(numbers.values())
+    all_counted = most < 0 or most >= objects
+    if all_counted:
+        remedy = f"{unlimited_row(most)} counts them all"
+    elif objects > COUNTED:
+        remedy = f"TEST.DETECTIONS_PER_IMAGE {objects} or more adds a row AP@N that counts them all"
+    else:
+        remedy = f"TEST.DETECTIONS_PER_IMAGE {objects} or more counts them all"
+    logger.log(
+        logging.INFO if all_counted else logging.WARNING,
+        "%s: AP counts %d detections of a class in an image, but %d of %d images have more objects, up to %d; %s",
+        *(name, limit, len(crowded), len(truth["images"]), objects, remedy),
+    )

@@ -1,0 +1,142 @@
+"""`ifr accelerate`: fits a learned start and solver to a trained model and adds them to its weights."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
+from ifr.checkpoints.accelerators import without_accelerators
+from ifr.cli.experiments import find_experiment, helpful, require_standalone, with_weights
+from ifr.cli.pictures import find_pictures
+from ifr.data.images import read_image
+from ifr.data.intensity import build_intensity
+from ifr.description import take_classes, take_settings
+from ifr.errors import ImageError, UserError, advise
+from ifr.hosts.standalone.predictor import Predictor
+from ifr.mask_head import ACCELERATOR, MaskHead
+from ifr.overrides import given_value
+from ifr.refine import Implicit
+from ifr.runs.settings import apply_tf32
+from ifr.solvers import Accelerator, Anderson, Broyden, Learned, Solver
+from ifr.solvers.fit import fit_accelerator
+from ifr.solvers.iteration import root_mean_square
+from ifr.whole_file import whole_file
+
+logger = logging.getLogger(__name__)
+_HELD_OUT = 5  # every fifth picture
+_JUDGED = 100  # regions
+_FIT_ELEMENTS = 2**23  # of regions, by default
+_BUDGETS = (2, 3, 4, 6, 8, 16)
+
+
+def accelerate(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Carry out `ifr accelerate`.
+
+    Raises:
+        UserError: the weights do not fit, their mask head has no equilibrium, or the pictures show too few objects.
+    """
+    require_standalone("accelerate")
+    paths = find_pictures([args.images])
+    held_out = paths[_HELD_OUT - 1 :: _HELD_OUT]
+    if not held_out:
+        raise UserError(f"{args.images} has {len(paths)} pictures, which are too few", f"give at least {_HELD_OUT}")
+    file, head, predictor, intensity = _build(args, overrides)
+    output = Path(args.output or file.path.with_suffix(".accelerated.pth")).expanduser()
+    block = head.repeat_block.requires_grad_(False)
+    most = args.regions or max(1, _FIT_ELEMENTS // (block.channels * 14 * 14))
+    fitted_to = [path for path in paths if path not in set(held_out)]
+    x = _regions(head, predictor, intensity, fitted_to, most)
+    judged = _regions(head, predictor, intensity, held_out, _JUDGED)
+    logger.info("fitting to %d regions, judging on %d of other pictures", len(x), len(judged))
+    with advise("train longer, or give other pictures", ValueError):
+        accelerator = fit_accelerator(block.at, x)
+    _compare(accelerator, head, judged)
+    _write(output, file, accelerator)
+
+
+def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[CheckpointFile, MaskHead, Predictor, Any]:
+    """Build the model with trained weights, without an accelerator."""
+    experiment = find_experiment(args.experiment)
+    config, overrides = experiment.config, with_weights(experiment, overrides)
+    with helpful(experiment.folder):
+        weights = given_value("MODEL.WEIGHTS", overrides)
+        if weights is None:
+            raise UserError("there are no trained weights", "give a model file, or MODEL.WEIGHTS FILE")
+        file = experiment.file or read_checkpoint(resolve(str(weights)))
+        file = CheckpointFile(file.path, without_accelerators(file.weights), file.extras)
+        take_settings(config, file, overrides)
+        take_classes(config, file, overrides)
+        config.merge_from_list(["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")])
+        apply_tf32(config)
+        model = experiment.build_model(config)
+        load_weights(model, file, allow_backbone_only=False)
+        predictor = Predictor(model, config)
+        intensity = build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
+    heads = [part for part in model.modules() if isinstance(part, MaskHead) and isinstance(part.refinement, Implicit)]
+    if not heads:
+        raise UserError(
+            f"no equilibrium: MODEL.ROI_MASK_HEAD.REFINEMENT is {config.MODEL.ROI_MASK_HEAD.REFINEMENT}",
+            "give an experiment whose REFINEMENT is implicit",
+        )
+    return file, heads[0], predictor, intensity
+
+
+def _regions(head: MaskHead, predictor: Predictor, intensity: Any, paths: Sequence[Path], most: int) -> Tensor:
+    """Return features (N, C, H, W) of the objects that the model detects in pictures, at most `most` of them.
+
+    Each picture gives at most its share, so that all pictures are seen.
+    """
+    share = -(-most // len(paths))
+    found: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][:share].clone()))
+    try:
+        for path in paths:
+            if sum(map(len, found)) >= most:
+                break
+            try:
+                predictor(read_image(path, None, intensity))
+            except ImageError as error:
+                logger.error("%s", error)
+    finally:
+        hook.remove()
+    if not sum(map(len, found)):
+        raise UserError(
+            f"no object is detected in {len(paths)} pictures",
+            "give pictures with objects, or a lower MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+        )
+    return torch.cat(found)[:most]
+
+
+def _compare(accelerator: Accelerator, head: MaskHead, x: Tensor) -> None:
+    """Log the mean residual on regions that the accelerator was not fitted to."""
+    f, zero = head.repeat_block.at(x), torch.zeros_like(x)
+    channels = head.repeat_block.channels
+    logger.info(
+        "cost of each correction: %.2f evaluations in multiply-adds", accelerator.multiply_adds() / (18 * channels**2)
+    )
+    logger.info("mean residual relative to z on pictures that it was not fitted to:")
+    logger.info("%11s %10s %10s %10s", "evaluations", "published", "Anderson", "learned")
+    for budget in _BUDGETS:
+        solvers: list[Solver] = [Broyden.published(budget - 1), Anderson(budget - 1), Learned(accelerator, budget - 1)]
+        means = [_mean_residual(solver, f, zero) for solver in solvers]
+        logger.info("%11d %10.5f %10.5f %10.5f", budget, *means)
+
+
+def _mean_residual(solver: Solver, f: Any, zero: Tensor) -> float:
+    solution = solver.solve(f, zero)
+    return float((solution.residual / root_mean_square(solution.z.flatten(1))).mean())
+
+
+def _write(output: Path, file: CheckpointFile, accelerator: Accelerator) -> None:
+    """Write what the file holds, and the accelerator."""
+    block = "repeat_block.gn1.weight"
+    prefix = next(name.removesuffix(block) for name in file.weights if name.endswith(block))
+    added = {f"{prefix}{ACCELERATOR}{name}": value.cpu() for name, value in accelerator.state_dict().items()}
+    with advise("choose an --output that can be written", OSError, RuntimeError), whole_file(output) as stream:
+        torch.save({"model": {**file.weights, **added}, **file.extras}, stream)
+    logger.info("%s: the weights of %s with a learned start and solver", output, file.path)
