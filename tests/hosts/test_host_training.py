@@ -17,7 +17,7 @@ from ifr.solvers import Picard
 
 HEAD = "MODEL.ROI_MASK_HEAD"
 EXPERIMENT = ROOT / "mask_rcnn.ifr.res18.fpn.digits"
-PLAIN = [f"{HEAD}.ADJOINT_SOLVER", "gmres", f"{HEAD}.GAIN", 1.0]
+PLAIN = [f"{HEAD}.CONTRACTION_PENALTY", 0.0, f"{HEAD}.GAIN", 1.0]
 
 
 @pytest.fixture
