@@ -19,10 +19,11 @@ from ifr.experiment import load_experiment
 from ifr.hosts.standalone.config import RCNNFPNConfig
 from ifr.hosts.standalone.engine import trainer as trainer_module
 from ifr.hosts.standalone.engine.failures import repeat
-from ifr.hosts.standalone.engine.metrics import ResidualWatch
+from ifr.hosts.standalone.engine.metrics import Losses, ResidualWatch
 from ifr.hosts.standalone.engine.train import train
 from ifr.hosts.standalone.supported import check_run
 from ifr.processes.layout import Layout
+from ifr.processes.workers import Worker
 from ifr.runs.start import TrainOptions, start
 
 pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
@@ -218,3 +219,12 @@ def test_a_residual_that_becomes_much_larger_within_a_window_is_warned_about_onc
 def test_a_residual_that_grows_slowly_or_falls_is_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     assert watched(caplog, [1e-3 * 1.7**place for place in range(20)]) == []
     assert watched(caplog, [1e-1, 1e-1, 1e-4, 1e-4, 2e-4]) == []
+
+
+def test_a_loss_of_some_iterations_counts_as_zero_in_the_others() -> None:
+    """Such as the penalty on the block, which has no explicit phase."""
+    losses = Losses()
+    losses.add({"loss_mask": torch.tensor(3.0)})
+    losses.add({"loss_mask": torch.tensor(1.0), "loss_equilibrium": torch.tensor(0.5)})
+    assert losses.read(Worker()) == {"total_loss": 2.25, "loss_mask": 2.0, "loss_equilibrium": 0.25}
+    assert losses.read(Worker()) == {}
