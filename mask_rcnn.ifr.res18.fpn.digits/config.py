@@ -1,13 +1,18 @@
 """Mask R-CNN with an implicit mask head for handwritten digits, small enough to train on a laptop's CPU."""
 
 from ifr.hosts import RCNNFPNConfig
-from ifr.hosts.recipes import from_scratch_on_cpu, implicit_that_converges
+from ifr.hosts.recipes import from_scratch_on_cpu
 
 _config_dict = {
     "MODEL": {
         "ROI_HEADS": {"NUM_CLASSES": 10},
-        # 300 iterations of weight sharing before the first implicit one.
-        "ROI_MASK_HEAD": {**implicit_that_converges(), "PRETRAINED_STEPS": 300},
+        "ROI_MASK_HEAD": {
+            "REFINEMENT": "implicit",
+            "SOLVER": "broyden",
+            "F_THRES": 7,  # maximum steps of the forward solver
+            "B_THRES": 7,  # maximum steps of the adjoint solver
+            "PRETRAINED_STEPS": 300,  # iterations of weight sharing before the first implicit one
+        },
     },
     "DATASETS": {"TRAIN": ("digits_train",), "TEST": ("digits_val",)},
     "SOLVER": {
