@@ -107,7 +107,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny: Path, uninterrupted: Path
     # A fast machine may have written later checkpoints; resume from the middle in any case.
     (output / "last_checkpoint").write_text("model_iter_0000003.pth")
     torch.manual_seed(1234)  # this process's random state must not matter
-    run(tiny, output, resume=True)
+    run(tiny, output, "SOLVER.LR_SCHEDULER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 6, resume=True)
     one, other = contents(uninterrupted / "model_final.pth"), contents(output / "model_final.pth")
     assert_equal(one, other)
     assert values(output, "total_loss") == values(uninterrupted, "total_loss")
@@ -159,7 +159,7 @@ def test_resuming_a_mixed_precision_run_with_a_moving_average(tiny: Path, tmp_pa
     own = one["ema"]["own"]["roi_heads.mask_head.predictor.weight"]
     assert not torch.equal(own, one["model"]["roi_heads.mask_head.predictor.weight"])
     with pytest.raises(CheckpointError, match=r"SOLVER\.EMA\.ENABLED True"):
-        run(tiny, part, "SOLVER.IMS_PER_BATCH", 2, resume=True)
+        run(tiny, part, "SOLVER.EMA.ENABLED", False, resume=True)
 
 
 def test_a_new_data_set_with_other_classes_starts_from_trained_weights(
