@@ -134,7 +134,7 @@ def test_errors_are_a_cause_and_a_remedy(run, experiment, pictures, tmp_path):
         ((pictures, {}), ("--output", tmp_path / "file"), "is a file", "--output takes a folder"),
         ((pictures / "000000000139.jpg", {}), ("--output", pictures), "would be overwritten", "another folder"),
         ((pictures, {}), ("--json", tmp_path / "file" / "r.json"), "file", "--json"),
-        ((pictures, {}), ("--device", "nonsense"), "nonsense", "--device cpu"),
+        ((pictures, {}), ("--device", "nonsense"), "nonsense", "name one of them"),
     ]
     for (what, options), arguments, cause, advice in cases:
         code, errors = run(what, *arguments, **options)
@@ -197,7 +197,7 @@ def test_wrong_options_show_the_usage(run, pictures, arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         run(pictures, *arguments)
     assert caught.value.code == 2
-    assert "usage: ifr predict EXPERIMENT" in capsys.readouterr().err
+    assert "usage: ifr predict MODEL|EXPERIMENT" in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_torch():
@@ -208,7 +208,7 @@ def test_help_does_not_wait_for_torch():
         "assert 'torch' not in sys.modules"
     )
     shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert "EXPERIMENT --input IMAGE|FOLDER|GLOB --output DIR" in shown.stdout
+    assert "MODEL|EXPERIMENT IMAGE|FOLDER ... [--output DIR]" in shown.stdout
 
 
 def test_runs_as_a_module():

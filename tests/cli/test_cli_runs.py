@@ -173,7 +173,7 @@ def test_convert_writes_only_the_weights(tiny: Path, tmp_path: Path, capsys: pyt
     for name in ("small.pth", "small.safetensors"):
         assert main(["convert", str(tiny), "--weights", str(trained), "--output", str(tmp_path / name)]) == 0
     weights, small = read_checkpoint(trained), read_checkpoint(tmp_path / "small.pth")
-    assert set(small.extras) == {"classes"}
+    assert set(small.extras) == {"classes", "description"}
     assert read_checkpoint(tmp_path / "small.safetensors").extras == small.extras
     assert set(small.weights) == set(weights.weights)
     assert all(torch.equal(small.weights[key], weights.weights[key]) for key in small.weights)
