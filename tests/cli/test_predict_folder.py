@@ -20,7 +20,7 @@ LOSSY = ["a.jpg", "a.JPEG", "a.jfif", "a.gif", "a.webp", "a.avif", "a.jp2", "a.j
 @pytest.mark.parametrize("name", [*EXACT, *LOSSY])
 def test_the_folder_has_every_format_that_training_reads(tmp_path, name):
     Image.fromarray(PIXELS).save(tmp_path / name)
-    assert find_pictures(str(tmp_path)) == [tmp_path / name]
+    assert find_pictures([str(tmp_path)]) == [tmp_path / name]
     found = read_image(tmp_path / name)
     assert found.shape == PIXELS.shape
     if name in EXACT:
@@ -38,7 +38,7 @@ def test_what_is_not_named_as_a_picture_is_counted_once(tmp_path, caplog):
     for name in ("._a.png", *(f"{number}.txt" for number in range(6)), "no suffix"):
         (tmp_path / name).write_text("no picture")
     (tmp_path / "deep").mkdir()
-    assert find_pictures(str(tmp_path)) == [tmp_path / "a.png"]
+    assert find_pictures([str(tmp_path)]) == [tmp_path / "a.png"]
     (message,) = caplog.messages
     assert "left out 8 files that are not named as images (._a.png, 0.txt, 1.txt, 2.txt, 3.txt and 3 more)" in message
     assert "a quoted glob as --input takes any" in message

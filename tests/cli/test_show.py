@@ -62,6 +62,6 @@ def test_show_writes_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         assert main(["show", str(tiny), "--score", "0", "--samples", "3", *settings]) == 0
     found = json.loads((tmp_path / "run/pictures/equilibrium.json").read_text())
     assert 0 < found["regions"] <= 64
-    assert found["solver"].startswith("Broyden(max_steps=3")
+    assert found["solver"].startswith("Anderson(max_steps=3")
     assert found["equilibrium"]["spectral_radius"]["median"] > 0
     assert "equilibrium of" in caplog.text
