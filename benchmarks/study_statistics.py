@@ -76,7 +76,8 @@ def _evaluated(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], k
     drop = "segmentation" if kind == "bbox" else "bbox"  # with both, a mask's area would be that of its box
     with contextlib.redirect_stdout(io.StringIO()):
         own = COCO()
-        own.dataset = {"info": {}, **truth}
+        numbered = [{**annotation, "id": number} for number, annotation in enumerate(truth["annotations"], start=1)]
+        own.dataset = {"info": {}, **truth, "annotations": numbered}
         own.createIndex()
         found = COCO()
         if results:

@@ -32,17 +32,17 @@ def faulty(prepare: Prepare) -> Callable[[str], Experiment]:
 
 
 def before_call(number: int, action: Callable[[], None], *, training: bool = True) -> Prepare:
-    """Run `action` before the `number`-th call of the model, from 1, in training or in evaluation."""
+    """Run `action` before the `number`-th batch of the model, from 1, in training or in evaluation."""
     calls = []
 
-    def count(module: nn.Module, inputs: Any) -> None:
-        if module.training == training:
-            calls.append(1)
-            if len(calls) == number:
-                action()
-
     def prepare(model: nn.Module) -> None:
-        model.register_forward_pre_hook(count)
+        def count(module: nn.Module, inputs: Any) -> None:
+            if model.training == training:
+                calls.append(1)
+                if len(calls) == number:
+                    action()
+
+        getattr(model, "backbone", model).register_forward_pre_hook(count)  # evaluation does not call a detector itself
 
     return prepare
 
