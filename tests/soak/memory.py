@@ -33,7 +33,7 @@ LIBC = ctypes.CDLL(None)
 
 
 class Samples:
-    """Memory and open files of this process, at every tenth call of a model in training, or in evaluation.
+    """Memory and open files of this process, at every tenth batch of a model in training, or in evaluation.
 
     Not of both: in an evaluation during training the gradients of the last step are still there.
     """
@@ -60,7 +60,9 @@ class Samples:
 
         def build_model(config: Any) -> nn.Module:
             model = build(config)
-            model.register_forward_pre_hook(self.take)
+            model.get_submodule("backbone").register_forward_pre_hook(
+                self.take
+            )  # prediction does not call the model itself
             return model
 
         object.__setattr__(experiment, "build_model", build_model)
@@ -115,7 +117,7 @@ def main(what: str, experiment: str, output: str, count: str, *settings: str) ->
         trained = ["SOLVER.LR_SCHEDULER.MAX_ITER", "1", "SOLVER.OPTIMIZER.BASE_LR", "0.0"]
         code = ifr(["train", experiment, "OUTPUT_DIR", output, *common, *trained])
         experiments.load_experiment = samples.load  # type: ignore[attr-defined]
-        folder = pictures(Path(output) / "pictures", int(count))
+        folder = pictures(Path(output) / "new pictures", int(count))
         found = ["--input", str(folder), "--output", str(Path(output) / "found"), "--score", "0.05"]
         code = code or ifr(
             ["predict", experiment, *found, *common, "MODEL.WEIGHTS", str(Path(output) / "model_final.pth")]

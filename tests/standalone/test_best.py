@@ -92,7 +92,9 @@ def test_the_best_checkpoint_has_the_lowest_loss(by_loss: Path) -> None:
 
 def test_evaluating_losses_does_not_change_training(tiny: Path, by_loss: Path, tmp_path: Path) -> None:
     plain = run(tiny, tmp_path, *IMPLICIT)
-    assert_equal(contents(plain / "model_final.pth"), contents(by_loss / "model_final.pth"))
+    one, other = (contents(folder / "model_final.pth") for folder in (plain, by_loss))
+    del one["description"], other["description"]  # their settings differ
+    assert_equal(one, other)
     for name in ("total_loss", "solver_forward_residual"):
         assert values(plain, name) == values(by_loss, name)
 

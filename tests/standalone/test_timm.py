@@ -127,7 +127,7 @@ def test_a_run_trains_resumes_and_loads(tiny: Path, tmp_path: Path, freeze_norm:
     settings = (NAME, "timm:mobilenetv3_small_050", "MODEL.BACKBONE.FREEZE_NORM", freeze_norm, "TEST.EVAL_PERIOD", 6)
     whole = run(tiny, tmp_path / "whole", *settings)
     part = run(tiny, tmp_path / "part", *settings, "SOLVER.LR_SCHEDULER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 0)
-    run(tiny, part, *settings, resume=True)
+    run(tiny, part, *settings, "SOLVER.LR_SCHEDULER.MAX_ITER", 6, resume=True)
     one = contents(whole / "model_final.pth")
     assert_equal(one["model"], contents(part / "model_final.pth")["model"])
     log = (whole / "log.txt").read_text()

@@ -59,6 +59,7 @@ def test_output_of_a_run(uninterrupted: Path) -> None:
         "model_iter_0000006.pth",
         "model_final.pth",
         "inference",
+        "pictures",
     }
     assert (uninterrupted / "last_checkpoint").read_text() == "model_final.pth"
     json.loads((uninterrupted / "inference" / "coco_instances_results.json").read_text())
@@ -120,7 +121,7 @@ def test_resuming_with_every_augmentation(tiny: Path, tmp_path: Path) -> None:
     settings = ("INPUT.AUG.TRAIN_PIPELINES", every, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", 1)
     whole = run(tiny, tmp_path / "whole", *settings)
     part = run(tiny, tmp_path / "part", *settings, "SOLVER.LR_SCHEDULER.MAX_ITER", 3)
-    run(tiny, part, *settings, resume=True)
+    run(tiny, part, *settings, "SOLVER.LR_SCHEDULER.MAX_ITER", 6, resume=True)
     assert_equal(contents(whole / "model_final.pth"), contents(part / "model_final.pth"))
     assert all(map(math.isfinite, values(whole, "total_loss")))
 
@@ -139,7 +140,7 @@ def test_resuming_adamw_along_a_cosine_for_some_epochs(tiny: Path, tmp_path: Pat
     assert one["iteration"] == 4
     assert values(whole, "lr")[-1] == pytest.approx(0.001 * 0.5 * (1 + math.cos(math.pi * 3 / 4)))
     with pytest.raises(CheckpointError, match=r"another SOLVER\.OPTIMIZER\.NAME"):
-        run(tiny, part, resume=True)
+        run(tiny, part, "SOLVER.OPTIMIZER.NAME", "SGD", resume=True)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -16,11 +16,11 @@ class Losses:
     """Mean losses since the last read."""
 
     def __init__(self) -> None:
-        self._rows: list[dict[str, Tensor]] = []
+        self._rows: list[tuple[list[str], Tensor]] = []
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Add the losses of an iteration, without waiting for the device."""
-        self._rows.append({name: loss.detach().float() for name, loss in losses.items()})
+        self._rows.append((list(losses), torch.stack([loss.detach().float() for loss in losses.values()])))
 
     def read(self, worker: Worker) -> dict[str, float]:
         """Return the mean over iterations and workers of every loss and of their sum, `total_loss`; then reset.
@@ -32,12 +32,19 @@ class Losses:
         """
         if not self._rows:
             return {}
-        names = list(dict.fromkeys(name for row in self._rows for name in row))
-        none = torch.zeros_like(next(iter(self._rows[0].values())))
-        rows = torch.stack([torch.stack([row.get(name, none) for name in names]) for row in self._rows])
+        names = list(dict.fromkeys(name for own, _ in self._rows for name in own))
+        rows = torch.stack([_ordered(own, row, names) for own, row in self._rows])
         means = worker.mean(rows).cpu().double().mean(0).tolist()
         self._rows = []
         return {"total_loss": sum(means), **dict(zip(names, means, strict=True))}
+
+
+def _ordered(own: list[str], row: Tensor, names: list[str]) -> Tensor:
+    """Return the values (len(own),) in the order of `names`, 0 for those that are not among `own`."""
+    if own == names:
+        return row
+    none = torch.zeros_like(row[0])
+    return torch.stack([row[own.index(name)] if name in own else none for name in names])
 
 
 logger = logging.getLogger(__name__)
