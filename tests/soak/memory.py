@@ -60,9 +60,7 @@ class Samples:
 
         def build_model(config: Any) -> nn.Module:
             model = build(config)
-            model.get_submodule("backbone").register_forward_pre_hook(
-                self.take
-            )  # prediction does not call the model itself
+            model.get_submodule("backbone").register_forward_pre_hook(self.take)  # prediction does not call the model
             return model
 
         object.__setattr__(experiment, "build_model", build_model)
