@@ -15,7 +15,8 @@ STEPS = 12
 def refined(regions: int, per_group: int, monkeypatch: pytest.MonkeyPatch, refinement: Implicit) -> list[Tensor]:
     """Return the refined features and every gradient, and check the regions of the groups that were solved."""
     torch.manual_seed(0)
-    block, x = RefinementBlock(16), torch.randn(regions, 16, 8, 8, requires_grad=True)
+    block = RefinementBlock(16).double()
+    x = torch.randn(regions, 16, 8, 8, dtype=torch.float64, requires_grad=True)
     monkeypatch.setattr(ifr.refine, "GROUP_ELEMENTS", per_group * 16 * 8 * 8)
     groups: dict[str, list[int]] = {"forward": [], "backward": []}
     refinement.observe = lambda name, solution: groups[name].append(len(solution.z))
@@ -32,10 +33,10 @@ def test_groups_have_the_features_and_gradients_of_one(
     solver: Broyden | Anderson, regions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven regions are groups of 3, 2 and 2."""
-    refinement = Implicit(solver, GMRES(STEPS, 1e-6))
+    refinement = Implicit(solver, GMRES(STEPS, 1e-12))
     whole = refined(regions, 100, monkeypatch, refinement)
     for found, expected in zip(refined(regions, 3, monkeypatch, refinement), whole, strict=True):
-        torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_published_solver_has_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
