@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ifr import hosts
 from ifr.experiment import load_experiment
 from ifr.processes.layout import Layout
@@ -21,8 +23,8 @@ def train(
         experiment: a folder, or the name of one in the working directory or next to the package.
         overrides: settings that replace those of config.py, as `["KEY.SUBKEY", value, ...]`.
         resume: continue from the last checkpoint of OUTPUT_DIR, if there is one.
-        num_gpus: workers; one runs in this process, several are started as processes that import the main program.
-            None takes all GPUs.
+        num_gpus: workers; one runs in this process, on the CPU if there is no GPU. Several are started as processes,
+            which import the main program. None takes all GPUs.
 
     Raises:
         UserError: the run cannot start or continue.
@@ -30,5 +32,6 @@ def train(
     """
     loaded = load_experiment(experiment)
     output = output_folder(loaded.config, loaded.folder, overrides)
-    start(hosts.train, hosts.check_run, loaded, TrainOptions(Layout(num_gpus), resume, tuple(overrides)))
+    layout = Layout(None if num_gpus == 1 and not torch.cuda.is_available() else num_gpus)
+    start(hosts.train, hosts.check_run, loaded, TrainOptions(layout, resume, tuple(overrides)))
     return output / FINAL

@@ -34,6 +34,13 @@ def test_it_is_the_training_of_the_command_and_its_result_loads(tiny: Path, tmp_
     assert len(ifr.load(paths[0], device="cpu")(picture, score=0)) > 0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_on_the_cpu(tiny: Path, tmp_path: Path) -> None:
+    device, cpu, *others = settings(tmp_path)
+    assert (device, cpu) == ("MODEL.DEVICE", "cpu")
+    assert ifr.train(tiny, others).exists()
+
+
 def test_a_wrong_setting_is_an_error(tiny: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean"):
         ifr.train(tiny, ["SOLVER.MAX_ITER", 2])
