@@ -26,7 +26,7 @@ from measure import Counts, counted, counting, memory, timed
 from setting import STEPS, Setting, random_setting, trained_setting
 from torch import Tensor
 
-from ifr.refine import Implicit, RefinementBlock
+from ifr.refine import Implicit
 from ifr.runs.settings import use_tf32
 from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solver
 
@@ -202,34 +202,27 @@ def leaving(setting: Setting, rounds: int) -> None:
 
 @torch.no_grad()
 def half_precision(setting: Setting, rounds: int) -> None:
-    """Time f in bfloat16, channels last, with a float32 solver state; the residual is measured with f in float32."""
-    f = setting.block.at(setting.x)
-    low_block = RefinementBlock(setting.x.shape[1]).to(
-        setting.device, torch.bfloat16, memory_format=torch.channels_last
-    )
-    low_block.load_state_dict(setting.block.state_dict())
-    low = low_block.at(setting.x.to(torch.bfloat16, memory_format=torch.channels_last))
-    plain_last = setting.block.at(setting.x.contiguous(memory_format=torch.channels_last))
-    zero_last = setting.zero.contiguous(memory_format=torch.channels_last)
-    cases: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
-        "float32": (f, setting.zero),
-        "float32, channels last": (plain_last, zero_last),
-        "bfloat16, channels last": (lambda z: low(z.bfloat16()).float(), zero_last),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    residual = {}
-    for _ in range(rounds):
-        for name, (map_, zero) in cases.items():
-            solved = []
-            seconds[name].append(
-                timed(lambda m=map_, z=zero, out=solved: out.append(Broyden(STEPS, 0.0).solve(m, z)), setting.device)
-            )
-            z = solved[0].z.contiguous()
-            residual[name] = float((f(z) - z).square().mean().sqrt())
-    print("\nBroyden, 15 steps, by precision of f")
-    for name, values in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(values, seconds["float32"], strict=True))
-        print(f"{name:26}{statistics.median(values):8.3f} s{ratio:8.2f} of float32   residual {residual[name]:.5f}")
+    """Compare solves in float32 with solves in bfloat16 up to the last evaluation: seconds, distance from z*."""
+    solved = Anderson(100, 1e-6).solve(setting.block.at(setting.x), setting.zero).z
+    print("\nEvaluation in float32, and in bfloat16 up to the last evaluation of f; RMS(z - z*) / RMS(z*)")
+    print(f"{'evaluations':>11}{'seconds':>9}{'bfloat16':>10}{'ratio':>7}{'error':>10}{'bfloat16':>10}")
+    for budget in (2, 3, 4, 6, 8, STEPS + 1):
+        seconds: dict[torch.dtype | None, list[float]] = {None: [], torch.bfloat16: []}
+        errors = {}
+        for _ in range(rounds):
+            for dtype, times in seconds.items():
+                refinement = Implicit(Anderson(STEPS, 0.0), None, budget=budget, solve_dtype=dtype).eval()
+                found: list[Tensor] = []
+                times.append(
+                    timed(lambda r=refinement, out=found: out.append(r(setting.block, setting.x)), setting.device)
+                )
+                errors[dtype] = float((found[0] - solved).norm() / solved.norm())
+        full, half = seconds.values()
+        ratio = statistics.median(b / a for a, b in zip(full, half, strict=True))
+        print(
+            f"{budget:11}{statistics.median(full):9.3f}{statistics.median(half):10.3f}{ratio:7.2f}"
+            + "".join(f"{error:10.1e}" for error in errors.values())
+        )
 
 
 @torch.no_grad()

@@ -62,6 +62,8 @@ class Implicit(nn.Module):
             converged before. Gradients in evaluation mode cost another one.
         penalty: in the implicit phase, computes a loss of every fourth region from f and z*, which `take_penalty` hands
             out. It has no gradient in x, because the features are not what makes f contract.
+        solve_dtype: the dtype, such as torch.bfloat16, to which all evaluations of f but the last are autocast in
+            evaluation; the state of the solver stays in float32. None for no autocast.
         correction: in the implicit phase, the first third of the regions is refined by this many applications of f from
             z = 0, with back-propagation through them, instead of the equilibrium; 0 for none (cf. S. Bai et al., Deep
             Equilibrium Optical Flow Estimation, CVPR 2022, which adds the losses of early iterates).
@@ -75,9 +77,10 @@ class Implicit(nn.Module):
     Copies and pickles drop `observe` and the latest penalty, because they belong to one object in one process.
 
     Raises:
-        TypeError: solver or adjoint is not a solver, or the budget is not an integer or its solver has no max_steps.
+        TypeError: solver or adjoint is not a solver, the budget is not an integer, or a solver without max_steps is
+            given with budget or solve_dtype.
         ValueError: warmup_steps or budget is below 1, correction is below 0, phase is unknown, solver is `GMRES`, or
-            the budget is given with as_published.
+            budget or solve_dtype is given with as_published.
     """
 
     weight_norm: ClassVar[bool] = True
@@ -93,6 +96,7 @@ class Implicit(nn.Module):
         penalty: Penalty | None = None,
         correction: int = 0,
         accelerate: bool = True,
+        solve_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         for name, steps, least in (("warmup_steps", warmup_steps, 1), ("correction", correction, 0)):
@@ -104,7 +108,9 @@ class Implicit(nn.Module):
         if isinstance(solver, GMRES):
             raise ValueError("solver must handle nonlinear maps; GMRES solves only affine ones, such as the adjoint")
         if budget is not None:
-            _check_budget(budget, solver, as_published)
+            _check_budget(budget)
+        if budget is not None or solve_dtype is not None:
+            _check_steps(solver, as_published)
         self.solver = solver
         self.adjoint = adjoint
         self.warmup_steps = warmup_steps
@@ -113,6 +119,7 @@ class Implicit(nn.Module):
         self.budget = budget
         self.penalty = penalty
         self.correction = correction
+        self.solve_dtype = solve_dtype
         self.accelerate = accelerate and not as_published and hasattr(solver, "max_steps") and hasattr(solver, "tol")
         self.accelerator: Accelerator | None = None
         self.phase = "implicit"
@@ -130,19 +137,27 @@ class Implicit(nn.Module):
     def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
         """Refine features x (N, C, H, W); return f(z*; x) (N, C, H, W)."""
         if not self.training:
-            return self._solve(block, x)
+            return self._evaluate(block, x)
         if self.phase == "explicit":
             return _unroll(block.at(x), _zeros(x), self.warmup_steps)
         early = x[: len(x) // 3 if self.correction else 0]
-        z = self._solve(block, x[len(early) :])
+        z = self._solve(block, x[len(early) :], self.solver)
         if len(early):
             z = torch.cat((_unroll(block.at(early), _zeros(early), self.correction), z))
         if self.penalty is not None:
             self._latest_penalty = self.penalty(block.at(x[::PENALISED].detach()), z[::PENALISED].detach())
         return z
 
-    def _solve(self, block: RefinementBlock, x: Tensor) -> Tensor:
-        solver = self._solver()
+    def _evaluate(self, block: RefinementBlock, x: Tensor) -> Tensor:
+        if self.solve_dtype is None or self.budget == 1:
+            return self._solve(block, x, self._solver(self.budget))
+        evaluations = self.budget or self.solver.max_steps + 1  # type: ignore[attr-defined]
+        with torch.autocast(x.device.type, self.solve_dtype):
+            z = self._solve(block, x, self._solver(evaluations - 1))
+        return block.at(x)(z)
+
+    def _solve(self, block: RefinementBlock, x: Tensor, solver: Solver | None) -> Tensor:
+        """Return f(z*; x), or f(0; x) without a solver."""
         if solver is None:
             return block.at(x)(_zeros(x))
         refuse_tracing("an implicit refinement")
@@ -167,16 +182,14 @@ class Implicit(nn.Module):
         penalty, self._latest_penalty = self._latest_penalty, None
         return penalty
 
-    def _solver(self) -> Solver | None:
-        """Return the solver, which depends on accelerator and budget in evaluation; None for a budget of 1."""
-        if self.training:
-            return self.solver
-        if self.budget == 1:
+    def _solver(self, evaluations: int | None) -> Solver | None:
+        """Return the solver of an evaluation, with so many evaluations of f if given; None for one."""
+        if evaluations == 1:
             return None
         solver = self.solver
         if self.accelerator is not None and self.accelerate:
             solver = Learned(self.accelerator, solver.max_steps, solver.tol)  # type: ignore[attr-defined]
-        return solver if self.budget is None else dataclasses.replace(solver, max_steps=self.budget - 1)  # type: ignore[type-var]
+        return solver if evaluations is None else dataclasses.replace(solver, max_steps=evaluations - 1)  # type: ignore[type-var]
 
     @property
     def phase(self) -> str:
@@ -195,19 +208,24 @@ class Implicit(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for printing."""
         text = f"{self.solver}, adjoint={self.adjoint}, warmup_steps={self.warmup_steps}, phase={self.phase!r}"
-        options = {"budget": self.budget, "penalty": self.penalty, "correction": self.correction}
+        options = {name: getattr(self, name) for name in ("budget", "penalty", "correction", "solve_dtype")}
         return text + "".join(f", {name}={value}" for name, value in options.items() if value)
 
 
-def _check_budget(budget: int, solver: Solver, as_published: bool) -> None:
+def _check_budget(budget: int) -> None:
     if not isinstance(budget, int) or isinstance(budget, bool):
         raise TypeError(f"budget must be an integer or None; got {budget!r}")
     if budget < 1:
         raise ValueError(f"budget must be at least 1; got {budget}")
+
+
+def _check_steps(solver: Solver, as_published: bool) -> None:
     if as_published:
-        raise ValueError(f"as_published reproduces the 2021 code, which has no budget; got budget {budget}")
+        raise ValueError("as_published reproduces the 2021 code, which has no budget and no solve_dtype")
     if not (dataclasses.is_dataclass(solver) and hasattr(solver, "max_steps")):
-        raise TypeError(f"budget needs a solver with max_steps, such as ifr.solvers.Broyden(); got {solver!r}")
+        raise TypeError(
+            f"budget and solve_dtype need a solver with max_steps, such as ifr.solvers.Broyden(); got {solver!r}"
+        )
 
 
 class Refiner(nn.Module):

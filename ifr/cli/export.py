@@ -93,8 +93,10 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Exported
                 "SOLVER 'broyden-published' stops by the norm of all regions, which the padding would change",
                 "add MODEL.ROI_MASK_HEAD.SOLVER broyden",
             )
+        if head.SOLVE_DTYPE:
+            logger.info("the file is in float32; MODEL.ROI_MASK_HEAD.SOLVE_DTYPE %s is left out", head.SOLVE_DTYPE)
         classes = take_classes(config, file, overrides)
-        config.merge_from_list(["MODEL.DEVICE", "cpu"])
+        config.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.SOLVE_DTYPE", ""])
         model = experiment.build_model(config)
         load_weights(model, file, allow_backbone_only=False)
         detector = ExportedDetector(model)  # type: ignore[arg-type]

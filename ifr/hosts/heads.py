@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ifr.contraction import Contraction, JacobianNorm, Penalty
@@ -90,6 +91,11 @@ def _implicit(head: Any) -> Implicit:
             head.BUDGET,
             head.F_THRES + 1,
         )
+    if head.SOLVE_DTYPE:
+        logger.info(
+            "the mask head evaluates its block in %s, but the last time (MODEL.ROI_MASK_HEAD.SOLVE_DTYPE)",
+            head.SOLVE_DTYPE,
+        )
     return Implicit(
         solver=make_solver(head.SOLVER, max_steps=head.F_THRES, tol=head.F_TOL),
         adjoint=_adjoint(head),
@@ -98,6 +104,7 @@ def _implicit(head: Any) -> Implicit:
         penalty=_penalty(head),
         correction=head.CORRECTION,
         accelerate=bool(head.ACCELERATE),
+        solve_dtype=getattr(torch, head.SOLVE_DTYPE) if head.SOLVE_DTYPE else None,
     )
 
 

@@ -14,6 +14,7 @@ ADDED: dict[str, Any] = {
             "ADJOINT_SOLVER": "gmres",  # gmres | broyden | anderson | picard | phantom | one-step, for the gradient
             "F_THRES": 15,  # maximum steps of the forward solver, which are F_THRES + 1 evaluations of the block
             "BUDGET": 0,  # evaluations of the block in evaluation; 0 for F_THRES + 1
+            "SOLVE_DTYPE": "",  # bfloat16 | float16, in evaluation, for all evaluations of the block but the last
             "ACCELERATE": True,  # in evaluation, use what `ifr accelerate` has added to the weights
             "B_THRES": 15,  # maximum steps of the adjoint solver
             "F_TOL": 1e-5,  # a region has converged at this RMS of f(z) - z
@@ -58,6 +59,7 @@ STANDALONE = (
 """Those of them that only the standalone host has; elsewhere they must keep their defaults, which are all false."""
 
 
+SOLVE_DTYPES = ("", "bfloat16", "float16")
 TRAINING = ("GAIN", "CONTRACTION_PENALTY", "JACOBIAN_PENALTY", "CORRECTION")
 """Settings of MODEL.ROI_MASK_HEAD with which training gives an equilibrium; only for REFINEMENT "implicit"."""
 
@@ -93,25 +95,28 @@ def check_training(config: Any) -> None:
 
 
 def check_budget(config: Any) -> None:
-    """Check MODEL.ROI_MASK_HEAD.BUDGET.
+    """Check MODEL.ROI_MASK_HEAD.BUDGET and SOLVE_DTYPE.
 
     Raises:
-        ValueError: it is not an integer, is negative, or the model's mask head has no budget.
+        ValueError: BUDGET is not an integer or is negative, SOLVE_DTYPE is unknown, or the mask head can have neither.
     """
     head = config.MODEL.ROI_MASK_HEAD
-    budget = head.BUDGET
+    budget, dtype = head.BUDGET, head.SOLVE_DTYPE
     if isinstance(budget, bool) or not isinstance(budget, int | None) or (budget or 0) < 0:
         raise ValueError(f"MODEL.ROI_MASK_HEAD.BUDGET must be an integer of at least 1, or 0 for none, got {budget!r}")
-    if not budget:
-        return
-    if not config.MODEL.MASK_ON:
-        raise ValueError(f"MODEL.ROI_MASK_HEAD.BUDGET is {budget}, but MODEL.MASK_ON is False")
-    if head.REFINEMENT != "implicit":
-        raise ValueError(
-            f"MODEL.ROI_MASK_HEAD.BUDGET is {budget}, but REFINEMENT is {head.REFINEMENT!r}; only 'implicit' has one"
-        )
-    if head.SOLVER == "broyden-published":
-        raise ValueError(
-            f"MODEL.ROI_MASK_HEAD.BUDGET is {budget}, but SOLVER 'broyden-published' reproduces the 2021 code, which "
-            "has none; choose another SOLVER, or change F_THRES"
-        )
+    if dtype not in SOLVE_DTYPES:
+        choices = ", ".join(map(repr, SOLVE_DTYPES))
+        raise ValueError(f"MODEL.ROI_MASK_HEAD.SOLVE_DTYPE must be one of {choices}, got {dtype!r}")
+    for name, value in (("BUDGET", budget), ("SOLVE_DTYPE", dtype)):
+        if not value:
+            continue
+        given = f"MODEL.ROI_MASK_HEAD.{name} is {value}, but"
+        if not config.MODEL.MASK_ON:
+            raise ValueError(f"{given} MODEL.MASK_ON is False")
+        if head.REFINEMENT != "implicit":
+            raise ValueError(f"{given} REFINEMENT is {head.REFINEMENT!r}; only 'implicit' has one")
+        if head.SOLVER == "broyden-published":
+            raise ValueError(
+                f"{given} SOLVER 'broyden-published' reproduces the 2021 code, which has none; choose another SOLVER"
+                + (", or change F_THRES" if name == "BUDGET" else "")
+            )

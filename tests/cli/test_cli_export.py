@@ -78,7 +78,9 @@ def test_a_pt2_file_of_one_size(
 ) -> None:
     output = tmp_path / "model.pt2"
     with caplog.at_level(logging.INFO):
-        assert run(experiment, output, pictures, "MODEL.ROI_MASK_HEAD.SOLVER", "anderson") == 0
+        half = ("MODEL.ROI_MASK_HEAD.SOLVE_DTYPE", "bfloat16")
+        assert run(experiment, output, pictures, "MODEL.ROI_MASK_HEAD.SOLVER", "anderson", *half) == 0
+    assert "the file is in float32" in caplog.text
     assert all(0 <= value < 1e-4 for value in shown(caplog).values())
     assert "images of 3 x 128 x 128" in caplog.text
     image, size = model_inputs(np.full((70, 90, 3), 128, np.uint8), (128, 128))

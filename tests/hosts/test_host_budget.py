@@ -60,6 +60,8 @@ def test_a_model_applies_its_block_as_often_as_the_budget_says(
         ([f"{HEAD}.BUDGET", 3, f"{HEAD}.REFINEMENT", "conv"], "BUDGET is 3, but REFINEMENT is 'conv'"),
         ([f"{HEAD}.BUDGET", 3, f"{HEAD}.REFINEMENT", "explicit"], "BUDGET is 3, but REFINEMENT is 'explicit'"),
         ([f"{HEAD}.BUDGET", 3, "MODEL.MASK_ON", False], "BUDGET is 3, but MODEL.MASK_ON is False"),
+        ([f"{HEAD}.SOLVE_DTYPE", "half"], "SOLVE_DTYPE must be one of '', 'bfloat16', 'float16', got 'half'"),
+        ([f"{HEAD}.SOLVE_DTYPE", "bfloat16", f"{HEAD}.REFINEMENT", "conv"], "SOLVE_DTYPE is bfloat16, but REFINEMENT"),
         ([f"{HEAD}.BUDGET", 3, f"{HEAD}.SOLVER", "broyden-published"], "BUDGET is 3, but SOLVER 'broyden-published'"),
     ],
 )
