@@ -5,7 +5,8 @@
     python benchmarks/study.py report  GRID.json --output DIR
 
 GRID.json names an experiment, a test set, heads (settings that change the experiment) and how many seeds each has; see
-study_digits.json. A run lies in DIR/NAME/seed_S. `report` writes DIR/GRID.md, GRID.json and figures, also of an
+study_digits.json. A head with "weights_of" is another one with other settings in testing; see frontier_digits.json. A
+run lies in DIR/NAME/seed_S. `report` writes DIR/GRID.md, GRID.json and figures, also of an
 unfinished study. Every command can be stopped and started again: runs continue at their last checkpoint, and what is
 complete is left alone. Several processes may work on one DIR. Training and measuring are separate, so that a measure
 can be added to GRID.json after the training.
@@ -32,7 +33,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from study_grid import FINAL, ROOT, Grid, pairs, runs_of
+from study_grid import ROOT, Grid, pairs, runs_of
 
 import ifr
 
@@ -54,7 +55,7 @@ class Job:
 
 def training_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str]) -> Iterator[Job]:
     origin = origin_of_code(arguments.draft)
-    for run in runs_of(grid, arguments.output, arguments.only):
+    for run in (each for each in runs_of(grid, arguments.output, arguments.only) if not each.head.weights_of):
         settings = [*pairs(run.head.settings), *arguments.settings, "SEED", str(run.seed)]
         settings += ["MODEL.DEVICE", arguments.device]
         experiment = os.path.relpath(run.head.experiment, ROOT)
@@ -75,7 +76,7 @@ def measuring_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str]
             folder = run.folder / "measures" / measure.name
             settings = pairs({**run.head.settings, "DATASETS.TEST": grid.test, **measure.settings})
             settings += [*arguments.settings, "MODEL.DEVICE", arguments.device]
-            settings += ["MODEL.WEIGHTS", str(run.folder / FINAL), "OUTPUT_DIR", str(folder)]
+            settings += ["MODEL.WEIGHTS", str(run.weights), "OUTPUT_DIR", str(folder)]
             command = ["test", run.head.experiment, *measure.arguments, *settings]
             title, record, done = (
                 f"measure {run} {measure.name}",

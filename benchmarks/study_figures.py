@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from study_grid import FINAL, Run, pairs
+from study_grid import Run, pairs
 from torch import Tensor, nn
 
 from ifr.data.annotations import Annotations
@@ -101,7 +101,7 @@ def draw_heads(runs: Sequence[Run], entry: str, masks: Path, fields: Path) -> No
         pen.text((_SIDE * column + 2, 1), name, fill="black")
     influence = {}
     for number, run in enumerate(first.values()):
-        model: Any = build_model(run.head.experiment, run.folder / FINAL, "cpu", pairs(run.head.settings))
+        model: Any = build_model(run.head.experiment, run.weights, "cpu", pairs(run.head.settings))
         config = load_experiment(run.head.experiment).config
         samples = EvaluationSamples(dataset, build_test_transform(config.INPUT.AUG.TEST_PIPELINES))
         regions: list[Tensor] = []

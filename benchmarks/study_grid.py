@@ -23,6 +23,8 @@ class Head:
     settings: dict[str, Any]
     last: bool = False
     """Comes after all others."""
+    weights_of: str = ""
+    """The head whose weights it has, with other settings in testing; empty for weights of its own."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Grid:
                 _located(row.get("experiment", content["experiment"])),
                 {**content.get("settings", {}), **row["settings"]},
                 row.get("last", False),
+                row.get("weights_of", ""),
             )
             for row in content["heads"]
         ]
@@ -70,7 +73,8 @@ class Grid:
         pairs = [(first, second) for first, second in content["comparisons"]]
         grid = cls(content["test"], content["baseline"], pairs, measures, heads)
         names = [head.name for head in heads]
-        unknown = {grid.baseline, *(name for pair in pairs for name in pair)} - set(names)
+        named = {grid.baseline, *(name for pair in pairs for name in pair), *(head.weights_of for head in heads)}
+        unknown = named - {"", *names}
         if len(set(names)) < len(names) or unknown:
             raise SystemExit(f"{path}: names of heads must be unique, and {sorted(unknown)} must be among them")
         return grid
@@ -87,13 +91,19 @@ class Run:
     head: Head
     seed: int
     folder: Path
+    trained_in: Path
+    """The folder of the training: `folder`, unless the head has the weights of another."""
 
     def __str__(self) -> str:
         return f"{self.head.name}/seed_{self.seed}"
 
     @property
     def trained(self) -> bool:
-        return (self.folder / FINAL).exists()
+        return self.weights.exists()
+
+    @property
+    def weights(self) -> Path:
+        return self.trained_in / FINAL
 
     def measured(self, measure: Measure) -> Path:
         """Where the results of a measure are written, when it is complete."""
@@ -109,7 +119,7 @@ def pairs(settings: dict[str, Any]) -> list[str]:
 def runs_of(grid: Grid, output: Path, only: Sequence[str] = ("*",)) -> list[Run]:
     """The runs of a grid in the order of the protocol: seed by seed."""
     runs = [
-        Run(head, seed, output / head.name / f"seed_{seed}")
+        Run(head, seed, output / head.name / f"seed_{seed}", output / (head.weights_of or head.name) / f"seed_{seed}")
         for head in sorted(grid.heads, key=lambda head: head.last)
         for seed in head.seeds
     ]

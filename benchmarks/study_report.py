@@ -15,6 +15,7 @@ from measure import Counts, counting
 from study_figures import draw_curves, draw_frontier, draw_heads
 from study_grid import Grid, Head, Measure, Run, pairs
 from study_statistics import Array, AveragePrecision, Difference, difference, image_draws, mean_over_objects
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ifr.data.coco import CocoDataset
@@ -64,13 +65,13 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
     for run in runs:
         missing = [m.name for m in grid.measures if m.applies_to(run.head) and not run.measured(m).exists()]
         if not run.trained:
-            unfinished.append({"run": str(run), "state": _last_line(run.folder / "log.txt")})
+            unfinished.append({"run": str(run), "state": _last_line(run.trained_in / "log.txt")})
             continue
         if missing:
             unfinished.append({"run": str(run), "state": f"trained, not measured: {', '.join(missing)}"})
-        record = json.loads((run.folder / "run.json").read_text())
+        record = json.loads((run.trained_in / "run.json").read_text())
         *settings, _, _ = record["settings"]  # MODEL.DEVICE comes last
-        if settings != [*pairs(run.head.settings), "SEED", str(run.seed)]:
+        if not run.head.weights_of and settings != [*pairs(run.head.settings), "SEED", str(run.seed)]:
             unfinished.append({"run": str(run), "state": "trained with other settings than the grid's; left out"})
             continue
         rows[run.head.name].runs[run.seed] = {**record, "measures": dict(_measures(run, grid.measures))}
@@ -93,23 +94,27 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
     shown = [column for column in columns if column in _TITLES]
     draw_frontier(points, shown, title, output / f"{name}_frontier.png")
     trained = [run for run in runs if run.trained]
-    draw_curves(trained, output / f"{name}_curves.png")
+    draw_curves([run for run in trained if not run.head.weights_of], output / f"{name}_curves.png")
     draw_heads(trained, grid.test, output / f"{name}_masks.png", output / f"{name}_fields.png")
 
 
-def cost(head: Head) -> dict[str, int]:
+def untrained(head: Head, overrides: Sequence[Any] = ()) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Build a mask head; return it and the shape (C, H, W) of its region features."""
+    model: Any = build_model(head.experiment, device="cpu", overrides=[*pairs(head.settings), *overrides])
+    side = model.roi_heads.mask_pooler.output_size
+    return model.roi_heads.mask_head.eval(), (model.backbone.channels, side, side)
+
+
+def cost(head: Head, overrides: Sequence[Any] = ()) -> dict[str, int]:
     """Parameters of a mask head, and its multiply-adds and evaluations of a block for one region, untrained."""
-    settings = pairs(head.settings)
-    model: Any = build_model(head.experiment, device="cpu", overrides=settings)
-    part = model.roi_heads.mask_head
-    channels, side = model.backbone.channels, model.roi_heads.mask_pooler.output_size
+    part, shape = untrained(head, overrides)
     counts = Counts()
     flops = FlopCounterMode(display=False)
     blocks = [module for module in part.modules() if isinstance(module, RefinementBlock)]
     with contextlib.ExitStack() as stack, torch.no_grad(), flops:
         for block in blocks:
             stack.enter_context(counting(block, counts))
-        part(torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(0)))
+        part(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
     parameters = sum(parameter.numel() for parameter in part.parameters())
     return {"parameters": parameters, "multiply_adds": flops.get_total_flops() // 2, "evaluations": counts.evaluations}
 

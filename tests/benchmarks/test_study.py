@@ -35,7 +35,7 @@ def grid(tiny, tmp_path) -> Path:
         "measures": {
             "truth": {"arguments": ["--boxes", "truth"]},
             "detections": {"settings": {"TEST.BOUNDARY": True, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}},
-            "one_step": {"arguments": ["--boxes", "truth"], "settings": STEP, "heads": ["implicit*"]},
+            "one_step": {"arguments": ["--boxes", "truth"], "settings": STEP, "heads": ["implicit"]},
         },
         "heads": [
             {
@@ -44,6 +44,12 @@ def grid(tiny, tmp_path) -> Path:
                 "settings": {"MODEL.ROI_MASK_HEAD.REFINEMENT": "explicit", "MODEL.ROI_MASK_HEAD.NUM_CONV": 2},
             },
             {"name": "implicit", "seeds": 1, "settings": {"SOLVER.LR_SCHEDULER.STEPS": [10, 15]}},
+            {
+                "name": "implicit_1",
+                "seeds": 1,
+                "weights_of": "implicit",
+                "settings": {"MODEL.ROI_MASK_HEAD.BUDGET": 1},
+            },
         ],
     }
     path = tmp_path / "grid.json"
@@ -114,7 +120,7 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     options = ("--draft", "--only", "*/seed_1")
     assert finish(start("measure", grid, output, *options, "--measure", "one_*")).count(": done") == 1
     said = finish(start("measure", grid, output, *options, "--processes", "2"))
-    assert said.count(": done") == 2 * 2
+    assert said.count(": done") == 3 * 2
     assert "0 to do" in finish(start("measure", grid, output, *options))
     finish(start("report", grid, output))
     study = json.loads((output / "grid.json").read_text())
@@ -134,13 +140,19 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
         "multiply_adds": pytest.approx(4 * block + end, rel=0.01),  # three steps, and the solver's own
         "evaluations": 4,
     }
-    (found,) = [d for d in study["differences"] if d["measure"] == "mask IoU"]
+    assert heads["implicit_1"]["cost"]["evaluations"] == 1
+    given = json.loads((output / "implicit_1/seed_1/measures/truth/run.json").read_text())["settings"]
+    assert given[given.index("MODEL.WEIGHTS") + 1] == str(output / "implicit/seed_1/model_final.pth")
+    assert given[given.index("MODEL.ROI_MASK_HEAD.BUDGET") + 1] == "1"
+    assert not (output / "implicit_1/seed_1/model_final.pth").exists()
+    found, other = [d for d in study["differences"] if d["measure"] == "mask IoU"]
+    assert other["heads"] == ["implicit_1", "sharing_2"]
     assert (found["heads"], found["seeds"], found["verdict"]) == (["implicit", "sharing_2"], 1, "not decided")
     first = one["truth"]["truth"]["IoU"] - base
     assert found["difference"] == pytest.approx(first)
     assert found["bootstrap_95"][0] <= first <= found["bootstrap_95"][1]
     text = (output / "grid.md").read_text()
-    assert "3 of these runs are drafts" in text
+    assert "4 of these runs are drafts" in text
     assert "| `implicit` - `sharing_2` | mask AP | 1 |" in text
     for name in ("frontier", "curves", "masks", "fields"):
         assert (output / f"grid_{name}.png").stat().st_size > 1000
