@@ -6,7 +6,7 @@ region in the frame before. The IoU is that of detected masks with the true ones
 of at least 0.5 with a true one; both ways have the same boxes. "apart" is 1 minus the mean IoU of the two ways' masks.
 Residuals are RMS of f(z) - z.
 
-    python benchmarks/video.py model.pth [--experiment NAME] [--frames 40] [--steps 7 30] [--tolerances 1e-2 1e-3 1e-4] [--speed 3]
+    python benchmarks/video.py model.pth [--experiment NAME] [--steps 7 30] [--tolerances 1e-2 1e-3] [--speed 3]
 """
 
 import argparse

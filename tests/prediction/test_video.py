@@ -122,7 +122,7 @@ def test_a_written_clip_can_be_read(tmp_path: Path, size: tuple[int, int]) -> No
 
 
 def test_an_error_leaves_no_partial_clip(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pad"), ClipWriter(tmp_path / "new.mp4", 10) as writer:
+    with pytest.raises(ValueError, match="broadcast"), ClipWriter(tmp_path / "new.mp4", 10) as writer:
         list(map(writer.write, [moving_square(1)[0], np.zeros((2, 2), np.uint8)]))
     assert list(tmp_path.iterdir()) == []
 
