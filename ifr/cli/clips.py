@@ -79,9 +79,9 @@ def predict_clips(args: argparse.Namespace, files: Mapping[Path, Path], model: M
         UserError: a video is damaged, or OpenCV is missing.
     """
     if args.warm_start:
-        steps = model.config.MODEL.ROI_MASK_HEAD.BUDGET or model.config.MODEL.ROI_MASK_HEAD.F_THRES + 1
-        text = "--warm-start: masks whose solve does not converge in %d evaluations depend on the frames before"
-        logger.info(f"{text}; MODEL.ROI_MASK_HEAD.F_THRES sets their number", steps)
+        head = model.config.MODEL.ROI_MASK_HEAD
+        text = "--warm-start: masks whose solve does not converge in %d evaluations depend on the frames before; %s"
+        logger.info(text, head.BUDGET or head.F_THRES + 1, "MODEL.ROI_MASK_HEAD.F_THRES and F_TOL decide")
     faults = []
     for path, target in files.items():
         try:

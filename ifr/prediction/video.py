@@ -140,6 +140,7 @@ class ClipWriter:
 
     Raises:
         ImportError: OpenCV is not installed.
+        OSError: at the end of the block, if the file lacks frames.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -147,6 +148,7 @@ class ClipWriter:
         self._partial = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
         self._cv2 = _opencv()
         self._writer: Any = None
+        self._frames = 0
 
     def write(self, pixels: NDArray[np.uint8]) -> None:
         """Append a frame (H, W, 3) BGR 0-255; all have the size of the first.
@@ -165,6 +167,7 @@ class ClipWriter:
             if even.shape != pixels.shape:
                 logger.info("%s: %d x %d pixels, because mp4 has only even sizes", self._path, *size)
         self._writer.write(np.ascontiguousarray(even))
+        self._frames += 1
 
     def __enter__(self) -> "ClipWriter":
         return self
@@ -174,9 +177,18 @@ class ClipWriter:
             if self._writer is not None:
                 self._writer.release()
                 if kind is None:
+                    self._check()
                     os.replace(self._partial, self._path)
         finally:
             self._partial.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        """Count the frames of the file, because OpenCV says nothing of a full disk."""
+        capture = self._cv2.VideoCapture(str(self._partial), self._cv2.CAP_FFMPEG)
+        count = round(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        capture.release()
+        if count != self._frames:
+            raise OSError(f"{self._path}: {count} of {self._frames} frames were written; is the disk full?")
 
 
 def _captured(path: Path) -> tuple[Any, Any]:

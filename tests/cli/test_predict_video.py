@@ -1,5 +1,6 @@
 """`ifr predict` on videos: the drawn clip, the results by frame, and what stops them."""
 
+import itertools
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 import ifr
 from ifr.cli import main
+from ifr.prediction import Model
 from ifr.prediction.video import open_clip
 
 pytest.importorskip("cv2", reason="OpenCV, of the extra demo, makes the clips")
@@ -94,6 +96,19 @@ def test_a_cut_clip_is_written_as_far_as_it_goes(run, clip, tmp_path):
     assert 0 < count < 30
     results = json.loads((tmp_path / "out/cut.json").read_text())
     assert {entry["image_id"] for entry in results} == set(range(count))
+
+
+def test_an_interrupt_keeps_the_frames_before(run, clip, tmp_path, monkeypatch):
+    video = Model.video
+
+    def interrupted(self, *arguments, **options):
+        yield from itertools.islice(video(self, *arguments, **options), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "video", interrupted)
+    assert run(clip) == (130, [])
+    assert open_clip(tmp_path / "out/clip.mp4").count == 3
+    assert {entry["image_id"] for entry in json.loads((tmp_path / "out/clip.json").read_text())} == {0, 1, 2}
 
 
 def test_arguments_that_do_not_fit_are_errors(run, clip, tmp_path):

@@ -1,7 +1,9 @@
 """Clips, and `Model.video`."""
 
 import logging
+import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,23 @@ def test_a_written_clip_can_be_read(tmp_path: Path, size: tuple[int, int]) -> No
 def test_an_error_leaves_no_partial_clip(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="broadcast"), ClipWriter(tmp_path / "new.mp4", 10) as writer:
         list(map(writer.write, [moving_square(1)[0], np.zeros((2, 2), np.uint8)]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file can grow over 2000 bytes."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_frames_that_the_disk_does_not_take_are_an_error(tmp_path: Path) -> None:
+    written = r"new\.mp4: \d+ of 30 frames were written"
+    with pytest.raises(OSError, match=written), ClipWriter(tmp_path / "new.mp4", 10) as writer:
+        list(map(writer.write, moving_square(30)))
     assert list(tmp_path.iterdir()) == []
 
 
