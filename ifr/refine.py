@@ -134,10 +134,17 @@ class Implicit(nn.Module):
         solver, adjoint = Broyden.published(max_steps), Broyden.published(max_steps, tol=2e-10)
         return cls(solver, adjoint, warmup_steps, as_published=True)
 
-    def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
-        """Refine features x (N, C, H, W); return f(z*; x) (N, C, H, W)."""
+    def forward(self, block: RefinementBlock, x: Tensor, start: Tensor | None = None) -> Tensor:
+        """Refine features x (N, C, H, W); return f(z*; x) (N, C, H, W).
+
+        Args:
+            block: the block f.
+            x: features (N, C, H, W).
+            start: (N, C, H, W), where the solves start in evaluation; zero by default. With a budget of 1 the result is
+                f(start; x).
+        """
         if not self.training:
-            return self._evaluate(block, x)
+            return self._evaluate(block, x, start)
         if self.phase == "explicit":
             return _unroll(block.at(x), _zeros(x), self.warmup_steps)
         early = x[: len(x) // 3 if self.correction else 0]
@@ -148,25 +155,26 @@ class Implicit(nn.Module):
             self._latest_penalty = self.penalty(block.at(x[::PENALISED].detach()), z[::PENALISED].detach())
         return z
 
-    def _evaluate(self, block: RefinementBlock, x: Tensor) -> Tensor:
+    def _evaluate(self, block: RefinementBlock, x: Tensor, start: Tensor | None) -> Tensor:
         if self.solve_dtype is None or self.budget == 1:
-            return self._solve(block, x, self._solver(self.budget))
+            return self._solve(block, x, self._solver(self.budget), start)
         evaluations = self.budget or self.solver.max_steps + 1  # type: ignore[attr-defined]
         with torch.autocast(x.device.type, self.solve_dtype):
-            z = self._solve(block, x, self._solver(evaluations - 1))
+            z = self._solve(block, x, self._solver(evaluations - 1), start)
         return block.at(x)(z)
 
-    def _solve(self, block: RefinementBlock, x: Tensor, solver: Solver | None) -> Tensor:
-        """Return f(z*; x), or f(0; x) without a solver."""
+    def _solve(self, block: RefinementBlock, x: Tensor, solver: Solver | None, start: Tensor | None = None) -> Tensor:
+        """Return f(z*; x), or f(start; x) without a solver."""
         if solver is None:
-            return block.at(x)(_zeros(x))
+            return block.at(x)(_zeros(x) if start is None else start)
         refuse_tracing("an implicit refinement")
         per_sample = solver.per_sample and (self.adjoint is None or self.adjoint.per_sample)
         groups = _groups(x) if per_sample else [x]
+        starts = map(_zeros, groups) if start is None else iter(_groups(start) if per_sample else [start])
         refined = [
             fixed_point(
                 block.at(group),
-                _zeros(group),
+                next(starts),
                 solver=solver,
                 adjoint=self.adjoint,
                 observe=self.observe,

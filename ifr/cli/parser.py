@@ -5,7 +5,7 @@ from typing import Any
 
 from ifr import __version__
 from ifr.cli.data_parser import DEBUG, add_data, add_experiments, add_new, add_settings
-from ifr.cli.values import natural, positive, probability, tile
+from ifr.cli.values import natural, positive, probability, rate, tile
 
 _SETTINGS = (
     "KEY VALUE pairs override settings of the experiment, for example SOLVER.OPTIMIZER.BASE_LR 0.01. Keys are those of "
@@ -84,14 +84,23 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     parser = _command(
         commands,
         "predict",
-        help="detect objects in images",
-        description="Detect objects in images and draw them, with a model file or, by MODEL.WEIGHTS FILE, with weights "
-        "trained in an experiment. " + _SETTINGS,
-        usage="ifr predict MODEL|EXPERIMENT IMAGE|FOLDER ... [--output DIR] [--dataset DATASET] [--score T] "
+        help="detect objects in images and videos",
+        description="Detect objects in images or videos and draw them, with a model file or, by MODEL.WEIGHTS FILE, "
+        "with weights trained in an experiment. For a video, writes an mp4 file and the detections by frame. "
+        + _SETTINGS,
+        usage="ifr predict MODEL|EXPERIMENT IMAGE|FOLDER|VIDEO ... [--output DIR] [--dataset DATASET] [--score T] "
         "[--tile SIZE[,OVERLAP]] [--json FILE] [--format jpg|png] [--labels full|name|score|none] "
-        "[--line-width PIXELS] [--scale N] [--device DEVICE] [--budget N] [--debug] [KEY VALUE ...]",
+        "[--line-width PIXELS] [--scale N] [--fps F] [--warm-start] [--device DEVICE] [--budget N] [--debug] "
+        "[KEY VALUE ...]",
     )
-    parser.add_argument("--input", metavar="WHAT", help="an image, a folder of images, or a quoted glob")
+    parser.add_argument("--input", metavar="WHAT", help="an image, a folder of images, a video, or a quoted glob")
+    parser.add_argument("--fps", type=rate, metavar="F", help="take a folder of images as a video of F frames a second")
+    parser.add_argument(
+        "--warm-start",
+        action="store_true",
+        help="in a video, start the solve of each region from that in the frame before; this changes masks whose solve "
+        "does not converge",
+    )
     parser.add_argument(
         "--tile",
         type=tile,
@@ -106,10 +115,10 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         "that pycocotools can load the --json file; without --input, all its images are used",
     )
     parser.add_argument(
-        "--output", default="found", metavar="DIR", help="folder for the images with drawn detections (default found)"
+        "--output", default="found", metavar="DIR", help="folder for drawn images and videos (default found)"
     )
     parser.add_argument("--score", type=probability, metavar="T", help="lowest score of a detection (default 0.5)")
-    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the drawn images (default jpg)")
+    parser.add_argument("--format", choices=("jpg", "png"), help="of the drawn images (default jpg)")
     parser.add_argument(
         "--labels",
         choices=("full", "name", "score", "none"),
@@ -122,7 +131,11 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--scale", type=positive, default=1, metavar="N", help="enlarge the drawn images N times, for small images"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the detections to FILE in COCO's results format")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write the detections to FILE in COCO's results format (default for a video: beside the mp4 file)",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     _add_budget(parser)
     return parser

@@ -1,4 +1,4 @@
-"""`ifr predict`: draws detections on images and writes them to a COCO results file."""
+"""`ifr predict`: draws detections on images or videos and writes them to a COCO results file."""
 
 import argparse
 import copy
@@ -13,18 +13,17 @@ from typing import Any
 import torch
 
 from ifr.checkpoints import read_checkpoint, resolve
+from ifr.cli.clips import clip_files, find_clips, is_named_clip, predict_clips, results_file
 from ifr.cli.experiments import find_experiment, require_standalone, with_budget, with_weights
 from ifr.cli.pictures import Picture, find_pictures, is_named_picture, number_pictures, output_files, pictures_of
 from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
-from ifr.data.intensity import build_intensity
 from ifr.data.loader import open_test_set
 from ifr.errors import CheckpointError, DatasetError, ImageError, UserError, advise
 from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.overrides import given_keys
 from ifr.prediction import Model
 from ifr.visualize import Style, draw_detections
-from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 _DEFAULT_SCORE = 0.5
@@ -40,6 +39,11 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         UserError: the arguments do not fit together, or an image cannot be read.
     """
     given, overrides = _split(args.input, overrides)
+    if clips := find_clips(given, args):
+        files = clip_files(clips, args)
+        model = _build(args, with_budget(args, overrides))
+        predict_clips(args, files, model, _score(args, overrides, model))
+        return
     dataset = _open(args.dataset) if args.dataset else None
     paths = find_pictures(given) if given else None
     if dataset is not None:
@@ -48,20 +52,19 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         pictures = number_pictures(paths)
     else:
         raise UserError(
-            "there is nothing to predict on", "name images, or give --dataset IMAGES_FOLDER:ANNOTATIONS.json"
+            "there is nothing to predict on", "name images or videos, or give --dataset IMAGES_FOLDER:ANNOTATIONS.json"
         )
-    targets = output_files(pictures, Path(args.output).expanduser(), f".{args.format}")
+    suffix = args.format or "jpg"
+    targets = output_files(pictures, Path(args.output).expanduser(), f".{suffix}")
     model = _build(args, with_budget(args, overrides))
     names, classes, score = model.classes.names, model.classes.category_ids, _score(args, overrides, model)
     category_ids = classes if dataset is None else _category_ids(model, dataset)
     style = Style(args.labels, args.line_width, args.scale)
-    bounds = model.config.INPUT.INTENSITY
-    intensity = build_intensity(bounds.BOUNDS, bounds.PERCENTILES)
     results: list[dict[str, Any]] = []
     unreadable = []
     for picture, target in zip(pictures, targets, strict=True):
         try:
-            image = read_image(picture.path, picture.size, intensity)
+            image = read_image(picture.path, picture.size, model.intensity)
         except (ImageError, MemoryError) as error:
             logger.error("%s", error)
             unreadable.append(str(error))
@@ -71,7 +74,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         with advise("choose an --output that can be written", OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
             drawn = draw_detections(image, found, names, classes, style)
-            if args.format == "jpg" and max(drawn.size) > _LONGEST_JPEG:
+            if suffix == "jpg" and max(drawn.size) > _LONGEST_JPEG:
                 raise UserError(f"{picture.path}: a JPEG has at most {_LONGEST_JPEG} pixels a side", "use --format png")
             drawn.save(target, quality=92)
         logger.info("%s: %d objects found, drawn in %s", picture.path, len(found["scores"]), target)
@@ -100,7 +103,7 @@ def _split(given: str | None, arguments: Sequence[str]) -> tuple[list[str], list
     images = list(itertools.takewhile(lambda text: not _KEY.fullmatch(text), arguments))
     if given is None:
         return images, list(arguments[len(images) :])
-    if images and is_named_picture(Path(images[0])):  # the shell expanded a glob
+    if images and (is_named_picture(Path(images[0])) or is_named_clip(Path(images[0]))):  # the shell expanded a glob
         raise UserError(f"{images[0]} is not a setting, and --input takes one argument", "put quotes around a glob")
     return [given], list(arguments)
 
@@ -136,12 +139,8 @@ def _category_ids(model: Model, dataset: CocoDataset) -> Sequence[int | None]:
 
 
 def _write(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    with advise("choose a --json that can be written", OSError):
-        if path.exists() and not path.is_file():  # a pipe or device, which must not be replaced by a file
-            path.write_text(json.dumps(results))
-            return
-        with whole_file(path, "w") as file:
-            json.dump(results, file)
+    with advise("choose a --json that can be written", OSError), results_file(path) as file:
+        json.dump(results, file)
 
 
 def _ids_are(pictures: Sequence[Picture]) -> str:

@@ -1,4 +1,4 @@
-"""Types of arguments: numbers in a range, and tiles."""
+"""Types of arguments: numbers in a range, rates and tiles."""
 
 import argparse
 import contextlib
@@ -29,6 +29,15 @@ def probability(text: str) -> float:
         if 0 <= value <= 1:
             return value
     raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+
+
+def rate(text: str) -> float:
+    """Parse a number of frames per second."""
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if 0 < value <= 1000:
+            return value
+    raise argparse.ArgumentTypeError(f"expected frames per second, more than 0 and at most 1000, got {text}")
 
 
 def tile(text: str) -> tuple[int, int]:

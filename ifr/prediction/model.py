@@ -1,6 +1,6 @@
 """Load a trained model from its file, and call it on pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,11 +23,13 @@ from ifr.errors import RunError
 from ifr.experiment import Experiment, load_experiment
 from ifr.hosts import standalone
 from ifr.hosts.model_file import load_model_file
+from ifr.hosts.standalone.detector.warm_start import WarmStart
 from ifr.hosts.standalone.predictor import Predictor
 from ifr.overrides import given_keys
 from ifr.prediction.masks import Mask, pasted
 from ifr.prediction.result import Result
 from ifr.prediction.tiles import Piece, Tile, merge, tiles
+from ifr.prediction.video import Clip, Frame, open_clip
 from ifr.processes.layout import check_device
 from ifr.runs.settings import apply_tf32
 
@@ -79,6 +81,8 @@ class Model:
         self.network = experiment.build_model(config)
         load_weights(self.network, file, allow_backbone_only=False)
         self._predictor = Predictor(self.network, config)
+        self.intensity = self._predictor.intensity
+        """Scales pictures of more than 8 bits; None without INPUT.INTENSITY."""
 
     @overload
     def __call__(
@@ -126,29 +130,69 @@ class Model:
             ImageError: a file cannot be read as a picture.
             ValueError: an array or another argument does not fit.
         """
-        if not 0 <= score <= 1 or batch < 1:
-            raise ValueError(f"score must be from 0 to 1 and batch at least 1, got {score} and {batch}")
         many, order = isinstance(images, list | tuple), "BGR" if bgr else "RGB"
         pictures = [self._read(image, order) for image in (images if many else [images])]
+        results = self._detect(pictures, score, tile, batch)
+        return results if many else results[0]
+
+    def _detect(
+        self,
+        pictures: Sequence[tuple[str, NDArray[np.uint8]]],
+        score: float,
+        tile: tuple[int, int] | None,
+        batch: int,
+        warm_start: WarmStart | None = None,
+    ) -> list[Result]:
+        """Return what is in pictures, names and pixels (H, W, 3) BGR 0-255."""
+        if not 0 <= score <= 1 or batch < 1:
+            raise ValueError(f"score must be from 0 to 1 and batch at least 1, got {score} and {batch}")
         cuts = [tiles(pixels.shape, *(tile or (max(pixels.shape), 0))) for _, pixels in pictures]
         parts = [cut.of(pixels) for (_, pixels), own in zip(pictures, cuts, strict=True) for cut in own]
-        found = iter(self._predictor.detect(parts, score, batch))
-        results = [
+        found = iter(self._predictor.detect(parts, score, batch, warm_start))
+        return [
             self._result(*picture, own, list(islice(found, len(own))))
             for picture, own in zip(pictures, cuts, strict=True)
         ]
-        return results if many else results[0]
+
+    def video(
+        self,
+        clip: str | Path | Clip,
+        *,
+        rate: float | None = None,
+        score: float = 0.5,
+        tile: tuple[int, int] | None = None,
+        warm_start: bool = False,
+    ) -> Iterator[tuple[Frame, Result]]:
+        """Detect the objects in a video, frame by frame as they are asked for; no frame is kept.
+
+        Args:
+            clip: a video file, a folder of pictures, or what `open_clip` returns.
+            rate: frames per second of a folder of pictures; 25 by default.
+            score: objects have higher scores.
+            tile: see `__call__`.
+            warm_start: start the solve of each region from that in the frame before; see `WarmStart`.
+
+        Raises:
+            ImageError: the clip is missing or damaged; if so at a later frame, after those before it.
+            ImportError: OpenCV is not installed.
+            RunError: the mask head has no warm start.
+            ValueError: an argument does not fit.
+        """
+        if warm_start and tile is not None:
+            raise ValueError(f"warm_start takes whole frames; got tile {tile}")
+        start = WarmStart(self.network) if warm_start else None
+        opened = clip if isinstance(clip, Clip) else open_clip(clip, rate, self.intensity)
+        return ((frame, self._detect([("", frame.image)], score, tile, 4, start)[0]) for frame in opened)
 
     def _read(self, image: Any, order: str) -> tuple[str, NDArray[np.uint8]]:
         """Return the name and the pixels (H, W, 3), BGR 0-255, of a picture."""
-        intensity = self._predictor.intensity
         if isinstance(image, str | Path):
-            return str(image), read_image(Path(image).expanduser(), intensity=intensity)
+            return str(image), read_image(Path(image).expanduser(), intensity=self.intensity)
         if not isinstance(image, Image.Image):
-            return "", as_bgr(image, intensity, order)
+            return "", as_bgr(image, self.intensity, order)
         upright = ImageOps.exif_transpose(image)
         rgb = upright if upright.mode.startswith(("I", "F")) else upright.convert("RGB")
-        return str(getattr(image, "filename", "")), as_bgr(np.asarray(rgb), intensity, "RGB")
+        return str(getattr(image, "filename", "")), as_bgr(np.asarray(rgb), self.intensity, "RGB")
 
     def _result(
         self, name: str, pixels: NDArray[np.uint8], cut: Sequence[Tile], found: Sequence[dict[str, Tensor]]

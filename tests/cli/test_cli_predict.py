@@ -208,7 +208,7 @@ def test_help_does_not_wait_for_torch():
         "assert 'torch' not in sys.modules"
     )
     shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert "MODEL|EXPERIMENT IMAGE|FOLDER ... [--output DIR]" in shown.stdout
+    assert "MODEL|EXPERIMENT IMAGE|FOLDER|VIDEO ... [--output DIR]" in shown.stdout
 
 
 def test_runs_as_a_module():

@@ -12,6 +12,7 @@ from ifr.data.intensity import build_intensity
 from ifr.data.pixels import as_bgr
 from ifr.data.transforms import build_test_transform
 from ifr.hosts.standalone.detector.rcnn import RCNN
+from ifr.hosts.standalone.detector.warm_start import WarmStart
 
 
 class Predictor:
@@ -50,7 +51,9 @@ class Predictor:
         return dict(detections)
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[NDArray[np.uint8]], score: float, batch: int) -> list[dict[str, Tensor]]:
+    def detect(
+        self, images: Sequence[NDArray[np.uint8]], score: float, batch: int, warm_start: WarmStart | None = None
+    ) -> list[dict[str, Tensor]]:
         """Detect the objects in several images.
 
         Images of one size share a batch, so that no image is padded for its neighbours: each has the detections that
@@ -60,6 +63,7 @@ class Predictor:
             images: each (H, W, 3) BGR 0-255.
             score: the detections have higher scores.
             batch: the most images in a batch.
+            warm_start: the mask head of a video; the images are then its next frame alone.
 
         Returns:
             For every image, on the CPU, what the model's `detect` returns; `masks` (n, H, W) in place of
@@ -72,22 +76,24 @@ class Predictor:
             alike = waiting.setdefault(tuple(item["image"].shape), {})
             alike[index] = item
             if len(alike) == batch:
-                found |= self._run(alike, score)
+                found |= self._run(alike, score, warm_start)
                 alike.clear()
         for alike in waiting.values():
-            found |= self._run(alike, score)
+            found |= self._run(alike, score, warm_start)
         return [found[index] for index in range(len(images))]
 
     def _item(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
         resized = torch.from_numpy(np.ascontiguousarray(self._transform(pixels).transpose(2, 0, 1)))
         return {"image": resized, "height": pixels.shape[0], "width": pixels.shape[1]}
 
-    def _run(self, items: dict[int, dict[str, Any]], score: float) -> dict[int, dict[str, Tensor]]:
+    def _run(
+        self, items: dict[int, dict[str, Any]], score: float, warm_start: WarmStart | None
+    ) -> dict[int, dict[str, Tensor]]:
         if not items:
             return {}
         batch = list(items.values())
         if isinstance(self.model, RCNN):
-            results = self.model.detect(batch, score)
+            results = self.model.detect(batch, score, warm_start)
         else:
             results = [_above(found, score) for found in self.model(batch)]
         return {

@@ -1,7 +1,7 @@
 """The two-stage detector: images in, losses or detections out."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,12 +82,18 @@ class RCNN(nn.Module):
         return [_pasted(found, _output_size(item)) for found, item in zip(self.detect(batch), batch, strict=True)]
 
     @torch.no_grad()
-    def detect(self, batch: Sequence[dict[str, Any]], score: float | None = None) -> list[dict[str, Tensor]]:
+    def detect(
+        self,
+        batch: Sequence[dict[str, Any]],
+        score: float | None = None,
+        mask_head: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> list[dict[str, Tensor]]:
         """Return detections like `forward` in evaluation mode, but with small masks.
 
         Args:
             batch: see `forward`.
             score: the detections have higher scores; by default, than the threshold of the settings.
+            mask_head: see `ROIHeads.masks`.
 
         Returns:
             For every image, `boxes`, `scores` and `classes` like `forward`, and with a mask head `probabilities`
@@ -97,7 +103,7 @@ class RCNN(nn.Module):
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(features, images.sizes)
         detections = self.roi_heads.detect(features, images.sizes, proposals, score)
-        masks = self.roi_heads.masks(features, detections)
+        masks = self.roi_heads.masks(features, detections, mask_head)
         return [
             _scaled(detections[i], masks[i] if masks is not None else None, images.sizes[i], _output_size(item))
             for i, item in enumerate(batch)

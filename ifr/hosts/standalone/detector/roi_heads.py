@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -136,12 +136,24 @@ class ROIHeads(nn.Module):
             for b, d, s, size in zip(last.boxes, last.split(last.deltas), scores, sizes, strict=True)
         ]
 
-    def masks(self, features: dict[str, Tensor], detections: Sequence[Detections]) -> list[Tensor] | None:
-        """Return the mask probabilities (n_i, side, side) of the detected classes; None without a mask head."""
+    def masks(
+        self,
+        features: dict[str, Tensor],
+        detections: Sequence[Detections],
+        mask_head: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> list[Tensor] | None:
+        """Return the mask probabilities (n_i, side, side) of the detected classes; None without a mask head.
+
+        Args:
+            features: the pyramid.
+            detections: for every image.
+            mask_head: maps the crops of all images and their boxes (n, 4) to mask logits, in place of the mask head.
+        """
         if self.mask_head is None:
             return None
-        levels = [features[name] for name in self.in_features]
-        logits = self.mask_head(self.mask_pooler(levels, [d.boxes for d in detections]))
+        levels, boxes = [features[name] for name in self.in_features], [d.boxes for d in detections]
+        crops = self.mask_pooler(levels, boxes)
+        logits = self.mask_head(crops) if mask_head is None else mask_head(crops, torch.cat(boxes))
         chosen = _select_class(logits, torch.cat([d.classes for d in detections]))
         return list(torch.split(chosen.sigmoid(), [len(d.boxes) for d in detections]))
 
