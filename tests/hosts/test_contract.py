@@ -1,4 +1,4 @@
-"""What every host must compute; includes cvpods if IFR_CVPODS names a checkout, see conftest.py."""
+"""What every host must compute; includes the frameworks that IFR_CVPODS and IFR_DETECTRON2 name, see conftest.py."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,6 @@ import torch
 from official_outputs import (
     MATCHED,
     REFERENCE,
-    ROOT,
     begins_like_the_official,
     load_official,
     matched,
@@ -17,13 +16,12 @@ from official_outputs import (
     regions_of,
     resized,
 )
-from sides import SIDES, Side
+from sides import SIDES, Side, experiment_in
 from torch import nn
 
 from ifr.checkpoints import save_checkpoint
-from ifr.experiment import load_experiment
 
-PUBLISHED = ["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.SOLVER", "broyden-published"]
+PUBLISHED = ["MODEL.ROI_MASK_HEAD.SOLVER", "broyden-published"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,9 @@ class Case:
 
 
 def build(name: str, host: str, weights: Path) -> nn.Module:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IFR_HOST", host)
-        experiment = load_experiment(ROOT / name)
-        experiment.config.merge_from_list(PUBLISHED)
-        model = experiment.build_model(experiment.config)
+    experiment = experiment_in(host, name)
+    experiment.config.merge_from_list(PUBLISHED)
+    model = experiment.build_model(experiment.config)
     load_official(model, weights)
     return model.eval()
 
