@@ -20,6 +20,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig
 from sides import SIDES, experiment_in
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,10 +29,12 @@ from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, save
 from ifr.hosts.detectron2 import IFRMaskHead, add_ifr_config, load_detector
 from ifr.mask_head import MaskHead
 from ifr.processes.workers import Worker, joined
-from ifr.refine import Explicit, Implicit
-from ifr.solvers import GMRES, Anderson, Broyden
+from ifr.refine import Implicit
+from ifr.solvers import GMRES, Anderson
 
-pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning", "DeprecationWarning")
+]
 HEAD = "roi_heads.mask_head."
 DIGITS = "mask_rcnn.ifr.res18.fpn.digits"
 FIGURES = {f"solver_{way}_{what}" for way in ("forward", "backward") for what in ("residual", "steps", "converged")}
@@ -125,7 +128,7 @@ def test_the_figures_of_the_solves_are_in_the_storage() -> None:
         assert found["solver_forward_residual"] > 0
         storage.step()
         head(x, truth)
-        assert FIGURES <= {name for name, (_, iteration) in storage.latest().items() if iteration == 11}
+        assert {name for name, (_, iteration) in storage.latest().items() if iteration == 11} >= FIGURES
         before = storage.latest()["solver_forward_steps"]
         head.eval()(x, [Instances((1, 1), pred_classes=torch.zeros(6, dtype=torch.int64))])
         assert storage.latest()["solver_forward_steps"] == before
@@ -138,10 +141,10 @@ def lazy_head(**settings: Any) -> Any:
 
 
 def test_a_lazy_config_builds_the_same_head(tmp_path: Path) -> None:
-    LazyConfig.save(LazyCall(nn.ModuleDict)(modules={"mask_head": lazy_head()}), str(tmp_path / "lazy.yaml"))
+    LazyConfig.save(DictConfig({"head": lazy_head()}, flags={"allow_objects": True}), str(tmp_path / "lazy.yaml"))
     loaded = LazyConfig.load(str(tmp_path / "lazy.yaml"))
-    loaded = LazyConfig.apply_overrides(loaded, ["modules.mask_head.refinement.solver.max_steps=3"])
-    head = instantiate(loaded)["mask_head"].train()
+    loaded = LazyConfig.apply_overrides(loaded, ["head.refinement.solver.max_steps=3"])
+    head = instantiate(loaded.head).train()
     assert head.refinement.solver == Anderson(3)
     other = build_model(config("MODEL.ROI_MASK_HEAD.F_THRES", 3)).roi_heads.mask_head.train()
     assert repr(head) == repr(other)
@@ -219,7 +222,8 @@ def test_a_file_of_the_zoo_gives_all_but_the_mask_head(
         assert torch.equal(value, own), key
     said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert len(said) == 1
-    assert "12 weights" in said[0]  # of four convolutions, deconvolution and predictor
+    # Of four convolutions, deconvolution and predictor; the checkpointer removes the one of another shape itself.
+    assert f"{12 if by == 'load_detector' else 11} weights" in said[0]
 
 
 def test_a_file_of_the_published_code_gives_its_logits(ifr_head: dict[str, Tensor], tmp_path: Path) -> None:
@@ -322,15 +326,15 @@ def test_the_head_learns_on_a_frozen_detector_of_the_zoo(
     cfg = config(*pairs, "SOLVER.MAX_ITER", 40)
     trainer = Trainer(cfg)
     trainer.resume_or_load()
-    results = trainer.train()
-    assert {"bbox", "segm"} <= results.keys()
+    trainer.train()
+    assert {"bbox/AP", "segm/AP"} <= trainer.storage.latest().keys()
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
     losses = trainer.storage.history("loss_mask").values()
     assert losses[0][0] == pytest.approx(0.693, abs=0.01)  # of masks that are 0.5 everywhere
     assert sum(value for value, _ in losses[-5:]) / 5 < 0.5
     explicit, implicit = (next(line for line in lines if line["iteration"] == iteration) for iteration in (19, 39))
     assert not FIGURES & explicit.keys()
-    assert FIGURES <= implicit.keys()
+    assert implicit.keys() >= FIGURES
     for key, value in trainer.model.state_dict().items():
         assert key.startswith(HEAD) or torch.equal(value, zoo[key]), key
 

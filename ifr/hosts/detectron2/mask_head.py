@@ -96,7 +96,7 @@ class IFRMaskHead(MaskHead, BaseMaskRCNNHead):  # type: ignore[misc]  # detectro
                 "times; the paper has 4"
             )
         if head.NORM:
-            logger.info("MODEL.ROI_MASK_HEAD.NORM %r is ignored: IFRMaskHead has group norms of its own", head.NORM)
+            logger.warning("MODEL.ROI_MASK_HEAD.NORM %r is ignored: IFRMaskHead has group norms of its own", head.NORM)
         if head.REFINEMENT == "implicit" and head.PRETRAINED_STEPS >= cfg.SOLVER.MAX_ITER:
             logger.warning(
                 "all %d iterations of a training are weight sharing: set SOLVER.MAX_ITER above "
@@ -134,7 +134,7 @@ class IFRMaskHead(MaskHead, BaseMaskRCNNHead):  # type: ignore[misc]  # detectro
         if given and not any(key.startswith(f"{prefix}repeat_block.") for key in given):
             for key in given:
                 del state_dict[key]
-            logger.info(
+            logger.warning(
                 "%d weights of another mask head are left out: IFRMaskHead keeps the weights that it has (%s*)",
                 *(len(given), prefix),
             )
