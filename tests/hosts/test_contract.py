@@ -9,6 +9,7 @@ import torch
 from official_outputs import (
     MATCHED,
     REFERENCE,
+    SCORE,
     begins_like_the_official,
     load_official,
     matched,
@@ -72,7 +73,9 @@ def test_detections_are_the_official_ones(case: Case, index: int) -> None:
         with torch.no_grad():
             tolerance = 1e-2 if begins_like_the_official(head, regions[0], want) else 0.05
     boxes, scores, classes = (want[f"post.{key}"] for key in ("pred_boxes", "scores", "pred_classes"))
-    pairs = matched(found["boxes"], found["scores"], found["classes"], (boxes, scores, classes))
+    # detectron2's frozen norms round differently, and move scores by up to 2e-4.
+    score = 5e-4 if case.host == "detectron2" else SCORE
+    pairs = matched(found["boxes"], found["scores"], found["classes"], (boxes, scores, classes), score)
     assert len(found["boxes"]) == len(boxes)
     assert len(pairs) >= MATCHED * len(boxes)
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
@@ -118,5 +121,8 @@ def test_a_checkpoint_moves_to_the_other_host(case: Case, checkout: Path, tmp_pa
         assert all(torch.equal(value, before[key]) for key, value in moved.state_dict().items())
     again = detect(SIDES[other], moved, case.io, 0)
     wanted = (found["boxes"], found["scores"], found["classes"])
-    assert len(matched(again["boxes"], again["scores"], again["classes"], wanted)) >= MATCHED * len(found["boxes"])
+    score = 5e-4 if case.host == "detectron2" else SCORE
+    assert len(matched(again["boxes"], again["scores"], again["classes"], wanted, score)) >= MATCHED * len(
+        found["boxes"]
+    )
     (tmp_path / "moved.pth").unlink()  # hundreds of megabytes

@@ -1,9 +1,7 @@
 """The mask head in detectron2: its configs, training, checkpoints. What every host must compute is in test_contract."""
 
 import copy
-import json
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,6 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyCall, LazyConfig, get_cfg, instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -26,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, save_checkpoint
-from ifr.hosts.detectron2 import IFRMaskHead, add_ifr_config, load_detector
+from ifr.hosts.detectron2 import IFRMaskHead, load_detector
 from ifr.mask_head import MaskHead
-from ifr.processes.workers import Worker, joined
 from ifr.refine import Implicit
 from ifr.solvers import GMRES, Anderson
 
@@ -36,39 +29,9 @@ pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning", "DeprecationWarning")
 ]
 HEAD = "roi_heads.mask_head."
+config, zoo_file = detectron2_models.config, detectron2_models.zoo_file
 DIGITS = "mask_rcnn.ifr.res18.fpn.digits"
 FIGURES = {f"solver_{way}_{what}" for way in ("forward", "backward") for what in ("residual", "steps", "converged")}
-
-
-def config(*pairs: Any) -> Any:
-    """detectron2's config of a small detector of two classes."""
-    cfg = get_cfg()
-    add_ifr_config(cfg)
-    small = ["BACKBONE.NAME", "build_resnet_fpn_backbone", "RESNETS.DEPTH", 18, "RESNETS.RES2_OUT_CHANNELS", 64]
-    small += [
-        "RESNETS.OUT_FEATURES",
-        ["res2", "res3", "res4", "res5"],
-        "FPN.IN_FEATURES",
-        ["res2", "res3", "res4", "res5"],
-    ]
-    small += ["FPN.OUT_CHANNELS", 32, "RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"], "BACKBONE.FREEZE_AT", 0]
-    small += ["ANCHOR_GENERATOR.SIZES", [[8], [16], [32], [64], [128]], "RPN.BATCH_SIZE_PER_IMAGE", 32]
-    small += ["RPN.POST_NMS_TOPK_TRAIN", 40, "RPN.POST_NMS_TOPK_TEST", 20, "ROI_HEADS.NAME", "StandardROIHeads"]
-    small += ["ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5"], "ROI_HEADS.NUM_CLASSES", 2]
-    small += ["ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16, "ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MASK_ON", True]
-    small += ["ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "ROI_BOX_HEAD.NUM_FC", 2, "ROI_BOX_HEAD.FC_DIM", 32]
-    small += ["ROI_BOX_HEAD.POOLER_RESOLUTION", 7, "DEVICE", "cpu", "WEIGHTS", ""]
-    small += ["ROI_MASK_HEAD.NAME", "IFRMaskHead", "ROI_MASK_HEAD.NUM_CONV", 4, "ROI_MASK_HEAD.CONV_DIM", 24]
-    small += ["ROI_MASK_HEAD.F_THRES", 5, "ROI_MASK_HEAD.B_THRES", 5, "ROI_MASK_HEAD.PRETRAINED_STEPS", 10]
-    for key, value in zip(small[::2], small[1::2], strict=True):
-        cfg.merge_from_list([f"MODEL.{key}", value])
-    cfg.merge_from_list(list(pairs))
-    return cfg
-
-
-def plain(*pairs: Any) -> Any:
-    """The same detector with detectron2's own mask head, as the zoo has it."""
-    return config("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", *pairs)
 
 
 def regions_and_truth(count: int = 6) -> tuple[Tensor, list[Instances]]:
@@ -195,14 +158,6 @@ def test_what_is_ignored_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert len(said) == 2
 
 
-def zoo_file(path: Path) -> dict[str, Tensor]:
-    """Write a pickle as in detectron2's zoo, of the detector with its own mask head; return its weights."""
-    model = build_model(plain())
-    weights = {key: value.numpy() for key, value in model.state_dict().items()}
-    path.write_bytes(pickle.dumps({"model": weights, "__author__": "Detectron2 Model Zoo"}))
-    return model.state_dict()
-
-
 @pytest.mark.parametrize("by", ["load_detector", "DetectionCheckpointer"])
 def test_a_file_of_the_zoo_gives_all_but_the_mask_head(
     by: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -284,104 +239,3 @@ def test_a_detector_moves_from_standalone_to_detectron2_and_back(tmp_path: Path)
     moved, whole = (read_checkpoint(tmp_path / name).weights for name in ("moved.pth", "standalone.pth"))
     assert moved.keys() == {key for key in whole if "cell_anchors" not in key}
     assert all(torch.equal(value, whole[key]) for key, value in moved.items())
-
-
-class Trainer(DefaultTrainer):
-    """Trains only the mask head; what a user writes."""
-
-    @classmethod
-    def build_model(cls, cfg: Any) -> nn.Module:
-        model = super().build_model(cfg)
-        model.requires_grad_(False)
-        model.roi_heads.mask_head.requires_grad_(True)
-        return model
-
-    @classmethod
-    def build_evaluator(cls, cfg: Any, name: str) -> COCOEvaluator:
-        return COCOEvaluator(name, output_dir=cfg.OUTPUT_DIR, use_fast_impl=False)
-
-
-@pytest.fixture
-def registered(datasets: tuple[str, str]) -> Any:
-    for name, entry in zip(("ifr_train", "ifr_val"), datasets, strict=True):
-        images, annotations = entry.split(":")
-        register_coco_instances(name, {}, annotations, images)
-    yield ("ifr_train",), ("ifr_val",)
-    for name in ("ifr_train", "ifr_val"):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-def test_the_head_learns_on_a_frozen_detector_of_the_zoo(
-    registered: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """By detectron2's own trainer, data and evaluator; a resumed run goes on in the phase of its iteration."""
-    zoo = zoo_file(tmp_path / "model_final.pkl")
-    train, test = registered
-    pairs = ["DATASETS.TRAIN", train, "DATASETS.TEST", test, "DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 4]
-    pairs += ["INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64, "SEED", 1, "SOLVER.BASE_LR", 0.1]
-    pairs += ["MODEL.WEIGHTS", str(tmp_path / "model_final.pkl"), "OUTPUT_DIR", str(tmp_path / "run")]
-    pairs += ["SOLVER.WARMUP_ITERS", 0, "SOLVER.STEPS", (), "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", 20]
-    (tmp_path / "run").mkdir()
-    cfg = config(*pairs, "SOLVER.MAX_ITER", 40)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load()
-    trainer.train()
-    assert {"bbox/AP", "segm/AP"} <= trainer.storage.latest().keys()
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.json").read_text().splitlines()]
-    losses = trainer.storage.history("loss_mask").values()
-    assert losses[0][0] == pytest.approx(0.693, abs=0.01)  # of masks that are 0.5 everywhere
-    assert sum(value for value, _ in losses[-5:]) / 5 < 0.5
-    explicit, implicit = (next(line for line in lines if line["iteration"] == iteration) for iteration in (19, 39))
-    assert not FIGURES & explicit.keys()
-    assert implicit.keys() >= FIGURES
-    for key, value in trainer.model.state_dict().items():
-        assert key.startswith(HEAD) or torch.equal(value, zoo[key]), key
-
-    resumed = Trainer(config(*pairs, "SOLVER.MAX_ITER", 41))
-    resumed.resume_or_load(resume=True)
-    assert resumed.start_iter == 40
-    for key, value in resumed.model.state_dict().items():
-        assert torch.equal(value, trainer.model.state_dict()[key]), key
-    head = resumed.model.roi_heads.mask_head
-    head.refinement.phase = "explicit"
-    resumed.train()
-    assert head.refinement.phase == "implicit"
-
-
-def built() -> nn.Module:
-    torch.manual_seed(0)
-    return build_model(config("MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", 1)).train()
-
-
-def step(model: nn.Module, rank: int, phase: str) -> Tensor:
-    """The loss of the rank's picture, with proposals sampled in the same way wherever the step runs."""
-    torch.manual_seed(rank)
-    truth = Instances((64, 64))
-    truth.gt_boxes = Boxes(torch.tensor([[4.0 + rank, 8, 40, 50], [30, 10, 60, 30]]))
-    truth.gt_classes = torch.tensor([rank, 1])
-    truth.gt_masks = BitMasks(torch.arange(64 * 64).reshape(1, 64, 64).repeat(2, 1, 1) % 7 < 3 + rank)
-    with EventStorage(0 if phase == "explicit" else 1):
-        losses: dict[str, Tensor] = model([{"image": torch.rand(3, 64, 64) * 255, "instances": truth}])
-    return torch.stack(list(losses.values())).sum()
-
-
-def distributed_step(rank: int, folder: str, phase: str) -> None:
-    """Run one backward pass and write this rank's gradients to the folder."""
-    torch.set_num_threads(1)
-    with joined(Worker(rank, 2, rank), f"file://{folder}/rendezvous", "cpu"):
-        parallel = nn.parallel.DistributedDataParallel(built())
-        step(parallel, rank, phase).backward()
-        torch.save([parameter.grad for parameter in parallel.parameters()], Path(folder) / f"{rank}.pt")
-        del parallel  # otherwise it keeps the process group's threads alive
-
-
-@pytest.mark.parametrize("phase", ["explicit", "implicit"])
-def test_two_processes_average_their_gradients(tmp_path: Path, phase: str, one_thread: None) -> None:
-    torch.multiprocessing.spawn(distributed_step, (str(tmp_path), phase), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    model = built()
-    (step(model, 0, phase) + step(model, 1, phase)).backward()
-    for first, second, (name, parameter) in zip(*found, model.named_parameters(), strict=True):
-        assert torch.equal(first, second), name
-        torch.testing.assert_close(first, parameter.grad / 2, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: n + text)
