@@ -125,6 +125,11 @@ def test_modules_of_examples_exist() -> None:
         for example in code(page):
             for node in ast.walk(ast.parse(example)):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ifr"):
-                    module = importlib.import_module(node.module or "")
+                    try:
+                        module = importlib.import_module(node.module or "")
+                    except ModuleNotFoundError as error:
+                        if error.name != "detectron2":  # its page is tested with a checkout
+                            raise
+                        continue
                     for alias in node.names:
                         assert hasattr(module, alias.name), f"{page.name}: {node.module}.{alias.name}"

@@ -28,11 +28,22 @@ def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Mo
     Raises:
         ValueError: the refinement or a solver is unknown, or the budget or a setting of training does not fit.
     """
+    if config.MODEL.ROI_MASK_HEAD.REFINEMENT == "conv":
+        check_budget(config)
+        check_training(config)
+        return conv_head()
+    return MaskHead(in_channels, **mask_head_arguments(config))
+
+
+def mask_head_arguments(config: Any) -> dict[str, Any]:
+    """Return the arguments of `MaskHead` except channels, for MODEL.ROI_MASK_HEAD.REFINEMENT "implicit" or "explicit".
+
+    Raises:
+        ValueError: the refinement or a solver is unknown, or the budget or a setting of training does not fit.
+    """
     check_budget(config)
     check_training(config)
     head = config.MODEL.ROI_MASK_HEAD
-    if head.REFINEMENT == "conv":
-        return conv_head()
     refinement: Explicit | Implicit
     gain = 1.0
     if head.REFINEMENT == "explicit":
@@ -44,7 +55,12 @@ def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Mo
         raise ValueError(
             f"MODEL.ROI_MASK_HEAD.REFINEMENT must be 'implicit', 'explicit' or 'conv', got {head.REFINEMENT!r}"
         )
-    return MaskHead(in_channels, mask_classes(config), refinement, deconv_channels=head.CONV_DIM, gain=gain)
+    return {
+        "num_classes": mask_classes(config),
+        "refinement": refinement,
+        "deconv_channels": head.CONV_DIM,
+        "gain": gain,
+    }
 
 
 def penalties(module: nn.Module) -> dict[str, Tensor]:

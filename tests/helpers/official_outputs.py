@@ -49,7 +49,7 @@ def load_official(model: nn.Module, path: Path) -> None:
     anchors = {key: value for key, value in file.weights.items() if "cell_anchors" in key}
     assert len(anchors) == 5
     for key, value in anchors.items():
-        own = model.state_dict()[key]
+        own = model.get_buffer(key)  # of detectron2's state dict they are no part
         torch.testing.assert_close(own, value, rtol=2**-11, atol=0)
         own.copy_(value)
 
@@ -87,12 +87,12 @@ def resized(image: np.ndarray, short_edge: int) -> Tensor:
 
 
 def matched(
-    boxes: Tensor, scores: Tensor, labels: Tensor, want: tuple[Tensor, Tensor, Tensor]
+    boxes: Tensor, scores: Tensor, labels: Tensor, want: tuple[Tensor, Tensor, Tensor], score: float = SCORE
 ) -> list[tuple[int, int]]:
     """Return one-to-one pairs (own, wanted) with the same label, and box and score within the tolerances."""
     want_boxes, want_scores, want_labels = want
     near = (boxes[:, None] - want_boxes[None]).abs().amax(dim=2) < BOX
-    near &= (scores[:, None] - want_scores[None]).abs() < SCORE
+    near &= (scores[:, None] - want_scores[None]).abs() < score
     near &= labels[:, None] == want_labels[None]
     pairs, taken = [], set()
     for own, row in enumerate(near):

@@ -1,5 +1,6 @@
-"""Fixtures for each host, and filters for cvpods' warnings."""
+"""Fixtures for each host, and filters for the frameworks' warnings."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -15,25 +16,27 @@ ABSENT = "IFR_CVPODS does not name a checkout of cvpods"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ignore warnings that cvpods causes in current PyTorch and Python."""
+    """Ignore warnings that the frameworks cause in current PyTorch and Python."""
     for item in items:
-        if Path(__file__).parent in item.path.parents and _uses_cvpods(item):
+        if Path(__file__).parent in item.path.parents and _uses_a_framework(item):
             for ignored in ("UserWarning", "DeprecationWarning", "FutureWarning", "ResourceWarning"):
                 item.add_marker(pytest.mark.filterwarnings(f"ignore::{ignored}"))
 
 
-def _uses_cvpods(item: pytest.Item) -> bool:
+def _uses_a_framework(item: pytest.Item) -> bool:
     if not isinstance(item, pytest.Function):
         return False
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return "checkout" in item.fixturenames or parameters.get("host") == "cvpods"
+    return "checkout" in item.fixturenames or parameters.get("host") in ("cvpods", "detectron2")
 
 
-@pytest.fixture(scope="session", params=["standalone", "cvpods"])
+@pytest.fixture(scope="session", params=["standalone", "cvpods", "detectron2"])
 def host(request: pytest.FixtureRequest) -> str:
     """Each available host."""
     if request.param == "cvpods" and not os.environ.get("IFR_CVPODS"):
         pytest.skip(ABSENT)
+    if request.param == "detectron2":
+        importlib.import_module("detectron2_models")  # skips without detectron2
     return request.param
 
 

@@ -1,6 +1,7 @@
 """How the tests use each host: its inputs, its outputs and the choice of its samples."""
 
 import contextlib
+import dataclasses
 import importlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from official_outputs import ROOT
 from torch import Tensor, nn
 
 from ifr.data.annotations import Annotations
-from ifr.experiment import load_experiment
+from ifr.experiment import Experiment, load_experiment
 from ifr.hosts.standalone.detector.sampling import random_sample, set_sampler, split_labels
 from ifr.hosts.standalone.detector.structures import Detections, Proposals
 
@@ -24,14 +25,24 @@ def sample_evenly(labels: Tensor, count: int, positive_fraction: float, backgrou
     return positive[:positives], negative[torch.arange(negatives) * len(negative) // max(negatives, 1)]
 
 
+def experiment_in(host: str, name: str) -> Experiment:
+    """Load an experiment in a host; detectron2, which has none, takes the standalone host's config."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IFR_HOST", "standalone" if host == "detectron2" else host)
+        experiment = load_experiment(ROOT / name)
+    experiment.config.merge_from_list(["MODEL.DEVICE", "cpu"])
+    if host != "detectron2":
+        return experiment
+    build = importlib.import_module("detectron2_models").build
+    return dataclasses.replace(experiment, build_model=lambda config: build(config, name.startswith("cascade")))
+
+
 def small_model(host: str, explicit_iterations: int = 0) -> nn.Module:
     """Build the smallest experiment, of digits, in a host."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IFR_HOST", host)
-        experiment = load_experiment(ROOT / "mask_rcnn.ifr.res18.fpn.digits")
-        settings = ["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
-        experiment.config.merge_from_list([*settings, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", explicit_iterations])
-        return experiment.build_model(experiment.config)
+    experiment = experiment_in(host, "mask_rcnn.ifr.res18.fpn.digits")
+    settings = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    experiment.config.merge_from_list([*settings, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", explicit_iterations])
+    return experiment.build_model(experiment.config)
 
 
 class Regions(nn.Module):
@@ -116,6 +127,12 @@ class Standalone:
 
 
 class Cvpods:
+    framework = "cvpods"
+    samplers = ("proposal_generator.rpn_outputs", "roi_heads.roi_heads")  # modules that import the sampler
+
+    def _module(self, name: str) -> Any:
+        return importlib.import_module(f"{self.framework}.{name}")
+
     def found(self, output: Any) -> dict[str, Tensor]:
         instances = output["instances"]
         return {
@@ -126,7 +143,7 @@ class Cvpods:
         }
 
     def batch(self, io: dict[str, Any]) -> list[dict[str, Any]]:
-        structures = importlib.import_module("cvpods.structures")
+        structures = self._module("structures")
         batch = []
         for i, image in enumerate(io["preprocessed_256"]):
             truth = structures.Instances(tuple(image.shape[1:]))
@@ -138,10 +155,10 @@ class Cvpods:
         return batch
 
     def losses(self, model: nn.Module, io: dict[str, Any], iteration: int, want: dict[str, Any]) -> dict[str, Tensor]:
-        structures, utils = (importlib.import_module(f"cvpods.{name}") for name in ("structures", "utils"))
+        structures = self._module("structures")
         batch = self.batch(io)
         truth = [item["instances"] for item in batch]
-        with utils.EventStorage(iteration):
+        with self._module("utils.events").EventStorage(iteration):
             images = model.preprocess_image(batch)
             features = model.backbone(images.tensor)
             _, losses = model.proposal_generator(images, features, truth)
@@ -155,26 +172,38 @@ class Cvpods:
         return losses | more
 
     def iterate(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
-        with importlib.import_module("cvpods.utils").EventStorage(iteration):
+        with self._module("utils.events").EventStorage(iteration):
             return model(batch)
 
     def masks(self, model: nn.Module, regions: Tensor, classes: Tensor) -> Tensor:
-        instances = importlib.import_module("cvpods.structures").Instances((1, 1))
+        instances = self._module("structures").Instances((1, 1))
         instances.pred_classes = classes
-        inference = importlib.import_module("cvpods.modeling.roi_heads.mask_head").mask_rcnn_inference
+        inference = self._module("modeling.roi_heads.mask_head").mask_rcnn_inference
         inference(model.roi_heads.mask_head(regions), [instances])
         return instances.pred_masks[:, 0]
 
     @contextlib.contextmanager
     def sampling_evenly(self, model: nn.Module) -> Iterator[None]:
-        names = ("proposal_generator.rpn_outputs", "roi_heads.roi_heads")
-        modules = [importlib.import_module(f"cvpods.modeling.{name}") for name in names]
+        modules = [self._module(f"modeling.{name}") for name in self.samplers]
         for module in modules:
             module.subsample_labels = sample_evenly
         yield
-        own = importlib.import_module("cvpods.modeling.sampling").subsample_labels
+        own = self._module("modeling.sampling").subsample_labels
         for module in modules:
             module.subsample_labels = own
 
 
-SIDES: dict[str, Side] = {"cvpods": Cvpods(), "standalone": Standalone()}
+class Detectron2(Cvpods):
+    """detectron2, of which cvpods is a derivative."""
+
+    framework = "detectron2"
+    samplers = ("proposal_generator.rpn", "roi_heads.roi_heads")
+
+    def masks(self, model: nn.Module, regions: Tensor, classes: Tensor) -> Tensor:
+        instances = self._module("structures").Instances((1, 1))
+        instances.pred_classes = classes
+        (found,) = model.roi_heads.mask_head(regions, [instances])
+        return found.pred_masks[:, 0]
+
+
+SIDES: dict[str, Side] = {"cvpods": Cvpods(), "detectron2": Detectron2(), "standalone": Standalone()}

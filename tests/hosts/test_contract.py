@@ -1,4 +1,4 @@
-"""What every host must compute; includes cvpods if IFR_CVPODS names a checkout, see conftest.py."""
+"""What every host must compute; includes the frameworks that IFR_CVPODS and IFR_DETECTRON2 name, see conftest.py."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from official_outputs import (
     MATCHED,
     REFERENCE,
-    ROOT,
+    SCORE,
     begins_like_the_official,
     load_official,
     matched,
@@ -17,13 +17,12 @@ from official_outputs import (
     regions_of,
     resized,
 )
-from sides import SIDES, Side
+from sides import SIDES, Side, experiment_in
 from torch import nn
 
 from ifr.checkpoints import save_checkpoint
-from ifr.experiment import load_experiment
 
-PUBLISHED = ["MODEL.DEVICE", "cpu", "MODEL.ROI_MASK_HEAD.SOLVER", "broyden-published"]
+PUBLISHED = ["MODEL.ROI_MASK_HEAD.SOLVER", "broyden-published"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,9 @@ class Case:
 
 
 def build(name: str, host: str, weights: Path) -> nn.Module:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IFR_HOST", host)
-        experiment = load_experiment(ROOT / name)
-        experiment.config.merge_from_list(PUBLISHED)
-        model = experiment.build_model(experiment.config)
+    experiment = experiment_in(host, name)
+    experiment.config.merge_from_list(PUBLISHED)
+    model = experiment.build_model(experiment.config)
     load_official(model, weights)
     return model.eval()
 
@@ -76,7 +73,9 @@ def test_detections_are_the_official_ones(case: Case, index: int) -> None:
         with torch.no_grad():
             tolerance = 1e-2 if begins_like_the_official(head, regions[0], want) else 0.05
     boxes, scores, classes = (want[f"post.{key}"] for key in ("pred_boxes", "scores", "pred_classes"))
-    pairs = matched(found["boxes"], found["scores"], found["classes"], (boxes, scores, classes))
+    # detectron2's float32 operations are others: in one image, two scores of 100 are off by 1.1e-4 and 1.8e-4.
+    score = 5e-4 if case.host == "detectron2" else SCORE
+    pairs = matched(found["boxes"], found["scores"], found["classes"], (boxes, scores, classes), score)
     assert len(found["boxes"]) == len(boxes)
     assert len(pairs) >= MATCHED * len(boxes)
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
@@ -122,5 +121,8 @@ def test_a_checkpoint_moves_to_the_other_host(case: Case, checkout: Path, tmp_pa
         assert all(torch.equal(value, before[key]) for key, value in moved.state_dict().items())
     again = detect(SIDES[other], moved, case.io, 0)
     wanted = (found["boxes"], found["scores"], found["classes"])
-    assert len(matched(again["boxes"], again["scores"], again["classes"], wanted)) >= MATCHED * len(found["boxes"])
+    score = 5e-4 if case.host == "detectron2" else SCORE
+    assert len(matched(again["boxes"], again["scores"], again["classes"], wanted, score)) >= MATCHED * len(
+        found["boxes"]
+    )
     (tmp_path / "moved.pth").unlink()  # hundreds of megabytes

@@ -6,33 +6,32 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from official_outputs import EXPERIMENTS, ROOT
+from official_outputs import EXPERIMENTS
+from sides import experiment_in
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 
 from ifr.checkpoints import CheckpointFile, load_weights
 from ifr.errors import CheckpointError
-from ifr.experiment import load_experiment
 
 PAIRS = {"MODEL.PIXEL_STD": "[57.375, 57.12, 58.395]", "MODEL.RESNETS.STRIDE_IN_1X1": "False"}
 
 
-def build(settings: dict[str, Any], host: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    monkeypatch.setenv("IFR_HOST", host)
-    experiment = load_experiment(ROOT / EXPERIMENTS[0])
-    experiment.config.merge_from_list(["MODEL.DEVICE", "cpu", *(part for pair in settings.items() for part in pair)])
+def build(settings: dict[str, Any], host: str) -> nn.Module:
+    experiment = experiment_in(host, EXPERIMENTS[0])
+    experiment.config.merge_from_list([part for pair in settings.items() for part in pair])
     return experiment.build_model(experiment.config).eval()
 
 
-def test_torchvision_resnet50(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_resnet50(host: str) -> None:
     net = torchvision.models.resnet50().eval()
     file = CheckpointFile(Path("resnet50.pth"), net.state_dict())
     with pytest.raises(CheckpointError, match="other settings") as caught:
-        load_weights(build({}, host, monkeypatch), file)
+        load_weights(build({}, host), file)
     assert caught.value.remedy.startswith(
         'add MODEL.PIXEL_STD "[57.375, 57.12, 58.395]" MODEL.RESNETS.STRIDE_IN_1X1 False, or'
     )
-    model = build(PAIRS, host, monkeypatch)
+    model = build(PAIRS, host)
     load_weights(model, file)
     rgb = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     normalize = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

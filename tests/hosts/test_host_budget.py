@@ -4,11 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from official_outputs import ROOT
-from sides import SIDES
+from sides import SIDES, experiment_in
 from torch import nn
 
-from ifr.experiment import load_experiment
 from ifr.hosts.heads import build_mask_head
 from ifr.hosts.settings import check_added
 from ifr.refine import Implicit
@@ -17,16 +15,15 @@ HEAD = "MODEL.ROI_MASK_HEAD"
 
 
 @pytest.fixture
-def config(host: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("IFR_HOST", host)
-    config = load_experiment(ROOT / "mask_rcnn.ifr.res18.fpn.digits").config
-    config.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0])
+def config(host: str) -> Any:
+    config = experiment_in(host, "mask_rcnn.ifr.res18.fpn.digits").config
+    config.merge_from_list(["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0])
     return config
 
 
 def evaluations(host: str, config: Any) -> int:
     """Count the applications of the block in an evaluation of one picture."""
-    experiment = load_experiment(ROOT / "mask_rcnn.ifr.res18.fpn.digits")
+    experiment = experiment_in(host, "mask_rcnn.ifr.res18.fpn.digits")
     model = experiment.build_model(config)
     (refinement,) = (part for part in model.modules() if isinstance(part, Implicit))
     applied: list[int] = []

@@ -4,27 +4,24 @@ from typing import Any
 
 import pytest
 import torch
-from official_outputs import ROOT
-from sides import SIDES
+from sides import SIDES, experiment_in
 from torch import nn
 
 from ifr.contraction import Contraction, JacobianNorm
-from ifr.experiment import load_experiment
 from ifr.hosts.heads import build_mask_head, penalties
 from ifr.hosts.settings import check_added
 from ifr.refine import Implicit
 from ifr.solvers import Picard
 
 HEAD = "MODEL.ROI_MASK_HEAD"
-EXPERIMENT = ROOT / "mask_rcnn.ifr.res18.fpn.digits"
+EXPERIMENT = "mask_rcnn.ifr.res18.fpn.digits"
 PLAIN = [f"{HEAD}.CONTRACTION_PENALTY", 0.0, f"{HEAD}.GAIN", 1.0]
 
 
 @pytest.fixture
-def config(host: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("IFR_HOST", host)
-    config = load_experiment(EXPERIMENT).config
-    config.merge_from_list(["MODEL.DEVICE", "cpu", *PLAIN])
+def config(host: str) -> Any:
+    config = experiment_in(host, EXPERIMENT).config
+    config.merge_from_list(PLAIN)
     return config
 
 
@@ -52,7 +49,7 @@ def test_a_penalty_is_a_loss_of_the_implicit_phase(host: str, config: Any, penal
     config.merge_from_list([f"{HEAD}.{penalty}", 7.0])
     check_added(config)
     torch.manual_seed(0)
-    model = load_experiment(EXPERIMENT).build_model(config).train()
+    model = experiment_in(host, EXPERIMENT).build_model(config).train()
     batch = SIDES[host].batch(picture_with_two_squares())
     steps = config.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS
     assert "loss_equilibrium" not in SIDES[host].iterate(model, batch, steps - 1)

@@ -9,6 +9,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from ifr.errors import CvpodsBrokenError, CvpodsNotFoundError
+from ifr.hosts.checkout import spec_in
 from ifr.hosts.cvpods import extension, old_names
 
 VARIABLE = "IFR_CVPODS"
@@ -52,16 +53,12 @@ def _find() -> ModuleSpec:
                 "or IFR_HOST=standalone",
             )
         return spec
-    folder = Path(checkout).expanduser().resolve() / _PACKAGE
-    if not (folder / "__init__.py").is_file():
+    found = spec_in(checkout, _PACKAGE)
+    if found is None:
         raise CvpodsNotFoundError(
-            f"{VARIABLE} is {checkout!r}, but {folder / '__init__.py'} does not exist",
+            f"{VARIABLE} is {checkout!r}, but {Path(checkout) / _PACKAGE / '__init__.py'} does not exist",
             f"set {VARIABLE} to a checkout, which contains the folder {_PACKAGE}, or set IFR_HOST=standalone",
         )
-    found = importlib.util.spec_from_file_location(
-        _PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert found is not None  # the file ends in .py
     return found
 
 
