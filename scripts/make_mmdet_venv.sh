@@ -2,7 +2,7 @@
 # Creates .venv-mmdet in the root of this repository: mmdetection, and the packages of .venv, which it shares.
 #
 #     sh scripts/make_mmdet_venv.sh
-#     .venv-mmdet/bin/python -m pytest tests/hosts/test_mmdet.py
+#     .venv-mmdet/bin/python -m pytest tests/hosts -k mmdet
 #
 # .venv stays without mmdetection.
 set -eu

@@ -1,5 +1,6 @@
 """The four kinds of detectors of mmdetection that take IFR's mask head, with few channels, and pictures for them."""
 
+import importlib
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ CONFIGS = {
     "mask_scoring": "ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py",
 }
 CHANNELS, CLASSES = 16, 2
+SOLVER = {"solver": "broyden", "f_thres": 6, "b_thres": 6}
 _SMALL = {"num_classes": CLASSES, "num_convs": 2, "num": 16, "nms_pre": 50, "max_per_img": 16}
 
 
@@ -44,6 +46,12 @@ def build(config: Any) -> nn.Module:
 
     init_default_scope("mmdet")
     return MODELS.build(config.model)
+
+
+def detector(name: str = "mask_rcnn", **settings: Any) -> nn.Module:
+    """A detector with IFR's mask head, in training mode."""
+    use_ifr = importlib.import_module("ifr.hosts.mmdet").use_ifr
+    return build(use_ifr(config_of(name), **{**SOLVER, "pretrained_steps": 0, **settings})).train()
 
 
 def batch(count: int) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""Fixtures for each host, and filters for cvpods' warnings."""
+"""Fixtures for each host, and filters for the warnings of cvpods and mmdetection."""
 
+import importlib
+import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from official_outputs import EXPERIMENTS, ROOT, write_official_checkpoint
@@ -15,18 +18,19 @@ ABSENT = "IFR_CVPODS does not name a checkout of cvpods"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ignore warnings that cvpods causes in current PyTorch and Python."""
+    """Ignore warnings that cvpods and mmdetection cause in current PyTorch and Python."""
+    kinds = ("UserWarning", "DeprecationWarning", "FutureWarning", "ImportWarning", "ResourceWarning", "SyntaxWarning")
     for item in items:
-        if Path(__file__).parent in item.path.parents and _uses_cvpods(item):
-            for ignored in ("UserWarning", "DeprecationWarning", "FutureWarning", "ResourceWarning"):
+        if Path(__file__).parent in item.path.parents and _uses_framework(item):
+            for ignored in kinds:
                 item.add_marker(pytest.mark.filterwarnings(f"ignore::{ignored}"))
 
 
-def _uses_cvpods(item: pytest.Item) -> bool:
+def _uses_framework(item: pytest.Item) -> bool:
     if not isinstance(item, pytest.Function):
         return False
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return "checkout" in item.fixturenames or parameters.get("host") == "cvpods"
+    return bool({"checkout", "plugin"} & set(item.fixturenames)) or parameters.get("host") == "cvpods"
 
 
 @pytest.fixture(scope="session", params=["standalone", "cvpods"])
@@ -44,6 +48,15 @@ def checkout() -> Path:
         pytest.skip(ABSENT)
     import_cvpods()
     return Path(os.environ["IFR_CVPODS"])
+
+
+@pytest.fixture
+def plugin() -> Iterator[ModuleType]:
+    """ifr.hosts.mmdet; afterwards, mmengine forgets the iteration of the test's run."""
+    if importlib.util.find_spec("mmdet") is None:
+        pytest.skip("mmdet is not installed; see CONTRIBUTING.md")
+    yield importlib.import_module("ifr.hosts.mmdet")
+    importlib.import_module("mmengine.logging").MessageHub._instance_dict.clear()
 
 
 @pytest.fixture(scope="session", params=EXPERIMENTS)
