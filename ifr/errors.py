@@ -141,6 +141,10 @@ class NonFiniteError(UserError, FloatingPointError):
         self.saved = saved
 
 
+class MmdetError(UserError, ImportError):
+    """mmdetection is missing or cannot be imported; `__cause__` is the original error."""
+
+
 class CvpodsError(UserError, ImportError):
     """cvpods cannot be used."""
 

@@ -75,7 +75,15 @@ class MaskHead(nn.Module):
         Raises:
             ValueError: x is not (N, C, H, W).
         """
-        return self.predict(self.refinement(self.repeat_block, x))
+        return self.predict(self.refine(x))
+
+    def refine(self, x: Tensor) -> Tensor:
+        """Refine region features x (N, C, H, W); return z (N, C, H, W).
+
+        Raises:
+            ValueError: x is not (N, C, H, W).
+        """
+        return self.refinement(self.repeat_block, x)
 
     def predict(self, z: Tensor) -> Tensor:
         """Predict mask logits (N, num_classes, 2H, 2W) from refined features z (N, C, H, W)."""

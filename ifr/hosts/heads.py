@@ -1,20 +1,25 @@
-"""What IFR adds to a host's model: the mask head, and the phase of its training."""
+"""What IFR adds to a host's model: the mask head, its weights under the published names, and its training's phase."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ifr.checkpoints import CheckpointFile, LoadReport, load_weights, names, read_checkpoint, resolve, save_checkpoint
 from ifr.contraction import Contraction, JacobianNorm, Penalty
+from ifr.errors import CheckpointError
 from ifr.hosts.settings import ADDED, TRAINING, check_budget, check_training
 from ifr.mask_head import MaskHead
 from ifr.refine import Explicit, Implicit, set_phase
 from ifr.solvers import Picard, Solver, make_solver
 
 logger = logging.getLogger(__name__)
+_PREFIX = "roi_heads.mask_head."  # of the mask head's weights in the published code
 
 
 def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Module]) -> nn.Module:
@@ -78,6 +83,36 @@ def penalties(module: nn.Module) -> dict[str, Tensor]:
 def mask_classes(config: Any) -> int:
     """Return the number of masks that the head predicts for each region."""
     return 1 if config.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else int(config.MODEL.ROI_HEADS.NUM_CLASSES)
+
+
+def load_mask_head(head: MaskHead, source: str | Path | CheckpointFile) -> LoadReport:
+    """Load a mask head's weights from a checkpoint of IFR or of the published code, of a whole detector or the head.
+
+    Args:
+        head: the mask head of any detector.
+        source: see `ifr.checkpoints.load_weights`.
+
+    Raises:
+        CheckpointError: the file cannot be read, has no mask head, or has one of another size or refinement.
+    """
+    checkpoint = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
+    weights = {key: value for key, value in checkpoint.weights.items() if names.unwrapped(key).startswith(_PREFIX)}
+    if not weights:
+        raise CheckpointError(checkpoint.path, f"it has no mask head: none of its weights begins with {_PREFIX}")
+    report = load_weights(_under_published_names(head), dataclasses.replace(checkpoint, weights=weights))
+    left_out = len(checkpoint.weights) - len(weights)
+    text = "%s: only the mask head is loaded, %d other weights are not; its classes are taken in their order"
+    logger.info(text, checkpoint.path, left_out)
+    return report
+
+
+def save_mask_head(path: str | Path, head: MaskHead, **extras: Any) -> None:
+    """Write a mask head's weights in the published form; see `ifr.checkpoints.save_checkpoint`."""
+    save_checkpoint(path, _under_published_names(head), **extras)
+
+
+def _under_published_names(head: MaskHead) -> nn.Module:
+    return nn.ModuleDict({"roi_heads": nn.ModuleDict({"mask_head": head})})
 
 
 def follow_training(module: nn.Module, explicit_iterations: int, iteration: Callable[[], int]) -> None:

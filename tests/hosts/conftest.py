@@ -1,11 +1,13 @@
 """Fixtures for each host, and filters for the frameworks' warnings."""
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from official_outputs import EXPERIMENTS, ROOT, write_official_checkpoint
@@ -17,9 +19,10 @@ ABSENT = "IFR_CVPODS does not name a checkout of cvpods"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Ignore warnings that the frameworks cause in current PyTorch and Python."""
+    kinds = ("UserWarning", "DeprecationWarning", "FutureWarning", "ImportWarning", "ResourceWarning", "SyntaxWarning")
     for item in items:
         if Path(__file__).parent in item.path.parents and _uses_a_framework(item):
-            for ignored in ("UserWarning", "DeprecationWarning", "FutureWarning", "ResourceWarning"):
+            for ignored in kinds:
                 item.add_marker(pytest.mark.filterwarnings(f"ignore::{ignored}"))
 
 
@@ -27,7 +30,8 @@ def _uses_a_framework(item: pytest.Item) -> bool:
     if not isinstance(item, pytest.Function):
         return False
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return "checkout" in item.fixturenames or parameters.get("host") in ("cvpods", "detectron2")
+    named = {"checkout", "plugin"} & set(item.fixturenames)
+    return bool(named) or parameters.get("host") in ("cvpods", "detectron2")
 
 
 @pytest.fixture(scope="session", params=["standalone", "cvpods", "detectron2"])
@@ -47,6 +51,15 @@ def checkout() -> Path:
         pytest.skip(ABSENT)
     import_cvpods()
     return Path(os.environ["IFR_CVPODS"])
+
+
+@pytest.fixture
+def plugin() -> Iterator[ModuleType]:
+    """ifr.hosts.mmdet; afterwards, mmengine forgets the iteration of the test's run."""
+    if importlib.util.find_spec("mmdet") is None:
+        pytest.skip("mmdet is not installed; see CONTRIBUTING.md")
+    yield importlib.import_module("ifr.hosts.mmdet")
+    importlib.import_module("mmengine.logging").MessageHub._instance_dict.clear()
 
 
 @pytest.fixture(scope="session", params=EXPERIMENTS)

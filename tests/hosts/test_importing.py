@@ -1,5 +1,6 @@
 """Finding and importing cvpods, tested with small fake packages instead of the real one."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from ifr import hosts
 from ifr.cli import main
-from ifr.errors import CvpodsBrokenError, CvpodsNotFoundError, CvpodsTooOldError
+from ifr.errors import CvpodsBrokenError, CvpodsNotFoundError, CvpodsTooOldError, MmdetError
 from ifr.hosts.cvpods import old_names
 from ifr.hosts.cvpods.importing import import_cvpods, is_there
 
@@ -156,3 +157,12 @@ def zeros(): return np.zeros(2, dtype=np.int)
     assert not hasattr(Image, "LINEAR")
     assert not hasattr(collections, "Mapping")
     assert "nobody_has_this" not in sys.modules
+
+
+def test_absent_mmdet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("ifr.hosts.mmdet")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mmdet", None)
+    with pytest.raises(MmdetError, match="mmdet is not installed") as error:
+        importlib.import_module("ifr.hosts.mmdet")
+    assert "pip install --no-deps mmdet==3.3.0 mmengine==0.10.7 mmcv-lite==2.1.0" in error.value.remedy

@@ -6,41 +6,20 @@ ROIAlign and NMS are from torchvision, the COCO evaluation from pycocotools. Oth
 import contextlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
-import torch
 import torchvision
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from ifr.hosts.stand_in import Extension, pool_regions, pooling_gradient
+
 NAME = "cvpods._C"
 
 
-def make_extension() -> ModuleType:
+def make_extension() -> Extension:
     """Build a module with the functions of `cvpods._C`."""
-    module = _Extension(NAME, "Stands in for the compiled extension of cvpods.")
-    module.__file__ = __file__
-    return module
-
-
-class _Extension(ModuleType):
-    """Has every name; those not in `_OPERATORS` are functions that raise."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _OPERATORS.get(name) or _absent(name)
-
-
-def _absent(name: str) -> Callable[..., Any]:
-    def operator(*arguments: Any, **keywords: Any) -> Any:
-        raise NotImplementedError(
-            f"{NAME}.{name}: this cvpods is not built, and IFR replaces only {', '.join(sorted(_OPERATORS))}"
-        )
-
-    operator.__name__ = operator.__qualname__ = name
-    return operator
+    return Extension(NAME, "this cvpods is not built", _OPERATORS)
 
 
 def roi_align_forward(
@@ -52,15 +31,8 @@ def roi_align_forward(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Pool features (N, C, H, W) in regions (K, 5), image and XYXY pixels / scale, to (K, C, height, width).
-
-    The result has the features' dtype. Half precision is pooled in float32, because ROIAlign takes features and regions
-    of one dtype, and half precision would move the regions by pixels.
-    """
-    size = (pooled_height, pooled_width)
-    exact = features.to(torch.promote_types(features.dtype, torch.float32))
-    pooled = torchvision.ops.roi_align(exact, regions.to(exact.dtype), size, scale, sampling_ratio, aligned)
-    return pooled.to(features.dtype)
+    """Pool features (N, C, H, W) in regions (K, 5) to (K, C, height, width); see `pool_regions`."""
+    return pool_regions(features, regions, (pooled_height, pooled_width), scale, sampling_ratio, aligned)
 
 
 def roi_align_backward(
@@ -77,12 +49,7 @@ def roi_align_backward(
     aligned: bool,
 ) -> Tensor:
     """Return the gradient (N, C, H, W) of the features from that of the pooled ones (K, C, height, width)."""
-    # ROIAlign is linear in the features, so its derivative does not depend on them.
-    features = gradient.new_zeros((batch_size, channels, height, width)).requires_grad_()
-    with torch.enable_grad():
-        pooled = roi_align_forward(features, regions, scale, pooled_height, pooled_width, sampling_ratio, aligned)
-    (result,) = torch.autograd.grad(pooled, features, gradient)
-    return result
+    return pooling_gradient(gradient, regions, (batch_size, channels, height, width), scale, sampling_ratio, aligned)
 
 
 def ml_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:

@@ -1,8 +1,6 @@
 """The mask head in torchvision's Mask R-CNN, and its weights under the published names."""
 
 import copy
-import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from ifr.checkpoints import CheckpointFile, LoadReport, load_weights, names, read_checkpoint, resolve, save_checkpoint
+from ifr.checkpoints import CheckpointFile, LoadReport
 from ifr.checkpoints.load import unwrapped
-from ifr.errors import CheckpointError
+from ifr.hosts import heads
 from ifr.mask_head import MaskHead
 from ifr.refine import Explicit, Implicit
-
-logger = logging.getLogger(__name__)
-_PREFIX = "roi_heads.mask_head."  # in torchvision as in the published code
 
 
 class BackgroundFirst(nn.Module):
@@ -74,16 +69,7 @@ def load_mask_head(model: nn.Module, source: str | Path | CheckpointFile) -> Loa
         CheckpointError: the file cannot be read, has no mask head, or has one of another size or refinement.
         TypeError: the model has no mask head of IFR.
     """
-    part = _published_part(model)
-    checkpoint = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
-    weights = {key: value for key, value in checkpoint.weights.items() if names.unwrapped(key).startswith(_PREFIX)}
-    if not weights:
-        raise CheckpointError(checkpoint.path, f"it has no mask head: none of its weights begins with {_PREFIX}")
-    report = load_weights(part, dataclasses.replace(checkpoint, weights=weights))
-    left_out = len(checkpoint.weights) - len(weights)
-    text = "%s: only the mask head is loaded, %d other weights are not; its classes are labels 1, 2, ... in their order"
-    logger.info(text, checkpoint.path, left_out)
-    return report
+    return heads.load_mask_head(_mask_head(model), source)
 
 
 def save_mask_head(path: str | Path, model: nn.Module, **extras: Any) -> None:
@@ -98,12 +84,11 @@ def save_mask_head(path: str | Path, model: nn.Module, **extras: Any) -> None:
         CheckpointWriteError: the file cannot be written.
         TypeError: the model has no mask head of IFR, or an extra holds something that `read_checkpoint` would refuse.
     """
-    save_checkpoint(path, _published_part(model), **extras)
+    heads.save_mask_head(path, _mask_head(model), **extras)
 
 
-def _published_part(model: nn.Module) -> nn.Module:
-    """Return the mask head in modules that give its weights their published names."""
+def _mask_head(model: nn.Module) -> MaskHead:
     head = getattr(getattr(unwrapped(model), "roi_heads", None), "mask_head", None)
     if not isinstance(head, MaskHead):
         raise TypeError(f"model must have the mask head of replace_mask_head; got {type(head).__name__}")
-    return nn.ModuleDict({"roi_heads": nn.ModuleDict({"mask_head": head})})
+    return head
