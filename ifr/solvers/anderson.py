@@ -55,24 +55,24 @@ class AndersonMove(PerSample):
 
     Args:
         memory: number of differences kept.
-        value: maps z and f(z) - z, both (N, D), to what is mixed in place of f(z).
+        value: maps f(z) and f(z) - z, both (N, D), to what is mixed in place of f(z); None for f(z).
     """
 
-    def __init__(self, memory: int, value: Callable[[Tensor, Tensor], Tensor] = torch.add) -> None:
+    def __init__(self, memory: int, value: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         self._memory = memory
         self._value = value
         self._count = 0
         self._previous_residuals: Tensor | None = None
         self._previous_value: Tensor | None = None
 
-    def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, image: Tensor, residuals: Tensor) -> Tensor:
         """Return the next iterate (N, D)."""
-        value = self._value(z, residuals)
+        value = image if self._value is None else self._value(image, residuals)
         if self._previous_residuals is None or self._previous_value is None:
             samples, dimension = residuals.shape
             self._memory = max(1, min(self._memory, dimension))  # more differences would be linearly dependent
-            self._residual_steps = residuals.new_zeros(samples, self._memory, dimension)
-            self._value_steps = torch.zeros_like(self._residual_steps)
+            self._residual_steps = residuals.new_empty(samples, self._memory, dimension)
+            self._value_steps = torch.empty_like(self._residual_steps)
             self._gram = residuals.new_zeros(samples, self._memory, self._memory)
         else:
             self._remember(residuals - self._previous_residuals, value - self._previous_value)

@@ -74,7 +74,7 @@ class _BroydenMove(PerSample):
         self._count = 0
         self._allocated = False
 
-    def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, image: Tensor, residuals: Tensor) -> Tensor:
         """Return the next iterate (N, D)."""
         if not self._allocated:
             self._allocate(residuals)

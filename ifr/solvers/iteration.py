@@ -203,9 +203,9 @@ class Monitor(PerSample):
 
 
 class StepRule(Protocol):
-    """Maps the iterate (N, D) and its residual vectors (N, D) to the next iterate (N, D)."""
+    """Maps the iterate z, its image f(z) and its residual vectors f(z) - z to the next iterate, all (N, D)."""
 
-    def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, image: Tensor, residuals: Tensor) -> Tensor:
         """Return the next iterate."""
         ...
 
@@ -215,7 +215,7 @@ class StepRule(Protocol):
 
 
 def iterate(f: Map, z0: Tensor, move: StepRule, *, max_steps: int, tol: float) -> Solution:
-    """Repeat z <- move(z, f(z) - z) until every sample has stopped; evaluate f at most max_steps + 1 times.
+    """Repeat z <- move(z, f(z), f(z) - z) until every sample has stopped; evaluate f at most max_steps + 1 times.
 
     If f has `rows`, samples that have stopped leave the batch in groups.
 
@@ -240,6 +240,6 @@ def iterate(f: Map, z0: Tensor, move: StepRule, *, max_steps: int, tol: float) -
         if index is not None:
             for part in (flat, monitor, move):
                 part.keep(index)
-            z, residuals = z.index_select(0, index), residuals.index_select(0, index)
-        z = monitor.hold(move(z, residuals))
+            z, image, residuals = (rows.index_select(0, index) for rows in (z, image, residuals))
+        z = monitor.hold(move(z, image, residuals))
     return monitor.solution(flat)

@@ -140,12 +140,12 @@ class _LearnedMove:
         self._start: Callable[[Tensor, Tensor], Tensor] | None = start
         self._mix = AndersonMove(memory, value)
 
-    def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, image: Tensor, residuals: Tensor) -> Tensor:
         """Return the next iterate (N, D)."""
         if self._start is None:
-            return self._mix(z, residuals)
+            return self._mix(z, image, residuals)
         start, self._start = self._start, None
-        return start(z, residuals)
+        return start(image, residuals)
 
     def keep(self, index: Tensor) -> None:
         """Keep the samples at `index` (K,)."""
@@ -153,11 +153,10 @@ class _LearnedMove:
 
 
 def _corrected(correction: Correction, flat: FlatMap) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the map from z and f(z) - z to the corrected f(z), all (N, D)."""
+    """Return the map from f(z) and f(z) - z to the corrected f(z), all (N, D)."""
     dtype = correction.direct.weight.dtype
 
-    def value(z: Tensor, residuals: Tensor) -> Tensor:
-        image = z + residuals
+    def value(image: Tensor, residuals: Tensor) -> Tensor:
         found = correction(flat.shaped(image).to(dtype), flat.shaped(residuals).to(dtype))
         return image + flat.rows(found)
 

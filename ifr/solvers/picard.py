@@ -50,6 +50,6 @@ class _PicardMove(PerSample):
     def __init__(self, damping: float) -> None:
         self._damping = damping
 
-    def __call__(self, z: Tensor, residuals: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, image: Tensor, residuals: Tensor) -> Tensor:
         """Return the next iterate (N, D)."""
         return torch.add(z, residuals, alpha=self._damping)
