@@ -40,11 +40,11 @@ class Case:
         return ".ifr." in self.name
 
 
-def build(name: str, host: str, weights: Path) -> nn.Module:
+def build(name: str, host: str, weights: Path, source: nn.Module | None = None) -> nn.Module:
     experiment = experiment_in(host, name)
     experiment.config.merge_from_list(PUBLISHED)
     model = experiment.build_model(experiment.config)
-    load_official(model, weights)
+    load_official(model, weights, source)
     return model.eval()
 
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_moves_to_the_other_host(case: Case, checkout: Path, tmp_pa
         DefaultCheckpointer(case.model, str(tmp_path)).save("moved")
     else:
         save_checkpoint(tmp_path / "moved.pth", case.model)
-    moved = build(case.name, other, tmp_path / "moved.pth")
+    moved = build(case.name, other, tmp_path / "moved.pth", case.model)
     if other == "cvpods":  # cvpods' own way of loading ends with the same weights
         before = {key: value.clone() for key, value in moved.state_dict().items()}
         DefaultCheckpointer(moved).load(str(tmp_path / "moved.pth"))
