@@ -100,7 +100,8 @@ class MaskHead(nn.Module):
             return
         self.refinement.accelerator = None
         if entrance is not None and entrance.dim():
-            accelerator = Accelerator(self.repeat_block.channels, len(entrance))
+            direct = f"{ACCELERATOR}step.direct.weight" in weights
+            accelerator = Accelerator(self.repeat_block.channels, len(entrance), direct)
             self.refinement.accelerator = accelerator.to(self.deconv.weight.device, self.deconv.weight.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

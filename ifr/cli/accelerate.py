@@ -25,6 +25,7 @@ from ifr.runs.settings import apply_tf32
 from ifr.solvers import Accelerator, Anderson, Broyden, Learned, Solver
 from ifr.solvers.fit import fit_accelerator
 from ifr.solvers.iteration import root_mean_square
+from ifr.solvers.learned import WIDTH, small_width
 from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def accelerate(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     judged = _regions(head, predictor, intensity, held_out, _JUDGED)
     logger.info("fitting to %d regions, judging on %d of other pictures", len(x), len(judged))
     with advise("train longer, or give other pictures", ValueError):
-        accelerator = fit_accelerator(block.at, x)
+        width = small_width(block.channels) if args.small else WIDTH
+        accelerator = fit_accelerator(block.at, x, width=width, direct=not args.small)
     _compare(accelerator, head, judged)
     _write(output, file, accelerator)
 

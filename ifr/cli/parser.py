@@ -204,8 +204,8 @@ def _add_accelerate(commands: Any) -> argparse.ArgumentParser:
         commands,
         "accelerate",
         help="fit a learned start and solver to trained weights",
-        usage="ifr accelerate MODEL|EXPERIMENT --images FOLDER [--output FILE] [--regions N] [--device DEVICE] "
-        "[--debug] [KEY VALUE ...]",
+        usage="ifr accelerate MODEL|EXPERIMENT --images FOLDER [--output FILE] [--regions N] [--small] "
+        "[--device DEVICE] [--debug] [KEY VALUE ...]",
         description="Fit small networks that predict the equilibrium of the implicit mask head, so that fewer "
         "evaluations of its block reach the same residual. Needs pictures, but no annotations. The networks are added "
         "to a copy of the weights, under names that the published code ignores; the weights stay as they are. Every "
@@ -215,6 +215,7 @@ def _add_accelerate(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", help="output file (default: FILE with .accelerated.pth)")
     regions = "fit to N detected objects (default 668 with 64 channels, 167 with 256)"
     parser.add_argument("--regions", type=positive, metavar="N", help=regions)
+    parser.add_argument("--small", action="store_true", help="networks of 0.05 evaluations, for budgets of 2 or 3")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     return parser
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ifr.solvers.anderson import Anderson
 from ifr.solvers.iteration import root_mean_square
-from ifr.solvers.learned import Accelerator, Correction, Learned
+from ifr.solvers.learned import WIDTH, Accelerator, Correction, Learned
 from ifr.solvers.solution import Map
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def fit_accelerator(
     at: Callable[[Tensor], Map],
     x: Tensor,
     *,
-    width: int = 16,
+    width: int = WIDTH,
+    direct: bool = True,
     start_epochs: int = 16,
     rounds: Sequence[int] = (6, 6, 8),
 ) -> Accelerator:
@@ -51,6 +52,7 @@ def fit_accelerator(
         at: returns the map z -> f(z; x) of regions x (N, C, H, W), as `RefinementBlock.at` does.
         x: (N, C, H, W), regions to fit to.
         width: number of channels inside a correction.
+        direct: see `Correction`.
         start_epochs: passes over the regions for the first step.
         rounds: for each round, passes over the iterates for the other steps.
 
@@ -58,7 +60,7 @@ def fit_accelerator(
         ValueError: no region has an equilibrium that can be computed.
     """
     x, equilibrium = _solved(at, x)
-    accelerator = Accelerator(x.shape[1], width).to(x.device, x.dtype)
+    accelerator = Accelerator(x.shape[1], width, direct).to(x.device, x.dtype)
     zero = _chunked(lambda chunk: at(chunk)(torch.zeros_like(chunk)), x)
     _regress(accelerator.start, _Iterates(zero, zero, equilibrium - zero), start_epochs, "start")
     before: list[_Iterates] = []

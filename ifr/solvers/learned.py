@@ -19,6 +19,10 @@ DEPTH = 2
 """Gated layers of a correction."""
 RAMP = 0.1
 """A value of f this far above the least of its channel counts as one whose ReLU is active."""
+WIDTH = 16
+"""The channels inside a correction, by default."""
+SMALL = 0.05
+"""The cost of a small correction, in evaluations of the block."""
 WIDEST = 4
 """The most channels inside a correction, in channels of z."""
 
@@ -34,16 +38,17 @@ class Correction(nn.Module):
     Args:
         channels: number of channels C of z.
         width: number of channels inside.
+        direct: also map all channels of r to all channels, which costs a ninth of an evaluation of the block.
 
     Raises:
         ValueError: width is not from 1 to `WIDEST` times channels.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, direct: bool = True) -> None:
         super().__init__()
         if not 1 <= width <= WIDEST * channels:
             raise ValueError(f"width must be from 1 to {WIDEST * channels}, {WIDEST} times the channels; got {width}")
-        self.direct = nn.Conv2d(2 * channels, channels, 1, bias=False)
+        self.direct = nn.Conv2d(2 * channels, channels, 1, bias=False) if direct else None
         self.enter = nn.Conv2d(2 * channels, width, 1, bias=False)
         self.context = nn.Conv2d(channels, width, 1)
         self.gates = nn.Conv2d(width, DEPTH * width, 3, padding=1)
@@ -51,7 +56,8 @@ class Correction(nn.Module):
         self.means = nn.ModuleList(nn.Conv2d(width, width, 1, bias=False) for _ in range(DEPTH))
         self.leave = nn.Conv2d(width, 2 * channels, 1, bias=False)
         for last in (self.direct, self.leave):
-            nn.init.zeros_(last.weight)
+            if last is not None:
+                nn.init.zeros_(last.weight)
 
     def forward(self, image: Tensor, residual: Tensor) -> Tensor:
         """Predict z* - f(z) from f(z) and f(z) - z, all (N, C, H, W)."""
@@ -62,7 +68,8 @@ class Correction(nn.Module):
         for gate, layer, mean in zip(gates, self.layers, self.means, strict=True):
             inner = inner + gate * (layer(inner) + mean(inner.mean((2, 3), keepdim=True)))
         everywhere, where_active = self.leave(inner).chunk(2, 1)
-        return self.direct(both) + everywhere + active * where_active
+        found: Tensor = everywhere + active * where_active
+        return found if self.direct is None else self.direct(both) + found
 
 
 class Accelerator(nn.Module):
@@ -73,19 +80,29 @@ class Accelerator(nn.Module):
     Args:
         channels: number of channels C of z.
         width: number of channels inside each correction.
+        direct: see `Correction`.
     """
 
-    def __init__(self, channels: int, width: int = 16) -> None:
+    def __init__(self, channels: int, width: int = WIDTH, direct: bool = True) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.start, self.step = Correction(channels, width), Correction(channels, width)
+            self.start, self.step = (Correction(channels, width, direct) for _ in range(2))
         self.requires_grad_(False)
 
     def multiply_adds(self) -> int:
         """Return the multiply-adds of one correction at one of the H x W positions of a region."""
         weights = (weight for name, weight in self.step.named_parameters() if weight.dim() == 4 and "mean" not in name)
         return sum(weight.numel() for weight in weights)
+
+
+def small_width(channels: int) -> int:
+    """Return the largest width with which a correction that is not `direct` costs at most `SMALL`; at least 1."""
+    most = SMALL * 18 * channels**2  # the block has two 3x3 convolutions
+    width = 1
+    while 5 * channels * (width + 1) + 36 * (width + 1) ** 2 <= most:
+        width += 1
+    return width
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,7 @@ class _LearnedMove:
 
 def _corrected(correction: Correction, flat: FlatMap) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the map from f(z) and f(z) - z to the corrected f(z), all (N, D)."""
-    dtype = correction.direct.weight.dtype
+    dtype = correction.leave.weight.dtype
 
     def value(image: Tensor, residuals: Tensor) -> Tensor:
         found = correction(flat.shaped(image).to(dtype), flat.shaped(residuals).to(dtype))

@@ -62,6 +62,16 @@ def test_it_adds_to_the_weights_and_changes_none(trained: Path, accelerated: Pat
     assert any(after.weights[name].any() for name in added if name.endswith("direct.weight"))
 
 
+def test_small_networks_load(experiment: Path, folder: Path, trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "small.pth"
+    assert accelerate(experiment, folder, "--small", "--output", str(output), "MODEL.WEIGHTS", str(trained)) == 0
+    names = read_checkpoint(output).weights.keys()
+    assert any(name.startswith(PREFIX) for name in names)
+    assert not any("direct" in name for name in names)
+    head = build_model(experiment, output, device="cpu").roi_heads.mask_head
+    assert head.refinement.accelerator.step.direct is None
+
+
 def test_it_compares_solvers_on_other_pictures(
     experiment: Path, folder: Path, accelerated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ifr.refine import Implicit, RefinementBlock, set_phase
 from ifr.solvers import GMRES, Accelerator, Anderson, Broyden, Learned, Solution, Status
 from ifr.solvers.fit import fit_accelerator
+from ifr.solvers.learned import SMALL, small_width
 from ifr.solvers.solution import Map
 
 CHANNELS = 8
@@ -206,6 +207,22 @@ def test_a_fit_does_not_depend_on_the_random_state(block: RefinementBlock, x: Te
 def test_a_fit_without_equilibria_is_refused(block: RefinementBlock, x: Tensor) -> None:
     with pytest.raises(ValueError, match="none of 5 regions has an equilibrium"):
         fit_accelerator(block.at, torch.full_like(x, torch.nan))
+
+
+@pytest.mark.parametrize("channels", [4, 64, 256])
+def test_a_small_correction_costs_a_twentieth_of_an_evaluation(channels: int) -> None:
+    block = 18 * channels**2
+    width = small_width(channels)
+    cost, more = (Accelerator(channels, w, direct=False).multiply_adds() / block for w in (width, width + 1))
+    assert cost <= SMALL < more or width == 1
+
+
+def test_a_small_correction_learns(block: RefinementBlock, x: Tensor) -> None:
+    accelerator = fit_accelerator(block.at, x, width=2, direct=False, start_epochs=100, rounds=(50,))
+    assert accelerator.step.direct is None
+    f, zero = block.at(x), torch.zeros_like(x)
+    learned, plain = (solver.solve(f, zero).residual.mean() for solver in (Learned(accelerator, 2), Anderson(2)))
+    assert learned < plain
 
 
 @pytest.mark.parametrize("width", [0, 33])
