@@ -1,5 +1,6 @@
 """User errors print a cause and a remedy and no traceback, and exit with a nonzero code."""
 
+import gc
 import json
 import os
 import shlex
@@ -196,6 +197,16 @@ def test_out_of_memory_says_what_to_lower(
     assert "SOLVER.BATCH_SUBDIVISIONS" in remedy
 
 
+@pytest.fixture
+def no_callbacks() -> Iterator[None]:
+    """torch's signal handler raises for a killed loader, and hypothesis's callback of garbage collection loses that."""
+    before = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = before
+
+
+@pytest.mark.usefixtures("no_callbacks")
 def test_a_loader_is_killed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     if not children.exists():
