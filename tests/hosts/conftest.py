@@ -10,7 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from official_outputs import EXPERIMENTS, ROOT, write_official_checkpoint
+from sides import small_model
+from torch import nn
 
 from ifr.hosts.cvpods.importing import import_cvpods
 
@@ -51,6 +54,15 @@ def checkout() -> Path:
         pytest.skip(ABSENT)
     import_cvpods()
     return Path(os.environ["IFR_CVPODS"])
+
+
+@pytest.fixture
+def other(host: str) -> nn.Module:
+    """A detector in another host, with masks that are not all about 0.5."""
+    model = small_model(host).eval()
+    with torch.no_grad():
+        model.roi_heads.mask_head.predictor.weight.mul_(1000)
+    return model
 
 
 @pytest.fixture

@@ -34,15 +34,6 @@ def twin(head: MaskHead, **settings: Any) -> nn.Module:
     return twin
 
 
-@pytest.fixture
-def other(host: str) -> nn.Module:
-    """A detector in another host, with masks that are not all about 0.5."""
-    model = small_model(host).eval()
-    with torch.no_grad():
-        model.roi_heads.mask_head.predictor.weight.mul_(1000)
-    return model
-
-
 def test_same_features_in_same_masks_out(plugin: ModuleType, host: str, other: nn.Module, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "whole.pth", other)
     head = twin(other.roi_heads.mask_head)

@@ -71,15 +71,6 @@ def torchvision_twin(head: MaskHead) -> MaskRCNN:
     return model.eval()
 
 
-@pytest.fixture
-def other(host: str) -> nn.Module:
-    """A detector in another host, with masks that are not all about 0.5."""
-    model = small_model(host).eval()
-    with torch.no_grad():
-        model.roi_heads.mask_head.predictor.weight.mul_(1000)
-    return model
-
-
 def test_same_features_in_same_masks_out(host: str, other: nn.Module, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "whole.pth", other)
     model = torchvision_twin(other.roi_heads.mask_head)
