@@ -75,6 +75,7 @@ def onnx_session(program: torch.export.ExportedProgram) -> Any:
     converted.save(file)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow what runs next
     return onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
 
 
