@@ -11,7 +11,7 @@ import dataclasses
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def tame(model: nn.Module) -> None:
             module.weight.fill_(0.2)
 
 
-def own_model(device: torch.device, refinement: str = "conv") -> RCNN:
+def own_model(device: torch.device, refinement: str = "conv", more: Mapping[str, Any] | None = None) -> RCNN:
     config = RCNNFPNConfig()
     settings = {
         "MODEL.DEVICE": str(device),
@@ -70,6 +70,7 @@ def own_model(device: torch.device, refinement: str = "conv") -> RCNN:
         "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
         "MODEL.ROI_HEADS.NUM_CLASSES": 90,
         "MODEL.ROI_MASK_HEAD.REFINEMENT": refinement,
+        **(more or {}),
     }
     config.merge_from_list([part for pair in settings.items() for part in pair])
     model = build_mask_rcnn(config).eval()

@@ -14,12 +14,11 @@ from ifr.data.masks import encode_window
 COCO_IMAGES, COCO_OBJECTS = 118_287, 928_000  # about those of train2017
 WIDTH, HEIGHT = 640, 480
 CLASSES = 80
-_CROWDS = 0.01  # of the objects
 _SHAPES = 20_000  # different polygons
 
 
-def write_annotations(path: Path, images: int, objects: int, seed: int = 0) -> None:
-    """Write an annotation file in COCO's format with polygons of 6 to 60 points, 1 % crowds, and no pictures."""
+def write_annotations(path: Path, images: int, objects: int, seed: int = 0, crowds: float = 0.01) -> None:
+    """Write an annotation file in COCO's format with polygons of 6 to 60 points, and a share of crowds; no pictures."""
     random = np.random.default_rng(seed)
     shapes = [_polygon(random) for _ in range(min(objects, _SHAPES))]
     crowd = json.dumps({"size": [HEIGHT, WIDTH], "counts": [1000, 40, 440, 40, HEIGHT * WIDTH - 1520]})
@@ -35,7 +34,7 @@ def write_annotations(path: Path, images: int, objects: int, seed: int = 0) -> N
             random.integers(1, images + 1, objects).tolist(),
             random.integers(1, CLASSES + 1, objects).tolist(),
             random.integers(0, len(shapes), objects).tolist(),
-            (random.random(objects) < _CROWDS).tolist(),
+            (random.random(objects) < crowds).tolist(),
             strict=True,
         )
         for number, (image, category, shape, is_crowd) in enumerate(columns, start=1):

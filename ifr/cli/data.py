@@ -53,7 +53,7 @@ def _augmentations(args: argparse.Namespace, config: Any) -> tuple[Augmentation,
     if args.output is None:
         raise UserError("--augmented draws pictures, but there is no --output", "add --output samples.png")
     with advise("see INPUT.AUG.TRAIN_PIPELINES in docs/settings.md", ValueError):
-        return build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES)
+        return build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES, config.INPUT.RESIZE)
 
 
 def _intensity(overrides: Sequence[str], config: Any = None) -> Intensity | None:

@@ -108,7 +108,7 @@ def _inputs(
     paths: Sequence[Path], config: Any, divisor: int, dynamic: bool
 ) -> tuple[list[tuple[Tensor, Tensor]], tuple[int, int] | None]:
     """Return the model's inputs for each picture, and the size that all have unless they are dynamic."""
-    transform = build_test_transform(config.INPUT.AUG.TEST_PIPELINES)
+    transform = build_test_transform(config.INPUT.AUG.TEST_PIPELINES, config.INPUT.RESIZE)
     intensity = build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
     with advise("replace the picture, or leave it out", ImageError):
         images = [transform(read_image(path, intensity=intensity)) for path in paths]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +30,7 @@ class RandomResize:
 
     def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
         """Draw a new size for the image."""
-        return Resized(self.edges.output_size(*size, self.edges.sample(generator)))
+        return Resized(self.edges.output_size(*size, self.edges.sample(generator)), self.edges.kernel)
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,6 @@ def _resize(**settings: Any) -> Augmentation:
 
 
 _AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
-    "ResizeShortestEdge": _resize,
     "RandomFlip": RandomFlip,
     "LargeScaleJitter": LargeScaleJitter,
     "ColorJitter": ColorJitter,
@@ -190,13 +190,16 @@ _AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
 }
 
 
-def build_augmentations(pipeline: Iterable[Any]) -> tuple[Augmentation, ...]:
+def build_augmentations(pipeline: Iterable[Any], kernel: str = "pillow") -> tuple[Augmentation, ...]:
     """Build the augmentations of INPUT.AUG.TRAIN_PIPELINES, in their order.
 
     Args:
         pipeline: (name, settings) pairs.
+        kernel: INPUT.RESIZE, see `ifr.data.transforms.resize`.
 
     Raises:
         ValueError: an augmentation or one of its settings is unknown.
     """
-    return build_steps("INPUT.AUG.TRAIN_PIPELINES", _AUGMENTATIONS, pipeline)
+    resize: Callable[..., Augmentation] = partial(_resize, kernel=kernel)
+    makers = {"ResizeShortestEdge": resize, **_AUGMENTATIONS}
+    return build_steps("INPUT.AUG.TRAIN_PIPELINES", makers, pipeline)

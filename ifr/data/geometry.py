@@ -36,6 +36,7 @@ class Resized:
     """Scales to a new height and width."""
 
     new_size: ImageSize
+    kernel: str = "pillow"
 
     def size(self, size: ImageSize) -> ImageSize:
         """Return the new height and width."""
@@ -43,7 +44,7 @@ class Resized:
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize bilinearly, with antialiasing."""
-        return resize(image, self.new_size)
+        return resize(image, self.new_size, self.kernel)
 
     def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
         """Scale the points with the image."""
@@ -68,8 +69,8 @@ class Flipped:
         return size
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Mirror the image."""
-        return np.ascontiguousarray(image[:, ::-1] if self.horizontal else image[::-1])
+        """Mirror the image; the result is a view."""
+        return image[:, ::-1] if self.horizontal else image[::-1]
 
     def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
         """Mirror the points; the image spans 0 to its width or height."""
@@ -119,8 +120,8 @@ class Turned:
         return size[::-1] if self.quarters % 2 else size
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn the image."""
-        return np.ascontiguousarray(np.rot90(image, self.quarters))
+        """Turn the image; the result is a view."""
+        return np.rot90(image, self.quarters)
 
     def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
         """Turn the points; the image spans 0 to its width or height."""
@@ -220,7 +221,7 @@ def _tensor(image: NDArray[np.uint8]) -> Tensor:
 
 
 def _array(image: Tensor) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return image.permute(1, 2, 0).numpy()
 
 
 def leaves(size: ImageSize, geometries: Sequence[tuple[Geometry, ImageSize]], new_size: ImageSize) -> bool:

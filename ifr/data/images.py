@@ -57,7 +57,7 @@ def read_image(path: str | Path, size: Size | None = None, intensity: Intensity 
         upright = (rgb.height, rgb.width)
         if size is not None and upright != size:
             raise ImageError(f"{path} is {_differs(upright, size)}{_as_stored(stored, size)}")
-        return np.ascontiguousarray(np.asarray(rgb)[:, :, ::-1])
+        return np.frombuffer(bytearray(rgb.tobytes("raw", "BGR")), np.uint8).reshape(*upright, 3)
 
 
 def check_header(path: str | Path, size: Size, intensity: Intensity | None = None) -> None:
@@ -173,10 +173,10 @@ def _is_transposed(image: Image.Image) -> bool:
 def _upright(image: Image.Image, path: str | Path) -> Image.Image:
     image.load()
     try:
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except _DAMAGED as error:
         logger.warning("%s: the EXIF data cannot be read (%s); assuming that the picture is upright", path, error)
-        return image
+    return image
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -189,4 +189,4 @@ def _rgb(image: Image.Image, intensity: Intensity | None) -> Image.Image:
         image = Image.fromarray(intensity.scale(np.asarray(image)))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

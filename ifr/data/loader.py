@@ -168,7 +168,8 @@ def evaluation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world
         DatasetError: the data set and the model differ in their number of classes.
     """
     check_classes([dataset], int(config.MODEL.ROI_HEADS.NUM_CLASSES))
-    samples = EvaluationSamples(dataset, build_test_transform(config.INPUT.AUG.TEST_PIPELINES), _intensity(config))
+    transform = build_test_transform(config.INPUT.AUG.TEST_PIPELINES, config.INPUT.RESIZE)
+    samples = EvaluationSamples(dataset, transform, _intensity(config))
     positions = range(rank, len(dataset), world_size)
     return Batches(DataLoader(Watched(samples), batch_size=1, sampler=positions, **_worker_settings(config, 1)))
 
@@ -221,7 +222,7 @@ def check_classes(sets: Sequence[CocoDataset], num_classes: int) -> None:
 def _training_samples(config: Any, images: Dataset[Any], pipeline: Any) -> TrainingSamples:
     return TrainingSamples(
         images,
-        augmentations=build_augmentations(pipeline),
+        augmentations=build_augmentations(pipeline, config.INPUT.RESIZE),
         masks=bool(config.MODEL.MASK_ON),
         bitmasks=_bitmasks(config.INPUT.MASK_FORMAT),
         intensity=_intensity(config),

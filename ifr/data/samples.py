@@ -219,7 +219,7 @@ def read_picture(record: CocoImage, intensity: Intensity | None = None) -> NDArr
 
 
 def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def _polygons(

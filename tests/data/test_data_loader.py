@@ -13,6 +13,8 @@ from ifr.data.order import BatchOrder, ShareOfBatches
 from ifr.errors import DatasetError
 from ifr.hosts import RCNNFPNConfig
 
+EDGES = {"short_edge_length": 200, "max_size": 1333, "sample_style": "choice"}
+
 
 def _groups(count, portrait=0):
     return (np.arange(count) >= portrait).astype(np.int64)
@@ -178,6 +180,21 @@ def test_augmentation_differs_between_epochs(config):
         for item in next(loader):
             shapes.setdefault(item["image_id"], set()).add((item["image"].shape, int(item["image"].sum())))
     assert max(map(len, shapes.values())) > 1
+
+
+def test_the_kernel_of_resizing_changes_pixels_by_one_level_and_nothing_else(config):
+    dataset = open_test_set("digits_val")
+    found = {}
+    for kernel in ("pillow", "torchvision"):
+        config.merge_from_list(["INPUT.RESIZE", kernel, "INPUT.AUG.TRAIN_PIPELINES", [("ResizeShortestEdge", EDGES)]])
+        found[kernel] = [next(iter(build_train_loader(config))), next(iter(evaluation_loader(config, dataset)))]
+    for pillow, fast in zip(*found.values(), strict=True):
+        for one, other in zip(pillow, fast, strict=True):
+            change = (one["image"].int() - other["image"].int()).abs()
+            assert change.max() == 1
+            assert one["image_id"] == other["image_id"]
+    one, other = (batch["instances"] for batch in (found["pillow"][0][0], found["torchvision"][0][0]))
+    assert torch.equal(one.boxes, other.boxes)
 
 
 def test_sets_are_joined_and_portraits_batched_separately(config, tmp_path):

@@ -44,6 +44,24 @@ def test_rounds_half_up():
     assert resize.output_size(4, 9, 2) == (2, 5)  # 4.5
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 300), st.integers(0, 2**32 - 1))
+def test_the_kernels_differ_by_at_most_one_level(height, width, short_edge, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    edges = {"short_edge_length": short_edge, "max_size": 500, "sample_style": "choice"}
+    pillow, fast = (
+        build_test_transform([("ResizeShortestEdge", edges)], kernel)(image).astype(int)
+        for kernel in ("pillow", "torchvision")
+    )
+    assert pillow.shape == fast.shape
+    assert abs(pillow - fast).max() <= 1
+
+
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(ValueError, match=r"INPUT\.RESIZE must be one of pillow, torchvision; got 'cv2'"):
+        build_test_transform([("ResizeShortestEdge", {"short_edge_length": 8, "sample_style": "choice"})], "cv2")
+
+
 def test_zero_keeps_the_image():
     image = np.zeros((3, 5, 3), np.uint8)
     assert ResizeShortestEdge(0, 10, "choice")(image) is image

@@ -115,6 +115,9 @@ _INPUT: Settings = {
             ["ResizeShortestEdge", {"short_edge_length": 800, "max_size": 1333, "sample_style": "choice"}],
         ],
     },
+    # Added by IFR to this host. What resizes pictures: "pillow", as in cvpods and detectron2, or "torchvision", faster
+    # and within one level of it.
+    "RESIZE": "pillow",
     "FORMAT": "BGR",
     "MASK_FORMAT": "polygon",
     # Added by IFR to this host. How grey pictures of 16 or 32 bits become 8 bits; without either they are refused.

@@ -31,7 +31,7 @@ class Predictor:
         """Prepare the model and the preprocessing."""
         self.model = model.eval()
         self.intensity = build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
-        self._transform = build_test_transform(config.INPUT.AUG.TEST_PIPELINES)
+        self._transform = build_test_transform(config.INPUT.AUG.TEST_PIPELINES, config.INPUT.RESIZE)
 
     @torch.inference_mode()
     def __call__(self, image: NDArray[Any]) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ def draw_samples(model: nn.Module, config: Any, sets: Mapping[str, CocoDataset])
         sets: the data sets with annotations, by entry.
     """
     intensity = build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
-    transform = build_test_transform(config.INPUT.AUG.TEST_PIPELINES)
+    transform = build_test_transform(config.INPUT.AUG.TEST_PIPELINES, config.INPUT.RESIZE)
     training = model.training
     model.eval()
     for dataset in sets.values():
