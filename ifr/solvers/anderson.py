@@ -75,7 +75,7 @@ class AndersonMove(PerSample):
             self._value_steps = torch.empty_like(self._residual_steps)
             self._gram = residuals.new_zeros(samples, self._memory, self._memory)
         else:
-            self._remember(residuals - self._previous_residuals, value - self._previous_value)
+            self._remember(residuals, self._previous_residuals, value, self._previous_value)
         self._previous_residuals, self._previous_value = residuals, value
         if self._count == 0:
             return value
@@ -83,13 +83,13 @@ class AndersonMove(PerSample):
         weights = self._least_squares(residuals, used)
         return torch.baddbmm(value[:, None], weights[:, None], self._value_steps[:, :used], alpha=-1).squeeze(1)
 
-    def _remember(self, residual_step: Tensor, value_step: Tensor) -> None:
+    def _remember(self, residuals: Tensor, previous_residuals: Tensor, value: Tensor, previous_value: Tensor) -> None:
         slot = self._count % self._memory
         self._count += 1
         used = min(self._count, self._memory)
-        self._residual_steps[:, slot] = residual_step
-        self._value_steps[:, slot] = value_step
-        products = (residual_step[:, None] @ self._residual_steps[:, :used].mT).squeeze(1)
+        _write_difference(self._residual_steps[:, slot], residuals, previous_residuals)
+        _write_difference(self._value_steps[:, slot], value, previous_value)
+        products = (self._residual_steps[:, slot : slot + 1] @ self._residual_steps[:, :used].mT).squeeze(1)
         self._gram[:, slot, :used] = products
         self._gram[:, :used, slot] = products
 
@@ -105,6 +105,14 @@ class AndersonMove(PerSample):
         weights, sound = solve(gram * unit[:, :, None] * unit[:, None, :] + ridge, right * unit)
         sound = sound & weights.isfinite().all(1)
         return torch.where(sound[:, None], weights * unit, 0)
+
+
+def _write_difference(place: Tensor, new: Tensor, old: Tensor) -> None:
+    """Write `new` - `old` to `place`, a view, without a copy in between; an exported graph cannot do without it."""
+    if torch.compiler.is_compiling():
+        place.copy_(new - old)
+    else:
+        torch.sub(new, old, out=place)
 
 
 def _by_factors(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
