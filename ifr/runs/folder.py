@@ -107,10 +107,19 @@ def newest_sound(folder: Path, read: Callable[[Path], Content]) -> Content | Non
 
 def forget(folder: Path) -> None:
     """Keep a later --resume from continuing an earlier run in this folder; its checkpoints stay."""
-    if (folder / LAST).exists():
-        logger.warning("%s has checkpoints of an earlier run, which this new run may overwrite", folder)
     for name in (LAST, _HISTORY):
         (folder / name).unlink(missing_ok=True)
+
+
+def warn_of_earlier_run(folder: Path) -> None:
+    """Say which checkpoints a new run may overwrite."""
+    if found := sorted(path.name for path in folder.glob("model_*.pth")):
+        logger.warning(
+            "%s has checkpoints of an earlier run (%s). After the first step of this run, --resume no longer continues "
+            "that one, and files of the same name are overwritten; set another OUTPUT_DIR to keep them",
+            folder,
+            ", ".join(found),
+        )
 
 
 def sweep(folder: Path) -> None:

@@ -218,6 +218,27 @@ def test_a_run_does_not_fall_back_on_an_earlier_run_in_its_folder(
     assert "falling back" not in caplog.text
 
 
+def test_a_new_run_that_fails_before_its_first_step_leaves_the_earlier_one_as_it_was(
+    tiny: Path, whole: Path, datasets: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, annotations = datasets[0].split(":")
+    pictures, output = tmp_path / "pictures", tmp_path / "output"
+    shutil.copytree(images, pictures)
+    shutil.copytree(whole, output)
+    kept = {name: (output / name).read_bytes() for name in ("config.yaml", "metrics.json", *files(whole))}
+    for picture in pictures.iterdir():
+        picture.unlink()
+    entry = f"{pictures}:{annotations}"
+    with pytest.raises(UserError, match="no such file"):
+        run(tiny, output, "DATASETS.TRAIN", [entry], "SOLVER.LR_SCHEDULER.MAX_ITER", 4)
+    assert "has checkpoints of an earlier run (model_final.pth, model_iter_0000002.pth" in caplog.text
+    assert {name: (output / name).read_bytes() for name in kept} == kept
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    run(tiny, output, resume=True)
+    assert "nothing to do: 6 of 6 iterations are done" in caplog.text
+
+
 def test_only_the_configured_number_of_checkpoints_is_kept(tiny: Path, tmp_path: Path) -> None:
     output = run(tiny, tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 2)
     assert files(output) == {"model_iter_0000005.pth", "model_iter_0000006.pth", "model_final.pth"}

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class TrainingLoop:
         output: OUTPUT_DIR.
         start: number of completed iterations.
         signals: requests to stop this worker.
+        begin: called on all workers after the first step, so that a run that fails before it leaves the folder as it
+            was.
     """
 
     config: Any
@@ -53,6 +55,7 @@ class TrainingLoop:
     output: Path
     start: int
     signals: StopSignals
+    begin: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         """Prepare the records."""
@@ -109,6 +112,8 @@ class TrainingLoop:
             waited, counted = waited + time.perf_counter() - before, counted + 1
             self.losses.add(self.trainer.step(iteration, batch, stop=lambda: self.signals.requested))
             done = iteration + 1
+            if iteration == self.start:
+                self.begin()
             if self.records is not None:
                 self.records.advance()
             saves, evaluates = period > 0 and done % period == 0, self._evaluates(done)

@@ -26,17 +26,19 @@ class MetricsFile:
     """metrics.json, one JSON object per line; if a write fails, it warns and drops the line.
 
     Args:
-        path: the file; lines of iterations after `start` are removed, because a resumed run rewrites them.
+        path: the file; lines of iterations after `start` are removed, because a resumed run rewrites them. A new run
+            replaces the file when it has its first line.
         start: number of completed iterations.
     """
 
     def __init__(self, path: Path, start: int) -> None:
         self._path = path
         self._failed = False
+        self._replaces = start == 0
         self.evaluated: dict[int, dict[str, Any]] = {}
         """The evaluation results in the file, by iteration, in their order."""
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _iteration(line) <= start] if start else []
+        if start and path.exists():
+            kept = [line for line in path.read_text().splitlines() if _iteration(line) <= start]
             with whole_file(path, "w") as file:
                 file.writelines(f"{line}\n" for line in kept)
             values = [(int(_iteration(line)), json.loads(line)) for line in kept]
@@ -45,11 +47,11 @@ class MetricsFile:
     def write(self, values: Mapping[str, Any]) -> None:
         """Append `values` as one line."""
         line = json.dumps(dict(values)) + "\n"
-        size = self._path.stat().st_size if self._path.exists() else 0
+        size = self._path.stat().st_size if self._path.exists() and not self._replaces else 0
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            with self._path.open("w" if self._replaces else "a", encoding="utf-8") as file:
                 file.write(line)
-            self._failed = False
+            self._failed = self._replaces = False
         except OSError as error:
             if not self._failed:
                 logger.warning("%s: cannot be written (%s); training continues without its lines", self._path, error)

@@ -58,7 +58,7 @@ def train(run: Run) -> None:
         _check_classes(last, classes)
         _take_seed(last, run)
     elif run.options.resume:
-        logger.info("no checkpoint in %s; training starts at iteration 0", output)
+        logger.info("no checkpoint of a last run in %s; training starts at iteration 0", output)
     snapshots.set_random_seed(int(config.SEED) + worker.rank)
     model = run.experiment.build_model(config)
     if last is None and config.MODEL.WEIGHTS:
@@ -69,12 +69,18 @@ def train(run: Run) -> None:
         start = snapshots.resume(last, trainer, batch_size=int(config.SOLVER.IMS_PER_BATCH))
         logger.info("resuming from %s, after %d iterations", last.path, start)
     begins = last is None
-    worker.from_first(lambda: _note_start(config, sets, output, begins=begins))
+    if begins:
+        worker.from_first(lambda: _report(config, sets, output))
+    _warn_if_all_warmup(config)
+
+    def begin() -> None:
+        worker.from_first(lambda: _replace_earlier(config, output, begins=begins))
+
     sizes = objects_of(sets, build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES)).quantiles
     about = describe(config, run.experiment.builder, classes, sizes)
     del last  # free the checkpoint's weights
     with StopSignals() as signals:
-        TrainingLoop(config, trainer, sets, test_sets, truth_sets, about, output, start, signals).go()
+        TrainingLoop(config, trainer, sets, test_sets, truth_sets, about, output, start, signals, begin).go()
 
 
 def _start(model: nn.Module, config: Any, classes: Classes, worker: Worker) -> None:
@@ -93,16 +99,19 @@ def _start(model: nn.Module, config: Any, classes: Classes, worker: Worker) -> N
     logger.info("the backbone has timm's weights of %s; the rest keeps its initial values", stages.name)
 
 
-def _note_start(config: Any, sets: Sequence[CocoDataset], output: Path, *, begins: bool) -> None:
+def _report(config: Any, sets: Sequence[CocoDataset], output: Path) -> None:
+    folder.warn_of_earlier_run(output)
+    try:
+        report(config, sets, output / "pictures" / "objects.png")
+    except OSError as error:
+        logger.warning("the sizes of the objects cannot be drawn (%s); training goes on", error)
+
+
+def _replace_earlier(config: Any, output: Path, *, begins: bool) -> None:
     with whole_file(output / "config.yaml", "w") as file:
         file.write(config.as_yaml())
     if begins:
         folder.forget(output)
-        try:
-            report(config, sets, output / "pictures" / "objects.png")
-        except OSError as error:
-            logger.warning("the sizes of the objects cannot be drawn (%s); training goes on", error)
-    _warn_if_all_warmup(config)
 
 
 def _test_sets(config: Any, classes: Classes, worker: Worker) -> dict[str, CocoDataset]:
