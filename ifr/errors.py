@@ -47,7 +47,7 @@ class UserError(Exception):
 class ConfigError(UserError, ValueError):
     """A setting does not exist, or its value does not fit."""
 
-    remedy = "settings are in the experiment's config.py and its host's defaults"
+    remedy = "the experiment's config.py has some settings, and `ifr settings` lists all"
 
 
 class RunError(UserError, ValueError):
@@ -63,7 +63,7 @@ class DatasetError(UserError, ValueError):
 class ImageError(UserError, ValueError):
     """A file cannot be read as a picture; the cause names the file."""
 
-    remedy = "replace the picture, or remove it from the annotations"
+    remedy = "replace the picture, or remove it from the annotation file; `ifr data check` finds all such pictures"
 
 
 class CheckpointError(UserError, ValueError):

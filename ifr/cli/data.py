@@ -83,6 +83,8 @@ def _report(root: Path, names: str, made: bool) -> None:
 
 def _inspect(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = find_experiment(args.experiment).config if args.experiment else None
+    if args.histograms and config is None:
+        raise UserError("--histograms compares with settings", "give --experiment too")
     intensity = _intensity(overrides, config)
     augmentations = _augmentations(args, config)
     with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError):
@@ -93,8 +95,6 @@ def _inspect(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         if config is not None:
             sets = [CocoDataset(source, masks=bool(config.MODEL.MASK_ON))]
             report(config, sets, Path(args.histograms).expanduser() if args.histograms else None)
-        elif args.histograms:
-            raise UserError("--histograms compares with settings", "give --experiment too")
     if args.output is None:
         return
     with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError, ImageError):
@@ -109,21 +109,23 @@ def _inspect(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _check(args: argparse.Namespace, intensity: Intensity | None) -> None:
     with advise("see ifr data check --help", DatasetError):
         source = named_dataset(args.dataset, args.images)
-    problems = 0
+    problems, left_out = 0, False
     section = None
     for finding in check_dataset(source, decode=not args.headers, intensity=intensity):
         if finding.section != section:
             section = finding.section
             sys.stdout.write(f"{section}\n")
         problems += finding.is_problem
+        left_out |= section == "left out"
         sys.stdout.write(f"  {'' if finding.is_problem else 'note: '}{finding.text}\n")
     if problems:
         raise UserError(
             f"{source.name} has {problems} problem{'s' * (problems > 1)}",
-            "correct the images and annotations listed above, or remove them from the file",
+            "correct what is listed above, remove it from the file, or export the file again",
         )
     unseen = "; images were not decoded" if args.headers else ""
-    logger.info("%s: no problems found%s", source.name, unseen)
+    but = ", but training leaves out what is listed above" if left_out else ""
+    logger.info("%s: no problems found%s%s", source.name, but, unseen)
 
 
 def named_dataset(dataset: str, images: str | None) -> DatasetSource:

@@ -99,7 +99,9 @@ def helpful(folder: Path, *, resumes: bool = False) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise UserError(str(error), f"settings are in {folder / 'config.py'} and its host's defaults") from error
+        raise UserError(
+            str(error), f"{folder / 'config.py'} has some settings, and `ifr settings` lists all"
+        ) from error
     except CheckpointWriteError:
         raise
     except CheckpointError as error:

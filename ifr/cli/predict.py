@@ -154,7 +154,7 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> Model:
     experiment = find_experiment(args.experiment)
     overrides = with_weights(experiment, overrides)
     config = copy.deepcopy(experiment.config)
-    settings = f"settings are in {experiment.folder / 'config.py'} and its host's defaults"
+    settings = f"{experiment.folder / 'config.py'} has some settings, and `ifr settings` lists all"
     with advise(settings, ValueError):
         config.merge_from_list(overrides)
     weights, advice = str(config.MODEL.WEIGHTS), "give MODEL.WEIGHTS FILE with weights trained in this experiment"

@@ -150,7 +150,7 @@ def _left_out(content: Mapping[str, Any], source: DatasetSource) -> Iterator[Fin
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         some = ", ".join(names[:_LISTED]) + more
         setting = f" ({share(len(names), len(annotations), 'objects')}; {KEEP_CROWDS} keeps them)"
-        text = f"{len(names)} annotations are {reason}: {some}{setting if reason == CROWD else ''}"
+        text = f"{reason} ({len(names)}): {some}{setting if reason == CROWD else ''}"
         yield Finding("left out", f"{source.json}: {text}", False)
     if not used:
         yield Finding("data set", f"{source.json}: {no_objects(masks=True, crowds=len(by_reason.get(CROWD, ())))}")

@@ -80,7 +80,7 @@ def test_skipped_annotations_are_notes_not_problems(run, tmp_path):
     assert code == 0
     shown = ", ".join(map(str, range(8, 28)))
     share = "(23 of 24 objects (95.8 %); DATASETS.CROWDS_AS_OBJECTS True keeps them)"
-    assert lines == ["left out", f"  note: {source.json}: 23 annotations are crowds: {shown} and 3 more {share}"]
+    assert lines == ["left out", f"  note: {source.json}: crowds (23): {shown} and 3 more {share}"]
 
 
 def test_many_images_are_read_by_several_processes(run, tmp_path):

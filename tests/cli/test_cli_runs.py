@@ -93,7 +93,7 @@ def test_the_scripts_pass_the_exit_code_and_the_error_on(checkout: Path, tmp_pat
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-2:] == [
         "error: there is no setting 'SOLVER.BASE_LR'; did you mean 'SOLVER.OPTIMIZER.BASE_LR'?",
-        f"remedy: settings are in {script.parent / 'config.py'} and its host's defaults",
+        f"remedy: {script.parent / 'config.py'} has some settings, and `ifr settings` lists all",
     ]
 
 
@@ -108,6 +108,7 @@ def test_every_experiment_has_the_same_two_scripts() -> None:
     ("arguments", "cause"),
     [
         (["SOLVER.LR_SCHEDULER.MAX_ITERS", "5"], "did you mean 'SOLVER.LR_SCHEDULER.MAX_ITER'"),
+        (["SOLVER.MAX_ITR", "5"], "did you mean 'SOLVER.LR_SCHEDULER.MAX_ITER'"),
         (["SEED"], "'SEED' has no value"),
         (["SEED", "x"], "SEED must be of type int, such as 11; got 'x'"),
         (["--num-gpus", "0"], "--num-gpus must be at least 1, got 0"),

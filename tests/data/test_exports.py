@@ -49,4 +49,4 @@ def test_a_crowd_marked_true_is_a_crowd(tmp_path):
     assert CocoDataset(source).left_out == {"crowds": 1}
     texts = [finding.text for finding in check_dataset(source)]
     assert "1 iscrowd true or false read as 1 or 0" in texts[0]
-    assert "1 annotations are crowds: 8" in texts[1]
+    assert "crowds (1): 8" in texts[1]

@@ -109,20 +109,20 @@ CASES = {
         [WHOLE],
         "a.json: 1 missing boxes taken from masks",
     ),
-    "a crowd": left_out(odd_object(iscrowd=1), "1 annotations are crowds: 8", 100, 100),
-    "empty box": left_out(odd_object(bbox=[10, 5, 0, 20]), "no area inside the image: 8", HALF, HALF),
-    "box outside the image": left_out(odd_object(bbox=[60, 5, 20, 20]), "no area inside the image: 8", HALF, HALF),
+    "a crowd": left_out(odd_object(iscrowd=1), "crowds (1): 8", 100, 100),
+    "empty box": left_out(odd_object(bbox=[10, 5, 0, 20]), "no area inside the image (1): 8", HALF, HALF),
+    "box outside the image": left_out(odd_object(bbox=[60, 5, 20, 20]), "no area inside the image (1): 8", HALF, HALF),
     "box partly outside": Odd(
         annotation("bbox", [-5, -5, 100, 20]), [[0, 0, 60, 15]], [WHOLE], "masks that do not fit each other: 7"
     ),
     "box as fractions": Odd(annotation("bbox", [10.5, 5.25, 20.0, 20.0]), [[10.5, 5.25, 30.5, 25.25]], [WHOLE]),
-    "segmentation null": left_out(odd_object(segmentation=None), "objects without a mask: 8", HALF, None),
-    "segmentation empty": left_out(odd_object(segmentation=[]), "objects without a mask: 8", HALF, None),
-    "polygon of odd length": left_out(odd_object(segmentation=[SQUARE[:7]]), "three (x, y) points: 8", HALF, 100),
-    "polygon of two points": left_out(odd_object(segmentation=[SQUARE[:4]]), "three (x, y) points: 8", HALF, 100),
+    "segmentation null": left_out(odd_object(segmentation=None), "objects without a mask (1): 8", HALF, None),
+    "segmentation empty": left_out(odd_object(segmentation=[]), "objects without a mask (1): 8", HALF, None),
+    "polygon of odd length": left_out(odd_object(segmentation=[SQUARE[:7]]), "three (x, y) points (1): 8", HALF, 100),
+    "polygon of two points": left_out(odd_object(segmentation=[SQUARE[:4]]), "three (x, y) points (1): 8", HALF, 100),
     "two points beside a polygon": Odd(annotation("segmentation", [SQUARE[:4], SQUARE]), [BOX], [WHOLE]),
     "polygon outside the image": left_out(
-        odd_object(segmentation=[[70, 5, 80, 5, 80, 25]]), "mask is outside the image: 8", HALF, HALF
+        odd_object(segmentation=[[70, 5, 80, 5, 80, 25]]), "mask is outside the image (1): 8", HALF, HALF
     ),
     "polygon partly outside": Odd(
         annotation("segmentation", [[40, 20, 90, 20, 90, 90, 40, 90]]),
