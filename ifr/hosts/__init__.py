@@ -64,7 +64,8 @@ def _default() -> str:
 @functools.cache
 def _announce(name: str) -> None:
     if multiprocessing.parent_process() is None:  # the parent has already logged it
-        _logger.info("IFR runs in the %s host", name)
+        chosen = name != "standalone" or os.environ.get("IFR_HOST")
+        _logger.log(logging.INFO if chosen else logging.DEBUG, "IFR runs in the %s host", name)
 
 
 def __getattr__(name: str) -> Any:

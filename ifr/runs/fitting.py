@@ -100,7 +100,7 @@ def _pipelines(base: Any, edge: ResizeShortestEdge, seen: Objects) -> Choice:
 
     low, middle, high = np.percentile(seen.sizes, (5, 50, 95))
     return Choice(
-        f"Objects are {middle:.0f} pixels large at this size, 90 % of them {low:.0f} to {high:.0f}. Take out "
+        f"Objects are {middle:.0f} pixels large in the resized images, 90 % of them {low:.0f} to {high:.0f}. Take out "
         "RandomFlip if left and right differ.",
         {
             "INPUT.AUG.TRAIN_PIPELINES": (resize(tuple(scaled)), ("RandomFlip", {})),
@@ -168,7 +168,8 @@ def _schedule(base: Any, batch: int, images: int, area: float, machine: Machine)
     stretch = length / int(old.MAX_ITER)
     passes = length * batch / images
     return Choice(
-        f"{passes:.3g} passes over {images} images; the mask head is explicit before PRETRAINED_STEPS, then implicit.",
+        f"{passes:.3g} passes over {images} images; before PRETRAINED_STEPS the mask head applies its block "
+        "a fixed number of times, then it solves for the equilibrium.",
         {
             "SOLVER.LR_SCHEDULER.MAX_ITER": length,
             "SOLVER.LR_SCHEDULER.STEPS": tuple(round(step * stretch) for step in old.STEPS),
