@@ -93,7 +93,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         "[--line-width PIXELS] [--scale N] [--fps F] [--warm-start] [--device DEVICE] [--budget N] [--debug] "
         "[KEY VALUE ...]",
     )
-    parser.add_argument("--input", metavar="WHAT", help="an image, a folder of images, a video, or a quoted glob")
+    parser.add_argument("--input", metavar="WHAT", help="the same as IMAGE|FOLDER|VIDEO, or a quoted glob")
     parser.add_argument("--fps", type=rate, metavar="F", help="take a folder of images as a video of F frames a second")
     parser.add_argument(
         "--warm-start",

@@ -84,6 +84,11 @@ class Model:
         self.intensity = self._predictor.intensity
         """Scales pictures of more than 8 bits; None without INPUT.INTENSITY."""
 
+    def __repr__(self) -> str:
+        """Return the file and the classes."""
+        names = ", ".join(self.classes.names[:5]) + (", ..." if len(self.classes.names) > 5 else "")
+        return f"<Model {self.path}: {len(self.classes.names)} classes ({names})>"
+
     @overload
     def __call__(
         self,

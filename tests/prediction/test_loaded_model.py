@@ -43,6 +43,10 @@ def test_the_file_alone_gives_what_the_experiment_gives(model: Model, model_file
     assert found.class_names == [("square", "bar")[label] for label in expected["classes"].tolist()]
 
 
+def test_a_model_prints_its_file_and_classes(model: Model, model_file: Path) -> None:
+    assert repr(model) == f"<Model {model_file}: 2 classes (square, bar)>"
+
+
 def test_all_kinds_of_pictures(model: Model, picture: Path) -> None:
     expected = model(picture, score=LOW)
     with Image.open(picture) as image:
