@@ -1,8 +1,8 @@
 """Compare a training step of the standalone detector with one of torchvision's Mask R-CNN, in seconds and memory.
 
 Both are ResNet-50-FPN detectors of benchmarks/detector.py with random weights and SGD, and get the same picture and
-objects and as many samples for the RPN and the heads; with more than 128 objects also as many mask regions. They run
-alternately; medians are printed.
+objects, as many samples for the RPN and the heads, and as many sampling points in ROIAlign; with more than 128 objects
+also as many mask regions. They run alternately; medians are printed.
 Then the same step with the other mask heads, as ratios to the step with four convolutions. "2021" is the solver of the
 published code in both directions. Memory is the largest resident memory of a process that does two steps and nothing
 else.
@@ -37,6 +37,7 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "implicit": ("implicit", {}),
     "2021": ("implicit", {"MODEL.ROI_MASK_HEAD.SOLVER": "broyden-published"}),
 }
+SAMPLING = {f"MODEL.ROI_{head}_HEAD.POOLER_SAMPLING_RATIO": 2 for head in ("BOX", "MASK")}  # torchvision's
 IMPLICIT_PHASE = 10**6  # an iteration after the warm-up by weight sharing
 
 Step = Callable[[], Any]
@@ -66,7 +67,7 @@ def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 def own_step(head: str, image: Tensor, objects: int) -> tuple[Step, torch.nn.Module]:
     refinement, settings = HEADS[head]
-    model = own_model(CPU, refinement, settings)
+    model = own_model(CPU, refinement, {**settings, **SAMPLING})
     boxes, classes, polygons = objects_in(objects, *image.shape[-2:])
     batch = [{"image": image, "instances": Annotations(boxes, classes, polygons)}]
     trainer = Trainer(model, sgd(model), schedule=lambda _: 0.0)
