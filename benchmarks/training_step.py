@@ -4,8 +4,8 @@ Both are ResNet-50-FPN detectors of benchmarks/detector.py with random weights a
 objects, as many samples for the RPN and the heads, and as many sampling points in ROIAlign; with more than 128 objects
 also as many mask regions. They run alternately; medians are printed.
 Then the same step with the other mask heads, as ratios to the step with four convolutions. Implicit heads take all
-15 + 15 steps; "2021" has the solver of the published code in both directions. Memory is the largest resident memory of a
-process that does two steps and nothing else.
+15 + 15 steps; "2021" has the solver of the published code in both directions. Memory is the largest resident memory of
+a process that does two steps and nothing else.
 
     python benchmarks/training_step.py [--repeats 9] [--threads 2] [--objects 10 160] [--heads conv implicit]
 """
