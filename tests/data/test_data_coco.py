@@ -69,7 +69,9 @@ def test_what_is_left_out_is_said_in_one_line_with_the_settings_that_keep_it(ent
 
 def test_the_check_says_the_same(entry):
     notes = [finding.text for finding in check_dataset(find_dataset(entry))]
-    assert any("crowds: 106 (1 of 7 objects (14.3 %); DATASETS.CROWDS_AS_OBJECTS True keeps them)" in n for n in notes)
+    assert any(
+        "crowds (1): 106 (1 of 7 objects (14.3 %); DATASETS.CROWDS_AS_OBJECTS True keeps them)" in n for n in notes
+    )
     assert notes[-1].endswith(
         "2 of 4 images (50.0 %) have no objects to train on; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
     )

@@ -26,8 +26,16 @@ def test_a_resumed_run_drops_the_lines_that_it_rewrites(tmp_path: Path) -> None:
     path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iteration": 3}\n{"iterat')
     MetricsFile(path, start=2).write({"iteration": 3, "total_loss": 0.5})
     assert metrics(tmp_path) == [{"iteration": 1}, {"iteration": 2}, {"iteration": 3, "total_loss": 0.5}]
-    MetricsFile(path, start=0)
-    assert path.read_text() == ""
+
+
+def test_a_new_run_replaces_the_lines_of_an_earlier_one_when_it_has_its_first(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 1}\n{"iteration": 2}\n')
+    file = MetricsFile(path, start=0)
+    assert [line["iteration"] for line in metrics(tmp_path)] == [1, 2]
+    file.write({"iteration": 20})
+    file.write({"iteration": 40})
+    assert [line["iteration"] for line in metrics(tmp_path)] == [20, 40]
 
 
 def test_the_log_file_ends_with_the_error(tmp_path: Path) -> None:
