@@ -42,8 +42,8 @@ class TrainingLoop:
         output: OUTPUT_DIR.
         start: number of completed iterations.
         signals: requests to stop this worker.
-        begin: called on all workers after the first step, so that a run that fails before it leaves the folder as it
-            was.
+        begin: called on all workers after the first step; a run that fails before it leaves an earlier run's
+            checkpoints, metrics and settings.
     """
 
     config: Any
