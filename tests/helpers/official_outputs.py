@@ -91,12 +91,12 @@ def resized(image: np.ndarray, short_edge: int) -> Tensor:
 
 
 def matched(
-    boxes: Tensor, scores: Tensor, labels: Tensor, want: tuple[Tensor, Tensor, Tensor], score: float = SCORE
+    boxes: Tensor, scores: Tensor, labels: Tensor, want: tuple[Tensor, Tensor, Tensor]
 ) -> list[tuple[int, int]]:
     """Return one-to-one pairs (own, wanted) with the same label, and box and score within the tolerances."""
     want_boxes, want_scores, want_labels = want
     near = (boxes[:, None] - want_boxes[None]).abs().amax(dim=2) < BOX
-    near &= (scores[:, None] - want_scores[None]).abs() < score
+    near &= (scores[:, None] - want_scores[None]).abs() < SCORE
     near &= labels[:, None] == want_labels[None]
     pairs, taken = [], set()
     for own, row in enumerate(near):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pytest
 import torch
-from official_outputs import ROOT, SCORE
+from official_outputs import ROOT
 from torch import Tensor, nn
 
 from ifr.data.annotations import Annotations
@@ -59,9 +59,6 @@ class Regions(nn.Module):
 class Side(Protocol):
     """One host."""
 
-    score: float
-    """How far a score may be from the official one."""
-
     def found(self, output: Any) -> dict[str, Tensor]:
         """Return `boxes`, `scores`, `classes` and `masks` of one image."""
 
@@ -77,6 +74,9 @@ class Side(Protocol):
     def iterate(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
         """Return the losses of one training iteration as computed by the host's own training."""
 
+    def rounding_alike(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Make the model round like the other hosts' within this context, if it can."""
+
     def masks(self, model: nn.Module, regions: Tensor, classes: Tensor) -> Tensor:
         """Return the mask probabilities (N, 2H, 2W) of region features (N, C, H, W), for these classes (N,)."""
 
@@ -85,7 +85,8 @@ class Side(Protocol):
 
 
 class Standalone:
-    score = SCORE
+    def rounding_alike(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return torch.no_grad()
 
     def found(self, output: Any) -> dict[str, Tensor]:
         return output
@@ -133,8 +134,10 @@ class Standalone:
 
 class Cvpods:
     framework = "cvpods"
-    score = SCORE
     samplers = ("proposal_generator.rpn_outputs", "roi_heads.roi_heads")  # modules that import the sampler
+
+    def rounding_alike(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return torch.no_grad()
 
     def _module(self, name: str) -> Any:
         return importlib.import_module(f"{self.framework}.{name}")
@@ -204,7 +207,20 @@ class Detectron2(Cvpods):
 
     framework = "detectron2"
     samplers = ("proposal_generator.rpn", "roi_heads.roi_heads")
-    score = 3e-4  # its FrozenBatchNorm2d, a fused kernel, rounds differently; see docs/detectron2.md
+
+    @contextlib.contextmanager
+    def rounding_alike(self, model: nn.Module) -> Iterator[None]:
+        """Its FrozenBatchNorm2d is x * scale + shift, as in the other hosts, only where gradients are needed."""
+        needed = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        with torch.enable_grad():
+            for parameter in needed:
+                parameter.requires_grad_()
+            yield
+        for parameter in needed:
+            parameter.requires_grad_(False)
+
+    def found(self, output: Any) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in super().found(output).items()}
 
     def masks(self, model: nn.Module, regions: Tensor, classes: Tensor) -> Tensor:
         instances = self._module("structures").Instances((1, 1))

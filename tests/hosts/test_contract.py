@@ -57,7 +57,7 @@ def case(official: tuple[str, Path], host: str) -> Case:
 def detect(side: Side, model: nn.Module, io: dict[str, Any], index: int) -> dict[str, torch.Tensor]:
     height, width = io[f"eval256.{index}"]["output_size"]
     image = resized(io["images_bgr"][index].numpy(), 256)
-    with torch.no_grad():
+    with side.rounding_alike(model):
         (output,) = model([{"image": image, "height": height, "width": width}])
     return side.found(output)
 
@@ -73,7 +73,7 @@ def test_detections_are_the_official_ones(case: Case, index: int) -> None:
             tolerance = 1e-2 if begins_like_the_official(head, regions[0], want) else 0.05
     boxes, scores, classes = (want[f"post.{key}"] for key in ("pred_boxes", "scores", "pred_classes"))
     official = (boxes, scores, classes)
-    pairs = matched(found["boxes"], found["scores"], found["classes"], official, case.side.score)
+    pairs = matched(found["boxes"], found["scores"], found["classes"], official)
     assert len(found["boxes"]) == len(boxes)
     assert len(pairs) >= MATCHED * len(boxes)
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
@@ -119,6 +119,6 @@ def test_a_checkpoint_moves_to_the_other_host(case: Case, checkout: Path, tmp_pa
         assert all(torch.equal(value, before[key]) for key, value in moved.state_dict().items())
     again = detect(SIDES[other], moved, case.io, 0)
     wanted = (found["boxes"], found["scores"], found["classes"])
-    pairs = matched(again["boxes"], again["scores"], again["classes"], wanted, case.side.score)
+    pairs = matched(again["boxes"], again["scores"], again["classes"], wanted)
     assert len(pairs) >= MATCHED * len(found["boxes"])
     (tmp_path / "moved.pth").unlink()  # hundreds of megabytes
