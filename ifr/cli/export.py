@@ -123,6 +123,7 @@ def _session(content: bytes) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # would slow the model, timed next
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(image: Tensor, size: Tensor) -> Sequence[Tensor]:

@@ -105,7 +105,7 @@ def _unknown(key: str, valid: Any) -> str:
     last = {name: name.rsplit(".", 1)[-1] for name in valid}
     # A key in the wrong section is more likely than one that is all wrong: SOLVER.MAX_ITER is
     # SOLVER.LR_SCHEDULER.MAX_ITER, and so is SOLVER.MAX_ITR.
-    alike = difflib.get_close_matches(key.rsplit(".", 1)[-1], set(last.values()), n=1, cutoff=0.75)
+    alike = difflib.get_close_matches(key.rsplit(".", 1)[-1], dict.fromkeys(last.values()), n=1, cutoff=0.75)
     same_name = [name for name in last if last[name] in alike]
     near = difflib.get_close_matches(key, same_name, n=1, cutoff=0.0) or difflib.get_close_matches(key, last, 1, 0.4)
     return f"there is no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
