@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from ifr.refine import Explicit, Implicit, RefinementBlock
 from ifr.solvers import Accelerator
 
 ACCELERATOR = "refinement.accelerator."
 """Names of the learned start and solver begin with this; the published code ignores them."""
+_UPSAMPLED = 16  # regions at a time
 PUBLISHED_DUPLICATES = ("deq.func.", "deq.func_copy.", "repeat_block_copy.")
 
 
@@ -67,15 +69,16 @@ class MaskHead(nn.Module):
         for layer in (self.deconv, self.predictor):
             nn.init.constant_(layer.get_parameter("bias"), 0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
         """Predict mask logits (N, num_classes, 2H, 2W) from region features x (N, C, H, W).
 
+        Given the regions' classes (N,), it returns only their logits (N, 2H, 2W), and takes less memory in training.
         Without regions (N = 0) every parameter is still part of the graph and gets a zero gradient.
 
         Raises:
             ValueError: x is not (N, C, H, W).
         """
-        return self.predict(self.refine(x))
+        return self.predict(self.refine(x), classes)
 
     def refine(self, x: Tensor) -> Tensor:
         """Refine region features x (N, C, H, W); return z (N, C, H, W).
@@ -85,9 +88,9 @@ class MaskHead(nn.Module):
         """
         return self.refinement(self.repeat_block, x)
 
-    def predict(self, z: Tensor) -> Tensor:
-        """Predict mask logits (N, num_classes, 2H, 2W) from refined features z (N, C, H, W)."""
-        return self.predictor(functional.relu(self.deconv(z)))
+    def predict(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Predict the mask logits of `forward` from refined features z (N, C, H, W)."""
+        return predict_masks(self.deconv, self.predictor, z, classes)
 
     def make_accelerator(self, weights: Mapping[str, Tensor]) -> None:
         """Make the module for the accelerator among `weights`, a state dict of this head; none if there is none.
@@ -111,3 +114,26 @@ class MaskHead(nn.Module):
             for name in names:
                 state_dict.pop(f"{prefix}{copy}{name}", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def predict_masks(deconv: nn.Module, predictor: nn.Module, z: Tensor, classes: Tensor | None = None) -> Tensor:
+    """Double the resolution of region features z (N, C, H, W) and predict mask logits, as `MaskHead.forward` does.
+
+    The upsampled features take four times the memory of z, and little time to compute. In training they are therefore
+    computed for a few regions at a time, and once more for the gradient.
+    """
+
+    def predict(z: Tensor, classes: Tensor | None) -> Tensor:
+        logits: Tensor = predictor(functional.relu(deconv(z), inplace=True))
+        if classes is None:
+            return logits
+        return logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(logits), device=z.device), classes]
+
+    if not torch.is_grad_enabled() or len(z) <= _UPSAMPLED:
+        return predict(z, classes)
+    chosen = None if classes is None else torch.split(classes, _UPSAMPLED)
+    parts = [
+        checkpoint(predict, some, chosen and chosen[k], use_reentrant=False, preserve_rng_state=False)
+        for k, some in enumerate(torch.split(z, _UPSAMPLED))
+    ]
+    return torch.cat(parts)

@@ -89,7 +89,8 @@ def _custom(entry: str) -> DatasetSource:
     for folder, file in splits:
         images, json = Path(folder).expanduser(), Path(file).expanduser()
         if folder and images.is_dir() and json.is_file():
-            return DatasetSource(f"{images.name}-{json.stem}", json, images)
+            name = json.stem if json.stem == images.name else f"{images.name}-{json.stem}"
+            return DatasetSource(name, json, images)
     folder, file = splits[-1]
     missing = f"no folder {folder!r}" if not Path(folder).expanduser().is_dir() or not folder else f"no file {file!r}"
     raise DatasetError(f"{entry}: expected IMAGES_FOLDER:ANNOTATIONS.json, but {Path.cwd()} has {missing}")

@@ -1,6 +1,7 @@
 """Data sets in COCO format (cocodataset.org, "Data format"), each image with its objects."""
 
 import logging
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,23 @@ class CocoDataset(Dataset[CocoImage]):
         path = self.source.images / content.file_name(image)
         return CocoImage(path, self.image_ids[index], height, width, objects)
 
+    def require_pictures(self) -> None:
+        """Check that all pictures are there, by the listings of their folders.
+
+        Raises:
+            DatasetError: some are missing.
+        """
+        names = [self._content.file_name(image) for image in self._images.tolist()]
+        parts = [os.path.split(name) for name in names]
+        listed = {folder: _listed(self.source.images / folder) for folder in {folder for folder, _ in parts}}
+        absent = [name for name, (folder, file) in zip(names, parts, strict=True) if file not in listed[folder]]
+        missing = [name for name in absent if not (self.source.images / name).is_file()]  # in upper or lower case
+        if missing:
+            raise DatasetError(
+                f"{self.source.json}: {share(len(missing), len(names), 'pictures')} are not in {self.source.images}, "
+                f"such as {missing[0]}: put them there, or give the folder in which their names begin"
+            )
+
     @property
     def truth(self) -> dict[str, Any] | None:
         """What scoring needs, in the form of an annotation file; None without `keep_truth`."""
@@ -160,6 +178,13 @@ class CocoDataset(Dataset[CocoImage]):
             segmentation=usable_polygons(segmentation) if isinstance(segmentation, list) else segmentation,
             area=float(content.areas[annotation]),
         )
+
+
+def _listed(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
 
 
 def no_objects(*, masks: bool, crowds: int) -> str:

@@ -69,7 +69,7 @@ def open_training_sets(config: Any) -> list[CocoDataset]:
     """Open the data sets of DATASETS.TRAIN; the classes of the first number the objects of all.
 
     Raises:
-        DatasetError: DATASETS.TRAIN is empty, a set is missing or damaged, or its classes do not match.
+        DatasetError: DATASETS.TRAIN is empty, a set or a picture is missing or damaged, or its classes do not match.
     """
     if not config.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN is empty; name a data set or IMAGES_FOLDER:ANNOTATIONS.json")
@@ -81,6 +81,7 @@ def open_training_sets(config: Any) -> list[CocoDataset]:
         if sets and config.DATASETS.MATCH_CLASSES == "name":
             classes = sets[0].classes
         sets.append(CocoDataset(source, masks=masks, keep_empty=keep_empty, crowds=crowds, classes=classes))
+        sets[-1].require_pictures()
     check_classes(sets, len(sets[0].class_names))
     return sets
 
@@ -143,10 +144,11 @@ def open_test_set(
     """Open one entry of DATASETS.TEST, like `open_test_sets`.
 
     Raises:
-        DatasetError: the set is missing or damaged, or its classes do not match.
+        DatasetError: the set or a picture is missing or damaged, or its classes do not match.
     """
     source = find_dataset(entry)
     dataset = CocoDataset(source, masks=False, keep_empty=True, keep_truth=keep_truth, crowds=crowds, classes=classes)
+    dataset.require_pictures()
     absent = [
         name for name, identity in zip(dataset.class_names, dataset.category_ids, strict=True) if identity is None
     ]

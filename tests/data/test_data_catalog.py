@@ -78,3 +78,9 @@ def test_custom_sets_of_any_name(tmp_path, monkeypatch, folder):
         assert source.images.samefile(tmp_path / folder)
         assert source.json.samefile(tmp_path / "my boxes.json")
         assert source.name == f"{folder}-my boxes"
+
+
+def test_a_set_whose_parts_have_one_name_has_that_name(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos.json").write_text("{}")
+    assert find_dataset(f"{tmp_path}/photos:{tmp_path}/photos.json").name == "photos"

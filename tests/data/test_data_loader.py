@@ -8,6 +8,7 @@ import torch
 from small_sets import contents, write_set
 
 from ifr.data import loader as loaders
+from ifr.data.coco import CocoDataset
 from ifr.data.loader import evaluation_loader, open_test_set, open_training_sets
 from ifr.data.order import BatchOrder, ShareOfBatches
 from ifr.errors import DatasetError
@@ -245,9 +246,29 @@ def test_sets_with_different_classes_are_not_joined(config, entry):
         build_train_loader(config)
 
 
-def test_an_error_names_the_missing_image(config, digits_root, tmp_path):
+def test_an_error_names_the_missing_image(config, digits_root, tmp_path, monkeypatch):
     annotations = digits_root / "digits" / "annotations" / "instances_train.json"
     (tmp_path / "empty").mkdir()
     config.merge_from_list(["DATASETS.TRAIN", [f"{tmp_path / 'empty'}:{annotations}"]])
+    monkeypatch.setattr(CocoDataset, "require_pictures", lambda _: None)  # the pictures vanish after the start
     with pytest.raises(ValueError, match=r"empty.*\.jpg: no such file"):
         next(iter(build_train_loader(config)))
+
+
+def test_a_missing_picture_stops_training_and_testing_before_they_begin(tmp_path):
+    content = contents()
+    for image, name in zip(content["images"], ("9.png", "sub/4.png", "5.png", "7.png"), strict=True):
+        image["file_name"] = name
+    (tmp_path / "the images" / "sub").mkdir(parents=True)
+    entry = write_set(tmp_path, content)
+    config = RCNNFPNConfig()
+    config.merge_from_list(["DATASETS.TRAIN", [entry], "MODEL.ROI_HEADS.NUM_CLASSES", 2])
+    assert len(open_training_sets(config)[0]) == 2
+    (tmp_path / "the images" / "7.png").unlink()
+    assert len(open_training_sets(config)[0]) == 2  # image 7 has no objects
+    with pytest.raises(DatasetError, match=r"1 of 4 pictures \(25.0 %\) are not in .*the images, such as 7.png"):
+        open_test_set(entry)
+    (tmp_path / "the images" / "sub" / "4.png").unlink()
+    (tmp_path / "the images" / "sub").rmdir()
+    with pytest.raises(DatasetError, match=r"1 of 2 pictures .* such as sub/4.png: put them there"):
+        open_training_sets(config)

@@ -154,10 +154,10 @@ def test_a_failure_names_the_image(config, entry, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_missing_image_is_named(config, entry, tmp_path, workers):
+def test_a_damaged_image_is_named(config, entry, tmp_path, workers):
     config.merge_from_list(["DATALOADER.NUM_WORKERS", workers])
-    (tmp_path / "squares" / "2.png").unlink()
-    with pytest.raises(ValueError, match=r"2\.png: no such file"):
+    (tmp_path / "squares" / "2.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2\.png: "):
         evaluate(ColourDetector(), config, entry, output_dir=tmp_path)
 
 
@@ -215,12 +215,12 @@ def test_a_failure_in_one_process_is_raised_in_all(config, entry, tmp_path):
     assert "IndexError: a defect of the detector" in trace
 
 
-def test_a_missing_image_raises_the_same_error_in_all_processes(config, entry, tmp_path):
-    (tmp_path / "squares" / "2.png").unlink()
+def test_a_damaged_image_raises_the_same_error_in_all_processes(config, entry, tmp_path):
+    (tmp_path / "squares" / "2.png").write_bytes(b"")
     first, second = _two_processes(config, entry, tmp_path)
     assert first == second
     assert first[0] == "ImageError"
-    assert "2.png: no such file" in first[1]
+    assert "2.png: " in first[1]
 
 
 def test_results_that_cannot_be_written_raise_the_same_error_in_all_processes(config, entry, tmp_path):

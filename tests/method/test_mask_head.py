@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from measure import LiveBytes
 from torch import Tensor, nn
 
 from ifr.mask_head import MaskHead
@@ -90,6 +91,33 @@ def test_loading_a_mismatched_state_dict_names_its_keys(weight_sharing_head: dic
         MaskHead(16, 5, implicit()).load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"size mismatch for predictor\.weight.*\[5, 16, 1, 1\]"):
         MaskHead(16, 6, Explicit()).load_state_dict(state)
+
+
+@pytest.mark.parametrize("classes", [1, 5])
+def test_predicting_a_few_regions_at_a_time_changes_nothing(classes: int) -> None:
+    head, z = MaskHead(8, classes, Explicit()).double(), torch.randn(37, 8, 5, 5, dtype=torch.float64)
+    layers = nn.Sequential(copy.deepcopy(head.deconv), nn.ReLU(), copy.deepcopy(head.predictor))
+    region, chosen = torch.arange(37), torch.randint(classes, (37,))
+    got, wanted = (x.requires_grad_() for x in (z.clone(), z.clone()))
+    all_logits, logits, expected = head.predict(got), head.predict(got, chosen), layers(wanted)
+    torch.testing.assert_close(all_logits, expected)
+    torch.testing.assert_close(logits, expected[region, chosen])
+    logits.sin().sum().backward()
+    expected[region, chosen].sin().sum().backward()
+    torch.testing.assert_close(got.grad, wanted.grad)
+    torch.testing.assert_close(head.deconv.weight.grad, layers[0].weight.grad)
+    torch.testing.assert_close(head.predictor.weight.grad, layers[2].weight.grad)
+    with torch.no_grad():
+        torch.testing.assert_close(head.predict(z, chosen), expected[region, chosen])
+
+
+def test_predicting_many_regions_takes_little_memory_besides_their_features() -> None:
+    head, z = MaskHead(8, 5, Explicit()), torch.randn(128, 8, 14, 14, requires_grad=True)
+    classes = torch.randint(5, (128,))
+    size = 4 * z.numel()
+    with LiveBytes() as live:
+        head.predict(z, classes).sum().backward()
+    assert 4 * size > live.peak > size  # of the upsampled features alone, 4 sizes at once and 12 with the gradients
 
 
 @pytest.mark.parametrize("phase", ["explicit", "implicit"])

@@ -11,7 +11,7 @@ from ifr.hosts.standalone.detector.anchors import AnchorGenerator
 from ifr.hosts.standalone.detector.backbone import PyramidBackbone, ResNetStages
 from ifr.hosts.standalone.detector.box_stage import BoxStage, DetectionFilter
 from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher
-from ifr.hosts.standalone.detector.heads import BoxPredictor, make_box_head, make_conv_mask_head
+from ifr.hosts.standalone.detector.heads import BoxPredictor, ConvMaskHead, make_box_head
 from ifr.hosts.standalone.detector.layers import norm_factory
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.rcnn import RCNN
@@ -169,7 +169,7 @@ def _mask_head(config: Any, in_channels: int) -> nn.Module:
     settings = config.MODEL.ROI_MASK_HEAD
 
     def conv_head() -> nn.Module:
-        return make_conv_mask_head(
+        return ConvMaskHead(
             in_channels=in_channels,
             num_conv=settings.NUM_CONV,
             channels=settings.CONV_DIM,

@@ -7,6 +7,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from ifr.hosts.standalone.detector.layers import NormFactory, init_he, init_normal, init_xavier
 from ifr.hosts.standalone.detector.precision import at_least_float32
+from ifr.mask_head import predict_masks
 
 
 def conv_layers(
@@ -70,14 +71,22 @@ class BoxPredictor(nn.Module):
         return at_least_float32(logits), at_least_float32(deltas)
 
 
-def make_conv_mask_head(
-    *, in_channels: int, num_conv: int, channels: int, num_classes: int, norm: NormFactory | None
-) -> nn.Sequential:
-    """Build the mask head of He et al. 2017, figure 4, right: (N, in_channels, H, W) -> (N, num_classes, 2H, 2W)."""
-    layers = conv_layers("mask_fcn", count=num_conv, in_channels=in_channels, channels=channels, norm=norm)
-    deconv = nn.ConvTranspose2d(channels if num_conv else in_channels, channels, kernel_size=2, stride=2)
-    init_he(deconv)
-    predictor = nn.Conv2d(channels, num_classes, kernel_size=1)
-    init_normal(predictor, std=0.001)
-    layers.update(deconv=deconv, relu=nn.ReLU(), predictor=predictor)
-    return nn.Sequential(layers)
+class ConvMaskHead(nn.Sequential):
+    """The mask head of He et al. 2017, figure 4, right. It takes and returns what `ifr.mask_head.MaskHead` does."""
+
+    def __init__(
+        self, *, in_channels: int, num_conv: int, channels: int, num_classes: int, norm: NormFactory | None
+    ) -> None:
+        layers = conv_layers("mask_fcn", count=num_conv, in_channels=in_channels, channels=channels, norm=norm)
+        deconv = nn.ConvTranspose2d(channels if num_conv else in_channels, channels, kernel_size=2, stride=2)
+        init_he(deconv)
+        predictor = nn.Conv2d(channels, num_classes, kernel_size=1)
+        init_normal(predictor, std=0.001)
+        super().__init__(OrderedDict(**layers, deconv=deconv, predictor=predictor))
+
+    def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Predict mask logits (N, num_classes, 2H, 2W), or (N, 2H, 2W) for the given classes (N,)."""
+        *layers, deconv, predictor = self
+        for layer in layers:
+            x = layer(x)
+        return predict_masks(deconv, predictor, x, classes)

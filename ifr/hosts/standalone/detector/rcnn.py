@@ -86,7 +86,7 @@ class RCNN(nn.Module):
         self,
         batch: Sequence[dict[str, Any]],
         score: float | None = None,
-        mask_head: Callable[[Tensor, Tensor], Tensor] | None = None,
+        mask_head: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> list[dict[str, Tensor]]:
         """Return detections like `forward` in evaluation mode, but with small masks.
 

@@ -140,22 +140,23 @@ class ROIHeads(nn.Module):
         self,
         features: dict[str, Tensor],
         detections: Sequence[Detections],
-        mask_head: Callable[[Tensor, Tensor], Tensor] | None = None,
+        mask_head: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> list[Tensor] | None:
         """Return the mask probabilities (n_i, side, side) of the detected classes; None without a mask head.
 
         Args:
             features: the pyramid.
             detections: for every image.
-            mask_head: maps the crops of all images and their boxes (n, 4) to mask logits, in place of the mask head.
+            mask_head: in place of the mask head; maps the crops of all images, their boxes (n, 4) and classes (n,) to
+                the mask logits of these classes (n, side, side).
         """
         if self.mask_head is None:
             return None
         levels, boxes = [features[name] for name in self.in_features], [d.boxes for d in detections]
         crops = self.mask_pooler(levels, boxes)
-        logits = self.mask_head(crops) if mask_head is None else mask_head(crops, torch.cat(boxes))
-        chosen = _select_class(logits, torch.cat([d.classes for d in detections]))
-        return list(torch.split(chosen.sigmoid(), [len(d.boxes) for d in detections]))
+        classes = torch.cat([d.classes for d in detections])
+        logits = self.mask_head(crops, classes) if mask_head is None else mask_head(crops, torch.cat(boxes), classes)
+        return list(torch.split(at_least_float32(logits).sigmoid(), [len(b) for b in boxes]))
 
     def _stages(self) -> list[BoxStage]:
         return cast("list[BoxStage]", list(self.stages))
@@ -196,24 +197,17 @@ class ROIHeads(nn.Module):
 
         They are the true class's binary cross-entropy and, if the refinement has one, its penalty.
         """
-        logits = mask_head(self.mask_pooler(levels, [p.boxes for p in foreground]))
+        classes = torch.cat([p.classes for p in foreground])
+        logits = at_least_float32(mask_head(self.mask_pooler(levels, [p.boxes for p in foreground]), classes))
         share = share_of_samples(len(logits), logits.device)
         losses = {name: loss * share for name, loss in penalties(mask_head).items()}
         if len(logits) == 0:
-            return {"loss_mask": at_least_float32(logits.sum()) * 0, **losses}
-        chosen = _select_class(logits, torch.cat([p.classes for p in foreground]))
-        truth = targets.read(logits.shape[-1]).to(chosen.dtype)
-        return {"loss_mask": F.binary_cross_entropy_with_logits(chosen, truth) * share, **losses}
+            return {"loss_mask": logits.sum() * 0, **losses}
+        truth = targets.read(logits.shape[-1]).to(logits.dtype)
+        return {"loss_mask": F.binary_cross_entropy_with_logits(logits, truth) * share, **losses}
 
 
 def _select(proposals: LabelledProposals, index: Tensor | slice) -> LabelledProposals:
     return LabelledProposals(
         proposals.boxes[index], proposals.classes[index], proposals.targets[index], proposals.annotations
     )
-
-
-def _select_class(logits: Tensor, classes: Tensor) -> Tensor:
-    """Select each sample's class channel, or the only channel, of logits (n, C, H, W): (n, H, W) at least float32."""
-    if logits.shape[1] == 1:
-        return at_least_float32(logits[:, 0])
-    return at_least_float32(logits[torch.arange(len(logits), device=logits.device), classes])

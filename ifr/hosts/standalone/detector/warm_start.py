@@ -41,13 +41,13 @@ class WarmStart:
         self._boxes: Tensor | None = None
         self._refined: Tensor
 
-    def __call__(self, x: Tensor, boxes: Tensor) -> Tensor:
-        """Predict mask logits (N, classes, 2H, 2W) of the next frame's crops x (N, C, H, W) at boxes (N, 4), XYXY."""
+    def __call__(self, x: Tensor, boxes: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Predict the mask logits of `MaskHead.forward` for the next frame's crops x (N, C, H, W) at boxes (N, 4)."""
         start = None if self._boxes is None or not len(self._boxes) else self._matched(self._boxes, boxes)
         refined = self._refinement(self._head.repeat_block, x, start)
         sound = refined.flatten(1).isfinite().all(1)  # a region that is not would spoil all frames after it
         self._boxes, self._refined = boxes[sound], refined[sound]
-        return self._head.predict(refined)
+        return self._head.predict(refined, classes)
 
     def _matched(self, before: Tensor, boxes: Tensor) -> Tensor:
         """Return the start (N, C, H, W) of the regions at `boxes` (N, 4)."""

@@ -114,6 +114,9 @@ class TrainingLoop:
             done = iteration + 1
             if iteration == self.start:
                 self.begin()
+                if interval > 1:
+                    text = "the first iteration took %.3g s; a line follows after every %d (GLOBAL.LOG_INTERVAL)"
+                    logger.info(text, time.perf_counter() - begun, interval)
             if self.records is not None:
                 self.records.advance()
             saves, evaluates = period > 0 and done % period == 0, self._evaluates(done)
