@@ -14,6 +14,7 @@ from ifr.hosts.standalone.detector.sampling import SeededSampler, set_sampler
 from ifr.hosts.standalone.engine.flags import Flags, all_finite
 from ifr.hosts.standalone.engine.optimizer import Clip, build_clip, build_optimizer, set_learning_rate
 from ifr.hosts.standalone.engine.schedule import Schedule, build_schedule
+from ifr.processes.malloc import keep_large_buffers_apart
 from ifr.processes.workers import Worker
 from ifr.runs.average import MovingAverage
 
@@ -260,6 +261,8 @@ def build_trainer(config: Any, model: nn.Module, worker: Worker) -> Trainer:
         ValueError: a setting has an unsupported value.
     """
     ema = config.SOLVER.EMA
+    if next(model.parameters()).device.type == "cpu":
+        keep_large_buffers_apart()
     return Trainer(
         model=model,
         optimizer=build_optimizer(config, model),
