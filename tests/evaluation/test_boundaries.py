@@ -171,7 +171,7 @@ def test_a_head_that_fills_the_true_boxes_scores_100_and_any_other_its_mean(tiny
     assert found["rank correlation"] == pytest.approx(100 * stats.spearmanr(residuals, ious).statistic)
     assert model.roi_heads.mask_head.refinement.observe is None
     head = model.roi_heads.mask_head
-    model.roi_heads.mask_head = _Full(2)
+    model.roi_heads.mask_head = _Full()
     try:
         full = evaluate_all(model, config, {entry: dataset}, Worker(), tmp_path, MASKS_ON_TRUTH)[entry]
     finally:
@@ -183,12 +183,8 @@ def test_a_head_that_fills_the_true_boxes_scores_100_and_any_other_its_mean(tiny
 class _Full(torch.nn.Module):
     """Predicts that every pixel of a box belongs to the object."""
 
-    def __init__(self, classes):
-        super().__init__()
-        self.classes = classes
-
-    def forward(self, x):
-        return x.new_full((len(x), self.classes, 28, 28), 9.0)
+    def forward(self, x, classes):
+        return x.new_full((len(x), 28, 28), 9.0)
 
 
 def test_a_model_without_masks_is_refused(tiny):

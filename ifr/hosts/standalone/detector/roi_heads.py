@@ -40,7 +40,8 @@ class ROIHeads(nn.Module):
     Args:
         stages: box stages; the first takes the proposals.
         box_pooler: crops features for boxes.
-        mask_head: maps crops to mask logits; None to predict only boxes.
+        mask_head: maps crops (n, C, H, W) and classes (n,) to the mask logits of these classes (n, side, side); None to
+            predict only boxes.
         mask_pooler: crops features for masks.
         in_features: names of the pyramid levels to crop from.
         num_classes: number of classes without the background.
