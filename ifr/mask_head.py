@@ -15,8 +15,8 @@ from ifr.solvers import Accelerator
 
 ACCELERATOR = "refinement.accelerator."
 """Names of the learned start and solver begin with this; the published code ignores them."""
-_UPSAMPLED = 16  # regions at a time
 PUBLISHED_DUPLICATES = ("deq.func.", "deq.func_copy.", "repeat_block_copy.")
+_UPSAMPLED = 16  # regions at a time
 
 
 class MaskHead(nn.Module):
@@ -76,7 +76,7 @@ class MaskHead(nn.Module):
         Without regions (N = 0) every parameter is still part of the graph and gets a zero gradient.
 
         Raises:
-            ValueError: x is not (N, C, H, W).
+            ValueError: x is not (N, C, H, W), or classes is not (N,).
         """
         return self.predict(self.refine(x), classes)
 
@@ -89,7 +89,11 @@ class MaskHead(nn.Module):
         return self.refinement(self.repeat_block, x)
 
     def predict(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Predict the mask logits of `forward` from refined features z (N, C, H, W)."""
+        """Predict the mask logits of `forward` from refined features z (N, C, H, W).
+
+        Raises:
+            ValueError: classes is not (N,).
+        """
         return predict_masks(self.deconv, self.predictor, z, classes)
 
     def make_accelerator(self, weights: Mapping[str, Tensor]) -> None:
@@ -121,7 +125,21 @@ def predict_masks(deconv: nn.Module, predictor: nn.Module, z: Tensor, classes: T
 
     The upsampled features take four times the memory of z, and little time to compute. In training they are therefore
     computed for a few regions at a time, and once more for the gradient.
+
+    Args:
+        deconv: (n, C, H, W) to (n, C', 2H, 2W).
+        predictor: (n, C', 2H, 2W) to mask logits (n, num_classes, 2H, 2W), num_classes 1 for a class-agnostic head.
+        z: (N, C, H, W).
+        classes: (N,) of the regions; None for the logits of all classes.
+
+    Returns:
+        Mask logits (N, num_classes, 2H, 2W), or (N, 2H, 2W) with `classes`.
+
+    Raises:
+        ValueError: classes is not (N,).
     """
+    if classes is not None and classes.shape != z.shape[:1]:
+        raise ValueError(f"classes must be ({len(z)},), one of each region; got {tuple(classes.shape)}")
 
     def predict(z: Tensor, classes: Tensor | None) -> Tensor:
         logits: Tensor = predictor(functional.relu(deconv(z), inplace=True))
@@ -131,9 +149,11 @@ def predict_masks(deconv: nn.Module, predictor: nn.Module, z: Tensor, classes: T
 
     if not torch.is_grad_enabled() or len(z) <= _UPSAMPLED:
         return predict(z, classes)
-    chosen = None if classes is None else torch.split(classes, _UPSAMPLED)
-    parts = [
-        checkpoint(predict, some, chosen and chosen[k], use_reentrant=False, preserve_rng_state=False)
-        for k, some in enumerate(torch.split(z, _UPSAMPLED))
-    ]
-    return torch.cat(parts)
+    regions = torch.split(z, _UPSAMPLED)
+    chosen = [None] * len(regions) if classes is None else torch.split(classes, _UPSAMPLED)
+    return torch.cat(
+        [
+            checkpoint(predict, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(regions, chosen, strict=True)
+        ]
+    )

@@ -211,13 +211,15 @@ class Detectron2(Cvpods):
     @contextlib.contextmanager
     def rounding_alike(self, model: nn.Module) -> Iterator[None]:
         """Its FrozenBatchNorm2d is x * scale + shift, as in the other hosts, only where gradients are needed."""
-        needed = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        with torch.enable_grad():
-            for parameter in needed:
-                parameter.requires_grad_()
-            yield
-        for parameter in needed:
-            parameter.requires_grad_(False)
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_()
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
 
     def found(self, output: Any) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in super().found(output).items()}

@@ -173,6 +173,13 @@ def test_deepcopy_has_its_own_parameters() -> None:
     torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("regions", [3, 40])
+def test_classes_of_other_regions_are_refused(regions: int) -> None:
+    head, x = MaskHead(8, 3, Explicit()), torch.randn(regions, 8, 4, 4)
+    with pytest.raises(ValueError, match=rf"classes must be \({regions},\), one of each region; got \(2,\)"):
+        head(x, torch.zeros(2, dtype=torch.int64))
+
+
 def test_misuse_names_the_value() -> None:
     with pytest.raises(ValueError, match=r"x must be \(N, 8, H, W\); got \(2, 9, 6, 6\)"):
         MaskHead(8, 3, implicit())(torch.zeros(2, 9, 6, 6))
