@@ -15,12 +15,14 @@ from ifr.errors import UserError
 from ifr.runs.suitability import anchor_settings, roomy
 
 _STEP = 32  # pixels; lengths of the shorter edge are multiples, as the network pads images to them
-_ENLARGED = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+_SCALES = (0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 _COVERED, _WELL_COVERED = 0.97, 0.75  # shares of the objects at IoU 0.5 and 0.7 for which images are large enough
 _MOST_ON_CPU, _MOST_ON_GPU = 640 * 640, 800 * 1333  # pixels of an image at network size
 _BATCH_ON_CPU = 500_000  # pixels; as much as three images of the digits' size
-_WORK_OF_A_CORE = 150e6  # pixels; about a quarter of an hour with the network of the digits, four cores at most
+_WORK_OF_A_CORE = 180e6  # pixels; about a quarter of an hour with the network of the digits, four cores at most
+_HEADS_ON_CPU = 35_000  # pixels whose features take as long as the heads of an image
 _EPOCHS, _LEAST_ON_GPU = 12, 16_000  # passes over the data as for COCO; images of a short run
+_MOST_EPOCHS = 200  # a few pictures are learned by heart long before
 _FOR_AN_IMAGE = 2**32  # bytes of GPU memory for 800 x 1333 pixels in training
 _PROPOSALS = 4  # for each object of the fullest image
 
@@ -72,12 +74,15 @@ def fit(base: Any, objects: Objects, machine: Machine) -> list[Choice]:
 
 
 def _scale(base: Any, objects: Objects, machine: Machine) -> tuple[ResizeShortestEdge, Anchors, Objects]:
-    """Choose the least enlargement of the pictures at which anchors cover the objects well; fit the anchors."""
+    """Choose the least scale of the pictures at which anchors cover the objects well; fit the anchors.
+
+    Small pictures are enlarged towards those of the base, and none are made smaller than those.
+    """
     native = float(np.median(objects.images.min(1)))
     most = _MOST_ON_GPU if machine.gpus else _MOST_ON_CPU
     limit = (most / float(np.median(objects.images.prod(1)))) ** 0.5
-    least = min(max(_tested_edge(base) / native, 1.0), 2.0)  # small pictures are enlarged towards those of the base
-    for factor in [each for each in (least, *_ENLARGED) if least <= each <= limit] or [limit]:
+    least = min(max(_tested_edge(base) / native, _SCALES[0]), 2.0)
+    for factor in [each for each in (least, *_SCALES) if least <= each <= limit] or [limit]:
         length = max(round(native * factor / _STEP), 1) * _STEP
         edge = ResizeShortestEdge((length,), 2 * length, "choice")
         seen = resized(objects, edge)
@@ -161,10 +166,10 @@ def _batch(area: float, images: int, machine: Machine) -> int:
 def _schedule(base: Any, batch: int, images: int, area: float, machine: Machine) -> Choice:
     """Stretch the schedule of the base over as many images as the data need, or the CPU can take in its time."""
     old = base.SOLVER.LR_SCHEDULER
-    work = _WORK_OF_A_CORE * min(machine.cores, 4) / area
+    work = _WORK_OF_A_CORE * min(machine.cores, 4) / (area + _HEADS_ON_CPU)
     if machine.gpus:
         work = min(max(_EPOCHS * images, _LEAST_ON_GPU), int(old.MAX_ITER) * int(base.SOLVER.IMS_PER_BATCH))
-    length = max(round(work / batch / 100), 3) * 100
+    length = max(round(min(work, _MOST_EPOCHS * images) / batch / 100), 3) * 100
     stretch = length / int(old.MAX_ITER)
     passes = length * batch / images
     return Choice(

@@ -38,9 +38,10 @@ def edge(found: dict[str, Any]) -> int:
     return found["INPUT.AUG.TEST_PIPELINES"][0][1]["short_edge_length"]
 
 
-def test_small_objects_enlarge_the_pictures_and_large_ones_do_not() -> None:
-    lengths = [edge(fitted(objects(20, 10, size))) for size in ((60, 90), (8, 20), (5, 9))]
-    assert lengths[0] == 320
+def test_small_objects_enlarge_the_pictures_and_large_ones_reduce_them() -> None:
+    lengths = [edge(fitted(objects(20, 10, size))) for size in ((60, 90), (15, 30), (8, 20), (5, 9))]
+    assert lengths[0] == 192  # that of the base, which is the least
+    assert lengths[1] < 320 < lengths[2]
     assert lengths == sorted(set(lengths))
     assert all(length % 32 == 0 and length <= 640 for length in lengths)
 
@@ -82,7 +83,14 @@ def test_the_schedule_keeps_the_proportions_of_its_base(base: str, machine: Mach
 
 
 def test_larger_pictures_train_in_smaller_batches_for_fewer_iterations() -> None:
-    small, large = (fitted(objects(50, 5, (20, 60), picture)) for picture in ((192, 192), (640, 640)))
+    small, large = fitted(objects(50, 5, (20, 60), (192, 192))), fitted(objects(50, 5, (8, 20), (640, 640)))
     assert large["SOLVER.IMS_PER_BATCH"] < small["SOLVER.IMS_PER_BATCH"]
     seen = [found["SOLVER.IMS_PER_BATCH"] * found["SOLVER.LR_SCHEDULER.MAX_ITER"] for found in (small, large)]
     assert seen[1] < seen[0]
+
+
+@pytest.mark.parametrize(("base", "machine"), [(DIGITS, LAPTOP), (COCO, SERVER)])
+def test_a_few_pictures_are_not_passed_over_for_as_long_as_the_machine_can(base: str, machine: Machine) -> None:
+    found = fitted(objects(20, 2, (20, 60), (100, 100)), base, machine)
+    seen = found["SOLVER.IMS_PER_BATCH"] * found["SOLVER.LR_SCHEDULER.MAX_ITER"]
+    assert 100 < seen / 20 <= 250
