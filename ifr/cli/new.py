@@ -6,6 +6,7 @@ import logging
 import shlex
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def new(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError(f"{folder} exists", "choose another NAME, or remove it")
     machine = Machine.this()
     base = find_experiment(args.base or _BASES[bool(machine.gpus)])
+    if args.refinement is not None:
+        base.config.MODEL.ROI_MASK_HEAD.REFINEMENT = args.refinement
     problems = advise("`ifr data check` lists all problems; see ifr new --help", DatasetError, ImageError)
     unwritten = advise("choose a NAME that can be written", OSError)
     with unwritten, tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch, problems:
@@ -142,7 +145,7 @@ def _config(title: str, base: str, choices: Sequence[Choice]) -> Iterator[str]:
     yield f"config = load_experiment({base!r}).config"
     yield "config.merge_from_list(["
     for choice in choices:
-        yield f"    # {choice.reason}"
+        yield from (f"    # {line}" for line in textwrap.wrap(choice.reason, _WIDTH - 2))
         yield from _filled(choice.settings)
     yield "])"
 

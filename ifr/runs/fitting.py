@@ -117,7 +117,7 @@ def _pipelines(base: Any, edge: ResizeShortestEdge, seen: Objects) -> Choice:
 def _anchors(anchors: Anchors, seen: Objects) -> Choice:
     best = anchors.best_overlap(seen.boxes, seen.image_sizes)
     return Choice(
-        f"They cover {(best >= 0.5).mean():.1%} of the objects at IoU 0.5, {(best >= 0.7).mean():.1%} at 0.7.",
+        f"Anchors cover {(best >= 0.5).mean():.1%} of the objects at IoU 0.5, {(best >= 0.7).mean():.1%} at 0.7.",
         anchor_settings(anchors),
     )
 
@@ -146,7 +146,8 @@ def _batch_settings(base: Any, batch: int, machine: Machine, area: float) -> Cho
     rate = float(base.SOLVER.OPTIMIZER.BASE_LR) * batch / int(base.SOLVER.IMS_PER_BATCH)
     where = f"{machine.gpus} GPUs of {machine.memory / 2**30:.0f} GiB" if machine.gpus else f"{machine.cores} CPU cores"
     return Choice(
-        f"For images of {area / 1e6:.2f} million pixels on {where}; the learning rate grows with the batch.",
+        f"An iteration takes {batch} images of {area / 1e6:.2f} million pixels, on {where}; the learning rate grows "
+        "with the batch.",
         {
             "SOLVER.IMS_PER_BATCH": batch,
             "SOLVER.IMS_PER_DEVICE": batch // workers,
@@ -171,18 +172,19 @@ def _schedule(base: Any, batch: int, images: int, area: float, machine: Machine)
         work = min(max(_EPOCHS * images, _LEAST_ON_GPU), int(old.MAX_ITER) * int(base.SOLVER.IMS_PER_BATCH))
     length = max(round(min(work, _MOST_EPOCHS * images) / batch / 100), 3) * 100
     stretch = length / int(old.MAX_ITER)
-    passes = length * batch / images
-    return Choice(
-        f"{passes:.3g} passes over {images} images; before PRETRAINED_STEPS the mask head applies its block "
-        "a fixed number of times, then it solves for the equilibrium.",
-        {
-            "SOLVER.LR_SCHEDULER.MAX_ITER": length,
-            "SOLVER.LR_SCHEDULER.STEPS": tuple(round(step * stretch) for step in old.STEPS),
-            "SOLVER.LR_SCHEDULER.WARMUP_ITERS": min(int(old.WARMUP_ITERS), length // 20),
-            "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS": round(base.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS * stretch),
-            "SOLVER.CHECKPOINT_PERIOD": length // 5,
-        },
-    )
+    reason = f"{length} iterations are {length * batch / images:.3g} passes over {images} images"
+    settings: dict[str, Any] = {
+        "SOLVER.LR_SCHEDULER.MAX_ITER": length,
+        "SOLVER.LR_SCHEDULER.STEPS": tuple(round(step * stretch) for step in old.STEPS),
+        "SOLVER.LR_SCHEDULER.WARMUP_ITERS": min(int(old.WARMUP_ITERS), length // 20),
+        "SOLVER.CHECKPOINT_PERIOD": length // 5,
+    }
+    if base.MODEL.ROI_MASK_HEAD.REFINEMENT == "implicit":
+        first = round(base.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS * stretch)
+        settings["MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS"] = first
+        reason += f"; in the first {first} the mask head applies its block a fixed number of times, then it solves for "
+        reason += "the equilibrium"
+    return Choice(f"{reason}.", settings)
 
 
 def _tested_edge(base: Any) -> int:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,11 @@ def test_config_is_short_explained_and_suits_the_data(entry: str, place: Path) -
     assert main(["new", "mine", "--train", entry, "--val", entry, "--refinement", "explicit"]) == 0
     lines = (place / "mine" / "config.py").read_text().splitlines()
     assert len(lines) <= 40
-    assert sum(line.startswith("    # ") for line in lines) == 7  # data, mask head, and what is fitted
+    remarks = [line.startswith("    # ") for line in lines]
+    assert sum(here > before for before, here in pairwise(remarks)) == 7  # data, mask head, and what is fitted
     config = load_experiment("mine").config
     assert config.MODEL.ROI_MASK_HEAD.REFINEMENT == "explicit"
+    assert not any("PRETRAINED_STEPS" in line or "equilibrium" in line for line in lines)  # they are of implicit heads
     assert list(config.DATASETS.TRAIN) == list(config.DATASETS.TEST) == [entry]
     found = examine(config, open_training_sets(config))
     assert found.covered(0.5) >= 0.95
