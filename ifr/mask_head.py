@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ifr.solvers import Accelerator
 ACCELERATOR = "refinement.accelerator."
 """Names of the learned start and solver begin with this; the published code ignores them."""
 PUBLISHED_DUPLICATES = ("deq.func.", "deq.func_copy.", "repeat_block_copy.")
-_UPSAMPLED = 16  # regions at a time
+_AT_ONCE, _AT_ONCE_ON_GPU = 8, 64  # regions that are upsampled at a time; on a CPU they stay in its cache
 
 
 class MaskHead(nn.Module):
@@ -120,15 +121,15 @@ class MaskHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def predict_masks(deconv: nn.Module, predictor: nn.Module, z: Tensor, classes: Tensor | None = None) -> Tensor:
+def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, classes: Tensor | None = None) -> Tensor:
     """Double the resolution of region features z (N, C, H, W) and predict mask logits, as `MaskHead.forward` does.
 
-    The upsampled features take four times the memory of z, and little time to compute. In training they are therefore
-    computed for a few regions at a time, and once more for the gradient.
+    The upsampled features take four times the memory of z, and little time to compute. They are computed for a few
+    regions at a time, and in training once more for the gradient.
 
     Args:
-        deconv: (n, C, H, W) to (n, C', 2H, 2W).
-        predictor: (n, C', 2H, 2W) to mask logits (n, num_classes, 2H, 2W), num_classes 1 for a class-agnostic head.
+        deconv: from C to C' channels, with a kernel of 2x2 and a stride of 2.
+        predictor: from C' to num_classes channels, 1 for a class-agnostic head, with a kernel of 1x1.
         z: (N, C, H, W).
         classes: (N,) of the regions; None for the logits of all classes.
 
@@ -142,18 +143,25 @@ def predict_masks(deconv: nn.Module, predictor: nn.Module, z: Tensor, classes: T
         raise ValueError(f"classes must be ({len(z)},), one of each region; got {tuple(classes.shape)}")
 
     def predict(z: Tensor, classes: Tensor | None) -> Tensor:
-        logits: Tensor = predictor(functional.relu(deconv(z), inplace=True))
-        if classes is None:
-            return logits
-        return logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(logits), device=z.device), classes]
+        # Every output pixel of the transposed convolution comes from one cell of z, so that a 1x1 convolution computes
+        # the four pixels of each cell. The predictor needs no neighbours: only its logits have to be put into place.
+        count, _, height, width = z.shape
+        weight = deconv.weight.flatten(1).mT[:, :, None, None]
+        pixels = functional.conv2d(z, weight, deconv.get_parameter("bias").repeat_interleave(4))
+        pixels = functional.relu(pixels, inplace=True).reshape(count, deconv.out_channels, 4 * height, width)
+        logits: Tensor = predictor(pixels)
+        if classes is not None and logits.shape[1] > 1:
+            logits = logits[torch.arange(count, device=z.device), classes, None]
+        logits = logits.reshape(count, logits.shape[1], 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+        logits = logits.reshape(count, logits.shape[1], 2 * height, 2 * width)
+        return logits if classes is None else logits[:, 0]
 
-    if not torch.is_grad_enabled() or len(z) <= _UPSAMPLED:
+    size = _AT_ONCE if z.device.type == "cpu" else _AT_ONCE_ON_GPU
+    if torch.compiler.is_compiling() or len(z) <= size:
         return predict(z, classes)
-    regions = torch.split(z, _UPSAMPLED)
-    chosen = [None] * len(regions) if classes is None else torch.split(classes, _UPSAMPLED)
-    return torch.cat(
-        [
-            checkpoint(predict, *part, use_reentrant=False, preserve_rng_state=False)
-            for part in zip(regions, chosen, strict=True)
-        ]
-    )
+    regions = torch.split(z, size)
+    chosen = [None] * len(regions) if classes is None else torch.split(classes, size)
+    run: Callable[..., Tensor] = predict
+    if torch.is_grad_enabled():
+        run = partial(checkpoint, predict, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([run(*part) for part in zip(regions, chosen, strict=True)])

@@ -46,7 +46,7 @@ class Anderson:
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:
         """See `Solver.solve`."""
-        move = AndersonMove(min(self.memory, self.max_steps))
+        move = AndersonMove(min(self.memory, self.max_steps - 1))
         return iterate(f, z0, move, max_steps=self.max_steps, tol=self.tol)
 
 
@@ -54,7 +54,7 @@ class AndersonMove(PerSample):
     """The step rule of one solve; keeps ring buffers of the differences of f(z) - z and of f(z).
 
     Args:
-        memory: number of differences kept.
+        memory: number of differences kept; n steps have at most n - 1.
         value: maps f(z) and f(z) - z, both (N, D), to what is mixed in place of f(z); None for f(z).
     """
 
@@ -68,13 +68,7 @@ class AndersonMove(PerSample):
     def __call__(self, z: Tensor, image: Tensor, residuals: Tensor) -> Tensor:
         """Return the next iterate (N, D)."""
         value = image if self._value is None else self._value(image, residuals)
-        if self._previous_residuals is None or self._previous_value is None:
-            samples, dimension = residuals.shape
-            self._memory = max(1, min(self._memory, dimension))  # more differences would be linearly dependent
-            self._residual_steps = residuals.new_empty(samples, self._memory, dimension)
-            self._value_steps = torch.empty_like(self._residual_steps)
-            self._gram = residuals.new_zeros(samples, self._memory, self._memory)
-        else:
+        if self._previous_residuals is not None and self._previous_value is not None:
             self._remember(residuals, self._previous_residuals, value, self._previous_value)
         self._previous_residuals, self._previous_value = residuals, value
         if self._count == 0:
@@ -84,6 +78,12 @@ class AndersonMove(PerSample):
         return torch.baddbmm(value[:, None], weights[:, None], self._value_steps[:, :used], alpha=-1).squeeze(1)
 
     def _remember(self, residuals: Tensor, previous_residuals: Tensor, value: Tensor, previous_value: Tensor) -> None:
+        if self._count == 0:
+            samples, dimension = residuals.shape
+            self._memory = max(1, min(self._memory, dimension))  # more differences would be linearly dependent
+            self._residual_steps = residuals.new_empty(samples, self._memory, dimension)
+            self._value_steps = torch.empty_like(self._residual_steps)
+            self._gram = residuals.new_zeros(samples, self._memory, self._memory)
         slot = self._count % self._memory
         self._count += 1
         used = min(self._count, self._memory)

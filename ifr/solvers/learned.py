@@ -61,7 +61,7 @@ class Correction(nn.Module):
 
     def forward(self, image: Tensor, residual: Tensor) -> Tensor:
         """Predict z* - f(z) from f(z) and f(z) - z, all (N, C, H, W)."""
-        active = (image - image.amin((2, 3), keepdim=True)).mul_(1 / RAMP).clamp(max=1)
+        active = (image - image.amin((2, 3), keepdim=True)).mul_(1 / RAMP).clamp_(max=1)
         both = residual, active * residual
         inner = _pointwise(self.enter, *both)
         gates = self.gates(functional.relu(_pointwise(self.context, image))).sigmoid().chunk(DEPTH, 1)
@@ -156,9 +156,8 @@ class Learned:
         """See `Solver.solve`; z0 is (N, C, H, W)."""
         flat = FlatMap(f, z0)
         parts = self.accelerator
-        move = _LearnedMove(
-            _corrected(parts.start, flat), _corrected(parts.step, flat), min(self.memory, self.max_steps)
-        )
+        memory = min(self.memory, self.max_steps - 2)  # the first step is not mixed
+        move = _LearnedMove(_corrected(parts.start, flat), _corrected(parts.step, flat), memory)
         return iterate(f, z0, move, max_steps=self.max_steps, tol=self.tol)
 
 

@@ -83,10 +83,11 @@ class ConvMaskHead(nn.Sequential):
         predictor = nn.Conv2d(channels, num_classes, kernel_size=1)
         init_normal(predictor, std=0.001)
         super().__init__(OrderedDict(**layers, deconv=deconv, predictor=predictor))
+        self.deconv: nn.ConvTranspose2d
+        self.predictor: nn.Conv2d
 
     def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
         """Predict mask logits (N, num_classes, 2H, 2W), or (N, 2H, 2W) for the given classes (N,)."""
-        *layers, deconv, predictor = self
-        for layer in layers:
+        for layer in list(self)[:-2]:
             x = layer(x)
-        return predict_masks(deconv, predictor, x, classes)
+        return predict_masks(self.deconv, self.predictor, x, classes)
