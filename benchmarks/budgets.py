@@ -3,8 +3,9 @@
     python benchmarks/budgets.py [--budgets 2 3 4] [--rounds 9]
 
 Random weights, one thread, at the width of the digits (64 channels, 10 classes) and of COCO (256, 80). Multiply-adds
-and seconds are relative to four convolutions with group norm; every head is timed between two runs of that one, and the
-median over the rounds is printed. The learned start and solver cost the same whatever they were fitted to.
+and seconds are relative to four convolutions with group norm, upsampled by a transposed convolution as in other
+frameworks; every head is timed between two runs of that one, and the median over the rounds is printed. The learned
+start and solver cost the same whatever they were fitted to.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from measure import timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ifr.hosts.standalone.detector.heads import ConvMaskHead
 from ifr.mask_head import MaskHead
 from ifr.refine import Explicit, Implicit
 from ifr.solvers import Accelerator, Anderson
@@ -45,7 +47,13 @@ def heads(channels: int, classes: int, budget: int) -> dict[str, nn.Module]:
         refinement.accelerator = accelerator
         return MaskHead(channels, classes, refinement)
 
+    def norm(width: int) -> nn.Module:
+        return nn.GroupNorm(32, width)
+
     return {
+        "the same four convolutions in IFR": ConvMaskHead(
+            in_channels=channels, num_conv=4, channels=channels, num_classes=classes, norm=norm
+        ),
         "weight sharing": MaskHead(channels, classes, Explicit(budget)),
         "implicit": implicit(),
         "implicit, accelerate --small": implicit(Accelerator(channels, small_width(channels), direct=False)),
