@@ -107,7 +107,8 @@ def draw(heads: Sequence[Head], costs: Mapping[str, tuple[float, float]], means:
     families: dict[str, list[tuple[float, float]]] = {}
     for head in heads:
         if (mean := means.get(head.name, {}).get("means", {}).get("mask AP", {}).get("mean")) is not None:
-            family = head.weights_of or head.name.rstrip("0123456789")
+            own = head.accelerate is not None or not head.weights_of
+            family = head.name.rstrip("0123456789") if own else head.weights_of
             families.setdefault(family, []).append((costs[head.name][1], mean))
     for family, points in families.items():
         seconds, values = zip(*sorted(points), strict=True)
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     grid, report = Grid.read(arguments.grid), arguments.output / f"{arguments.grid.stem}.json"
     means = json.loads(report.read_text())["heads"] if report.exists() else {}
     costs = {width: ratios(grid.heads, grid.baseline, width, arguments.rounds) for width in WIDTHS}

@@ -5,11 +5,11 @@
     python benchmarks/study.py report  GRID.json --output DIR
 
 GRID.json names an experiment, a test set, heads (settings that change the experiment) and how many seeds each has; see
-study_digits.json. A head with "weights_of" is another one with other settings in testing; see frontier_digits.json. A
-run lies in DIR/NAME/seed_S. `report` writes DIR/GRID.md, GRID.json and figures, also of an
-unfinished study. Every command can be stopped and started again: runs continue at their last checkpoint, and what is
-complete is left alone. Several processes may work on one DIR. Training and measuring are separate, so that a measure
-can be added to GRID.json after the training.
+study_digits.json. A head with "weights_of" is another one with other settings in testing, and with "accelerate" after
+`ifr accelerate`, which a `train` after that of the other one carries out; see frontier_digits.json. A run lies in
+DIR/NAME/seed_S. `report` writes DIR/GRID.md, GRID.json and figures, also of an unfinished study. Every command can be
+stopped and started again: runs continue at their last checkpoint, and what is complete is left alone. Several processes
+may work on one DIR. Training and measuring are separate, so that a measure can be added to GRID.json later.
 
 `--only` takes patterns of NAME or NAME/seed_S, such as 'sharing_*' or '*/seed_1'. The runs use one thread each, or with
 `--device cuda` one GPU each. KEY VALUE pairs change settings of all runs, for trials.
@@ -33,7 +33,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from study_grid import ROOT, Grid, pairs, runs_of
+from study_grid import FINAL, ROOT, Grid, pairs, runs_of
 
 import ifr
 
@@ -55,7 +55,15 @@ class Job:
 
 def training_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str]) -> Iterator[Job]:
     origin = origin_of_code(arguments.draft)
-    for run in (each for each in runs_of(grid, arguments.output, arguments.only) if not each.head.weights_of):
+    for run in runs_of(grid, arguments.output, arguments.only):
+        if run.head.weights_of:
+            source = run.trained_in / FINAL
+            if run.head.accelerate is not None and source.exists() and not run.trained:
+                given = [each.format(datasets=datasets(arguments)) for each in run.head.accelerate]
+                record = {"head": run.head.name, "seed": run.seed, "accelerate": given, **origin}
+                command = ["accelerate", str(source), *given, "--output", str(run.weights)]
+                yield Job(f"accelerate {run}", run.folder, [*command, "--device", arguments.device], record)
+            continue
         settings = [*pairs(run.head.settings), *arguments.settings, "SEED", str(run.seed)]
         settings += ["MODEL.DEVICE", arguments.device]
         experiment = os.path.relpath(run.head.experiment, ROOT)
@@ -108,13 +116,17 @@ def origin_of_code(draft: bool) -> dict[str, Any]:
     }
 
 
+def datasets(arguments: argparse.Namespace) -> str:
+    return os.environ.get("IFR_DATASETS") or str(arguments.output / "datasets")
+
+
 class Pool:
     """Runs commands in parallel, each with one thread or one GPU; stops them on SIGTERM and Ctrl-C."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.processes, self.device = arguments.processes, arguments.device
         self.end = time.monotonic() + 3600 * arguments.hours
-        self.datasets = os.environ.get("IFR_DATASETS") or str(arguments.output / "datasets")
+        self.datasets = datasets(arguments)
         self.running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
         self.failed: list[str] = []
         if self.device == "cuda":

@@ -25,6 +25,8 @@ class Head:
     """Comes after all others."""
     weights_of: str = ""
     """The head whose weights it has, with other settings in testing; empty for weights of its own."""
+    accelerate: tuple[str, ...] | None = None
+    """Arguments of `ifr accelerate`, which makes its weights from those; {datasets} is the folder of the data sets."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Grid:
                 {**content.get("settings", {}), **row["settings"]},
                 row.get("last", False),
                 row.get("weights_of", ""),
+                tuple(row["accelerate"]) if "accelerate" in row else None,
             )
             for row in content["heads"]
         ]
@@ -75,6 +78,9 @@ class Grid:
         names = [head.name for head in heads]
         named = {grid.baseline, *(name for pair in pairs for name in pair), *(head.weights_of for head in heads)}
         unknown = named - {"", *names}
+        lost = [head.name for head in heads if head.accelerate is not None and not head.weights_of]
+        if lost:
+            raise SystemExit(f"{path}: {lost} have 'accelerate', and need 'weights_of'")
         if len(set(names)) < len(names) or unknown:
             raise SystemExit(f"{path}: names of heads must be unique, and {sorted(unknown)} must be among them")
         return grid
@@ -103,7 +109,7 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        return self.trained_in / FINAL
+        return (self.trained_in if self.head.accelerate is None else self.folder) / FINAL
 
     def measured(self, measure: Measure) -> Path:
         """Where the results of a measure are written, when it is complete."""

@@ -22,6 +22,8 @@ from ifr.data.coco import CocoDataset
 from ifr.data.loader import open_test_set
 from ifr.experiment import build_model
 from ifr.refine import RefinementBlock
+from ifr.solvers import Accelerator
+from ifr.solvers.learned import WIDTH, small_width
 
 Column = tuple[str, str, str]
 """A measure, task and metric."""
@@ -101,8 +103,12 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
 def untrained(head: Head, overrides: Sequence[Any] = ()) -> tuple[nn.Module, tuple[int, int, int]]:
     """Build a mask head; return it and the shape (C, H, W) of its region features."""
     model: Any = build_model(head.experiment, device="cpu", overrides=[*pairs(head.settings), *overrides])
-    side = model.roi_heads.mask_pooler.output_size
-    return model.roi_heads.mask_head.eval(), (model.backbone.channels, side, side)
+    part, side = model.roi_heads.mask_head.eval(), model.roi_heads.mask_pooler.output_size
+    if head.accelerate is not None:
+        channels, small = part.repeat_block.channels, "--small" in head.accelerate
+        width = small_width(channels) if small else WIDTH
+        part.refinement.accelerator = Accelerator(channels, width, direct=not small)
+    return part, (model.backbone.channels, side, side)
 
 
 def cost(head: Head, overrides: Sequence[Any] = ()) -> dict[str, int]:

@@ -50,6 +50,13 @@ def grid(tiny, tmp_path) -> Path:
                 "weights_of": "implicit",
                 "settings": {"MODEL.ROI_MASK_HEAD.BUDGET": 1},
             },
+            {
+                "name": "accelerated_2",
+                "seeds": 1,
+                "weights_of": "implicit",
+                "accelerate": ["--images", str(tiny.parent / "train/images"), "--small", "--regions", "20"],
+                "settings": {"MODEL.ROI_MASK_HEAD.BUDGET": 2},
+            },
         ],
     }
     path = tmp_path / "grid.json"
@@ -112,6 +119,7 @@ def test_a_stopped_study_continues_to_the_same_weights(grid, tmp_path):
     assert (record["head"], record["seed"], record["draft"]) == ("implicit", 1, True)
     assert record["settings"][record["settings"].index("SOLVER.LR_SCHEDULER.STEPS") + 1] == "[10, 15]"
     assert len(record["commit"]) == len(record["protocol"]["commit"]) == 40
+    assert "accelerate accelerated_2/seed_1: done" in finish(start("train", grid, whole, "--draft"))
     assert "0 to do" in finish(start("train", grid, whole, "--draft"))
     check_measures_and_report(grid, whole)
 
@@ -120,7 +128,7 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     options = ("--draft", "--only", "*/seed_1")
     assert finish(start("measure", grid, output, *options, "--measure", "one_*")).count(": done") == 1
     said = finish(start("measure", grid, output, *options, "--processes", "2"))
-    assert said.count(": done") == 3 * 2
+    assert said.count(": done") == 4 * 2
     assert "0 to do" in finish(start("measure", grid, output, *options))
     finish(start("report", grid, output))
     study = json.loads((output / "grid.json").read_text())
@@ -145,14 +153,18 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     assert given[given.index("MODEL.WEIGHTS") + 1] == str(output / "implicit/seed_1/model_final.pth")
     assert given[given.index("MODEL.ROI_MASK_HEAD.BUDGET") + 1] == "1"
     assert not (output / "implicit_1/seed_1/model_final.pth").exists()
-    found, other = [d for d in study["differences"] if d["measure"] == "mask IoU"]
-    assert other["heads"] == ["implicit_1", "sharing_2"]
+    given = json.loads((output / "accelerated_2/seed_1/measures/truth/run.json").read_text())["settings"]
+    assert given[given.index("MODEL.WEIGHTS") + 1] == str(output / "accelerated_2/seed_1/model_final.pth")
+    assert heads["accelerated_2"]["cost"]["evaluations"] == 2
+    assert 2 * block + end < heads["accelerated_2"]["cost"]["multiply_adds"] < 2.3 * block + end
+    found, *others = [d for d in study["differences"] if d["measure"] == "mask IoU"]
+    assert [other["heads"] for other in others] == [["implicit_1", "sharing_2"], ["accelerated_2", "sharing_2"]]
     assert (found["heads"], found["seeds"], found["verdict"]) == (["implicit", "sharing_2"], 1, "not decided")
     first = one["truth"]["truth"]["IoU"] - base
     assert found["difference"] == pytest.approx(first)
     assert found["bootstrap_95"][0] <= first <= found["bootstrap_95"][1]
     text = (output / "grid.md").read_text()
-    assert "4 of these runs are drafts" in text
+    assert "5 of these runs are drafts" in text
     assert "| `implicit` - `sharing_2` | mask AP | 1 |" in text
     for name in ("frontier", "curves", "masks", "fields"):
         assert (output / f"grid_{name}.png").stat().st_size > 1000
