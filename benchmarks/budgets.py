@@ -33,9 +33,9 @@ def plain_head(channels: int, classes: int) -> nn.Module:
     layers: list[nn.Module] = []
     for _ in range(4):
         convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        layers += [convolution, nn.GroupNorm(32, channels), nn.ReLU()]
+        layers += [convolution, nn.GroupNorm(32, channels), nn.ReLU(inplace=True)]
     return nn.Sequential(
-        *layers, nn.ConvTranspose2d(channels, channels, 2, 2), nn.ReLU(), nn.Conv2d(channels, classes, 1)
+        *layers, nn.ConvTranspose2d(channels, channels, 2, 2), nn.ReLU(inplace=True), nn.Conv2d(channels, classes, 1)
     )
 
 

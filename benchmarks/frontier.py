@@ -99,7 +99,7 @@ def _cell(summary: Mapping[str, Any] | None) -> str:
 
 
 def draw(heads: Sequence[Head], costs: Mapping[str, tuple[float, float]], means: Mapping[str, Any], file: Path) -> None:
-    """Plot mask AP by seconds: one line for each set of weights, and points for the heads that have only one."""
+    """Plot mask AP by seconds, with a line for heads with the same weights or whose names differ in a last number."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5))
@@ -113,7 +113,7 @@ def draw(heads: Sequence[Head], costs: Mapping[str, tuple[float, float]], means:
     for family, points in families.items():
         seconds, values = zip(*sorted(points), strict=True)
         axis.plot(seconds, values, marker="o", label=family.rstrip("_"))
-    axis.set(xlabel="seconds of the mask head, relative to four convolutions with group norm", ylabel="mask AP")
+    axis.set(xlabel="seconds of the mask head, relative to IFR's four convolutions with group norm", ylabel="mask AP")
     axis.legend()
     axis.grid(alpha=0.3)
     figure.tight_layout()
@@ -141,7 +141,8 @@ def main() -> None:
     )
     print(text)
     (arguments.output / f"{arguments.grid.stem}.txt").write_text(text + "\n")
-    draw(grid.heads, costs["digits"], means, arguments.output / f"{arguments.grid.stem}_seconds.png")
+    if means:
+        draw(grid.heads, costs["digits"], means, arguments.output / f"{arguments.grid.stem}_seconds.png")
 
 
 if __name__ == "__main__":

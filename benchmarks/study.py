@@ -5,8 +5,8 @@
     python benchmarks/study.py report  GRID.json --output DIR
 
 GRID.json names an experiment, a test set, heads (settings that change the experiment) and how many seeds each has; see
-study_digits.json. A head with "weights_of" is another one with other settings in testing, and with "accelerate" after
-`ifr accelerate`, which a `train` after that of the other one carries out; see frontier_digits.json. A run lies in
+study_digits.json. A head with "weights_of" takes the weights of another head and changes settings only in testing. If
+it also has "accelerate", `train` runs `ifr accelerate` on those weights; see frontier_digits.json. A run lies in
 DIR/NAME/seed_S. `report` writes DIR/GRID.md, GRID.json and figures, also of an unfinished study. Every command can be
 stopped and started again: runs continue at their last checkpoint, and what is complete is left alone. Several processes
 may work on one DIR. Training and measuring are separate, so that a measure can be added to GRID.json later.
@@ -57,12 +57,6 @@ def training_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str])
     origin = origin_of_code(arguments.draft)
     for run in runs_of(grid, arguments.output, arguments.only):
         if run.head.weights_of:
-            source = run.trained_in / FINAL
-            if run.head.accelerate is not None and source.exists() and not run.trained:
-                given = [each.format(datasets=datasets(arguments)) for each in run.head.accelerate]
-                record = {"head": run.head.name, "seed": run.seed, "accelerate": given, **origin}
-                command = ["accelerate", str(source), *given, "--output", str(run.weights)]
-                yield Job(f"accelerate {run}", run.folder, [*command, "--device", arguments.device], record)
             continue
         settings = [*pairs(run.head.settings), *arguments.settings, "SEED", str(run.seed)]
         settings += ["MODEL.DEVICE", arguments.device]
@@ -73,6 +67,23 @@ def training_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str])
             refused.append(f"train {run}: {changes}")
         elif not run.trained:
             yield Job(f"train {run}", run.folder, [*command, "OUTPUT_DIR", str(run.folder)], record)
+
+
+def accelerating_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str]) -> Iterator[Job]:
+    origin = origin_of_code(arguments.draft)
+    for run in runs_of(grid, arguments.output, arguments.only):
+        if run.head.accelerate is None:
+            continue
+        source = run.trained_in / FINAL
+        given = [each.format(datasets=datasets(arguments)) for each in run.head.accelerate]
+        record = {"head": run.head.name, "seed": run.seed, "accelerate": given, **origin}
+        command = ["accelerate", str(source), *given, "--output", str(run.weights), "--device", arguments.device]
+        if changes := differences(run.folder / RECORD, record, done=run.trained):
+            refused.append(f"accelerate {run}: {changes}")
+        elif not source.exists():
+            say(f"accelerate {run}: waits for {source}")
+        elif not run.trained:
+            yield Job(f"accelerate {run}", run.folder, command, record)
 
 
 def measuring_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str]) -> Iterator[Job]:
@@ -270,7 +281,8 @@ def main() -> int:
             make_digits(pool.datasets)
             make_study_digits(pool.datasets)
     refused: list[str] = []
-    pool.work((training_jobs if arguments.action == "train" else measuring_jobs)(grid, arguments, refused))
+    for jobs in (training_jobs, accelerating_jobs) if arguments.action == "train" else (measuring_jobs,):
+        pool.work(jobs(grid, arguments, refused))
     for text in (failed := [*refused, *pool.failed]):
         say(f"failed: {text}")
     return 1 if failed else 0

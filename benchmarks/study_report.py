@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from measure import Counts, counting
 from study_figures import draw_curves, draw_frontier, draw_heads
-from study_grid import Grid, Head, Measure, Run, pairs
+from study_grid import FINAL, Grid, Head, Measure, Run, pairs
 from study_statistics import Array, AveragePrecision, Difference, difference, image_draws, mean_over_objects
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -67,7 +67,9 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
     for run in runs:
         missing = [m.name for m in grid.measures if m.applies_to(run.head) and not run.measured(m).exists()]
         if not run.trained:
-            unfinished.append({"run": str(run), "state": _last_line(run.trained_in / "log.txt")})
+            waiting = run.head.accelerate is not None and (run.trained_in / FINAL).exists()
+            state = "trained, not accelerated" if waiting else _last_line(run.trained_in / "log.txt")
+            unfinished.append({"run": str(run), "state": state})
             continue
         if missing:
             unfinished.append({"run": str(run), "state": f"trained, not measured: {', '.join(missing)}"})
@@ -76,6 +78,9 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
         if not run.head.weights_of and settings != [*pairs(run.head.settings), "SEED", str(run.seed)]:
             unfinished.append({"run": str(run), "state": "trained with other settings than the grid's; left out"})
             continue
+        if run.head.accelerate is not None:
+            made = json.loads((run.folder / "run.json").read_text())
+            record = {**record, "accelerate": made, "draft": record["draft"] or made["draft"]}
         rows[run.head.name].runs[run.seed] = {**record, "measures": dict(_measures(run, grid.measures))}
     columns = [column for column in _columns(grid.measures) if any(row.points(column) for row in rows.values())]
     bootstrap = Bootstrap(

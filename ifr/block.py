@@ -90,7 +90,9 @@ class _BlockMap:
         block, h = self._block, z + self._x
         inner = functional.relu(block.gn1(functional.conv2d(h, self._weight1, padding=1)), inplace=True)
         inner = block.gn2(functional.conv2d(inner, self._weight2, padding=1))
-        return block.gn3(functional.relu(inner.add_(h), inplace=True))
+        # Under autocast on a CPU, gn2 returns less precision than h has.
+        inner = inner.add_(h) if inner.dtype == h.dtype else inner + h
+        return block.gn3(functional.relu(inner, inplace=True))
 
     def rows(self, index: Tensor) -> _BlockMap:
         """Return the map of the regions at `index` (K,)."""

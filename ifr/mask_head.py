@@ -17,7 +17,7 @@ from ifr.solvers import Accelerator
 ACCELERATOR = "refinement.accelerator."
 """Names of the learned start and solver begin with this; the published code ignores them."""
 PUBLISHED_DUPLICATES = ("deq.func.", "deq.func_copy.", "repeat_block_copy.")
-_AT_ONCE, _AT_ONCE_ON_GPU = 8, 64  # regions that are upsampled at a time; on a CPU they stay in its cache
+_AT_ONCE, _AT_ONCE_ON_GPU = 8, 64  # regions upsampled at a time: 8 fit a CPU's cache, 64 need few kernels (a guess)
 
 
 class MaskHead(nn.Module):
@@ -124,11 +124,11 @@ class MaskHead(nn.Module):
 def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, classes: Tensor | None = None) -> Tensor:
     """Double the resolution of region features z (N, C, H, W) and predict mask logits, as `MaskHead.forward` does.
 
-    The upsampled features take four times the memory of z, and little time to compute. They are computed for a few
-    regions at a time, and in training once more for the gradient.
+    The upsampled features take four times the memory of z. They are therefore computed for a few regions at a time,
+    except in compiled and exported graphs, and in training once more for the gradient.
 
     Args:
-        deconv: from C to C' channels, with a kernel of 2x2 and a stride of 2.
+        deconv: from C to C' channels, with a kernel of 2x2 and a stride of 2; its weights are used, it is not called.
         predictor: from C' to num_classes channels, 1 for a class-agnostic head, with a kernel of 1x1.
         z: (N, C, H, W).
         classes: (N,) of the regions; None for the logits of all classes.
@@ -143,11 +143,12 @@ def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, c
         raise ValueError(f"classes must be ({len(z)},), one of each region; got {tuple(classes.shape)}")
 
     def predict(z: Tensor, classes: Tensor | None) -> Tensor:
-        # Every output pixel of the transposed convolution comes from one cell of z, so that a 1x1 convolution computes
-        # the four pixels of each cell. The predictor needs no neighbours: only its logits have to be put into place.
+        # With a 2x2 kernel and a stride of 2, each output pixel depends on one cell of z: a 1x1 convolution computes
+        # the four pixels of a cell. The predictor is 1x1 too, so it is enough to rearrange its logits.
         count, _, height, width = z.shape
         weight = deconv.weight.flatten(1).mT[:, :, None, None]
-        pixels = functional.conv2d(z, weight, deconv.get_parameter("bias").repeat_interleave(4))
+        bias = None if deconv.bias is None else deconv.bias.repeat_interleave(4)
+        pixels = functional.conv2d(z, weight, bias)
         pixels = functional.relu(pixels, inplace=True).reshape(count, deconv.out_channels, 4 * height, width)
         logits: Tensor = predictor(pixels)
         if classes is not None and logits.shape[1] > 1:

@@ -121,8 +121,8 @@ def _check(args: argparse.Namespace, intensity: Intensity | None) -> None:
     if problems:
         raise UserError(
             f"{source.name} has {problems} problem{'s' * (problems > 1)}",
-            "correct what is listed above, remove it from the file, or export the file again; then check "
-            "once more, for objects that training would leave out",
+            "correct what is listed above, remove it from the file, or export the file again; then run "
+            "the check again, which also lists the objects that training leaves out",
         )
     unseen = "; images were not decoded" if args.headers else ""
     but = ", but training leaves out what is listed above" if left_out else ""

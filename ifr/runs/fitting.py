@@ -20,9 +20,9 @@ _COVERED, _WELL_COVERED = 0.97, 0.75  # shares of the objects at IoU 0.5 and 0.7
 _MOST_ON_CPU, _MOST_ON_GPU = 640 * 640, 800 * 1333  # pixels of an image at network size
 _BATCH_ON_CPU = 500_000  # pixels; as much as three images of the digits' size
 _WORK_OF_A_CORE = 180e6  # pixels; about a quarter of an hour with the network of the digits, four cores at most
-_HEADS_ON_CPU = 35_000  # pixels whose features take as long as the heads of an image
+_HEADS_ON_CPU = 35_000  # pixels; the heads of an image take as long as the backbone on so many
 _EPOCHS, _LEAST_ON_GPU = 12, 16_000  # passes over the data as for COCO; images of a short run
-_MOST_EPOCHS = 200  # a few pictures are learned by heart long before
+_MOST_EPOCHS = 200  # a few pictures are overfitted well before
 _FOR_AN_IMAGE = 2**32  # bytes of GPU memory for 800 x 1333 pixels in training
 _PROPOSALS = 4  # for each object of the fullest image
 
@@ -76,7 +76,8 @@ def fit(base: Any, objects: Objects, machine: Machine) -> list[Choice]:
 def _scale(base: Any, objects: Objects, machine: Machine) -> tuple[ResizeShortestEdge, Anchors, Objects]:
     """Choose the least scale of the pictures at which anchors cover the objects well; fit the anchors.
 
-    Small pictures are enlarged towards those of the base, and none are made smaller than those.
+    The search starts at the size of the base's images, but between half and twice the pictures' own; what the machine
+    can take limits it.
     """
     native = float(np.median(objects.images.min(1)))
     most = _MOST_ON_GPU if machine.gpus else _MOST_ON_CPU
@@ -179,11 +180,12 @@ def _schedule(base: Any, batch: int, images: int, area: float, machine: Machine)
         "SOLVER.LR_SCHEDULER.WARMUP_ITERS": min(int(old.WARMUP_ITERS), length // 20),
         "SOLVER.CHECKPOINT_PERIOD": length // 5,
     }
-    if base.MODEL.ROI_MASK_HEAD.REFINEMENT == "implicit":
-        first = round(base.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS * stretch)
+    head = base.MODEL.ROI_MASK_HEAD
+    if base.MODEL.MASK_ON and head.REFINEMENT == "implicit" and head.PRETRAINED_STEPS:
+        first = round(head.PRETRAINED_STEPS * stretch)
         settings["MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS"] = first
-        reason += f"; in the first {first} the mask head applies its block a fixed number of times, then it solves for "
-        reason += "the equilibrium"
+        reason += f"; in the first {first} the mask head applies its block a fixed number of times, afterwards it "
+        reason += "solves for the equilibrium"
     return Choice(f"{reason}.", settings)
 
 

@@ -54,7 +54,7 @@ class AndersonMove(PerSample):
     """The step rule of one solve; keeps ring buffers of the differences of f(z) - z and of f(z).
 
     Args:
-        memory: number of differences kept; n steps have at most n - 1.
+        memory: most differences kept. n calls give n - 1 differences; with at most one call it is not used.
         value: maps f(z) and f(z) - z, both (N, D), to what is mixed in place of f(z); None for f(z).
     """
 

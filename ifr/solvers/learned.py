@@ -156,7 +156,7 @@ class Learned:
         """See `Solver.solve`; z0 is (N, C, H, W)."""
         flat = FlatMap(f, z0)
         parts = self.accelerator
-        memory = min(self.memory, self.max_steps - 2)  # the first step is not mixed
+        memory = min(self.memory, self.max_steps - 2)  # the first step is not mixed, the second has no difference yet
         move = _LearnedMove(_corrected(parts.start, flat), _corrected(parts.step, flat), memory)
         return iterate(f, z0, move, max_steps=self.max_steps, tol=self.tol)
 

@@ -73,7 +73,8 @@ def test_config_is_short_explained_and_suits_the_data(entry: str, place: Path) -
     assert sum(here > before for before, here in pairwise(remarks)) == 7  # data, mask head, and what is fitted
     config = load_experiment("mine").config
     assert config.MODEL.ROI_MASK_HEAD.REFINEMENT == "explicit"
-    assert not any("PRETRAINED_STEPS" in line or "equilibrium" in line for line in lines)  # they are of implicit heads
+    only_implicit = "PRETRAINED_STEPS", "equilibrium"
+    assert not any(word in line for word in only_implicit for line in lines)
     assert list(config.DATASETS.TRAIN) == list(config.DATASETS.TEST) == [entry]
     found = examine(config, open_training_sets(config))
     assert found.covered(0.5) >= 0.95

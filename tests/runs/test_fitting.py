@@ -90,7 +90,7 @@ def test_larger_pictures_train_in_smaller_batches_for_fewer_iterations() -> None
 
 
 @pytest.mark.parametrize(("base", "machine"), [(DIGITS, LAPTOP), (COCO, SERVER)])
-def test_a_few_pictures_are_not_passed_over_for_as_long_as_the_machine_can(base: str, machine: Machine) -> None:
+def test_passes_over_a_few_pictures_are_limited(base: str, machine: Machine) -> None:
     found = fitted(objects(20, 2, (20, 60), (100, 100)), base, machine)
     seen = found["SOLVER.IMS_PER_BATCH"] * found["SOLVER.LR_SCHEDULER.MAX_ITER"]
     assert 100 < seen / 20 <= 250
