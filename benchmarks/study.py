@@ -55,9 +55,7 @@ class Job:
 
 def training_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str]) -> Iterator[Job]:
     origin = origin_of_code(arguments.draft)
-    for run in runs_of(grid, arguments.output, arguments.only):
-        if run.head.weights_of:
-            continue
+    for run in (each for each in runs_of(grid, arguments.output, arguments.only) if not each.head.weights_of):
         settings = [*pairs(run.head.settings), *arguments.settings, "SEED", str(run.seed)]
         settings += ["MODEL.DEVICE", arguments.device]
         experiment = os.path.relpath(run.head.experiment, ROOT)
