@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,18 +62,23 @@ class Row:
 
 
 def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> None:
-    """Write NAME.json, NAME.md and the figures NAME_*.png to `output`; runs that are not complete are listed."""
+    """Write NAME.json, NAME.md and the figures NAME_*.png to `output`; runs that are not complete are listed.
+
+    Of a run whose weights were deleted after it was measured, only the crops of masks are missing.
+    """
     rows = {head.name: Row(head, cost(head)) for head in dict.fromkeys(run.head for run in runs)}
     unfinished = []
     for run in runs:
-        missing = [m.name for m in grid.measures if m.applies_to(run.head) and not run.measured(m).exists()]
-        if not run.trained:
+        applicable = [measure for measure in grid.measures if measure.applies_to(run.head)]
+        missing = [measure.name for measure in applicable if not run.measured(measure).exists()]
+        if not run.trained and len(missing) == len(applicable):
             waiting = run.head.accelerate is not None and (run.trained_in / FINAL).exists()
             state = "trained, not accelerated" if waiting else _last_line(run.trained_in / "log.txt")
             unfinished.append({"run": str(run), "state": state})
             continue
         if missing:
-            unfinished.append({"run": str(run), "state": f"trained, not measured: {', '.join(missing)}"})
+            state = "trained, not measured" if run.trained else "its weights are gone; not measured"
+            unfinished.append({"run": str(run), "state": f"{state}: {', '.join(missing)}"})
         record = json.loads((run.trained_in / "run.json").read_text())
         *settings, _, _ = record["settings"]  # MODEL.DEVICE comes last
         if not run.head.weights_of and settings != [*pairs(run.head.settings), "SEED", str(run.seed)]:
@@ -227,6 +233,7 @@ class Report:
         runs = [run for row in self.rows.values() for run in row.runs.values()]
         drafts = sum(run["draft"] for run in runs)
         yield f"{len(runs)} runs on {self.grid.test}; mean and standard deviation over seeds."
+        yield f"Trained on {_machines(runs)}."
         if drafts:
             yield f"\n**{drafts} of these runs are drafts from uncommitted code; do not report them.**"
         yield (
@@ -261,6 +268,11 @@ class Report:
         if self.unfinished:
             yield "\nNot complete:\n"
             yield from (f"- {each['run']}: {each['state']}" for each in self.unfinished)
+
+
+def _machines(runs: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter((run["settings"][-1], run["torch"]) for run in runs)
+    return ", ".join(f"{device} with torch {torch} ({count})" for (device, torch), count in sorted(counts.items()))
 
 
 def _summary(points: Mapping[int, float]) -> dict[str, Any]:

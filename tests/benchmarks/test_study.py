@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,7 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     assert found["difference"] == pytest.approx(first)
     assert found["bootstrap_95"][0] <= first <= found["bootstrap_95"][1]
     text = (output / "grid.md").read_text()
+    assert f"Trained on cpu with torch {metadata.version('torch')} (5)." in text
     assert "5 of these runs are drafts" in text
     assert "| `implicit` - `sharing_2` | mask AP | 1 |" in text
     for name in ("frontier", "curves", "masks", "fields"):
@@ -174,6 +176,7 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     content = json.loads(record.read_text())
     content["settings"] = ["SOLVER.OPTIMIZER.BASE_LR", "0.5", *content["settings"]]  # as of a trial with --set
     record.write_text(json.dumps(content))
+    (output / "sharing_2/seed_1/model_final.pth").unlink()  # its measures are kept
     finish(start("report", grid, output))
     study = json.loads((output / "grid.json").read_text())
     assert [run["seed"] for run in study["heads"]["sharing_2"]["runs"]] == [1]
