@@ -57,6 +57,7 @@ def draw_frontier(
                         name, (cost[key] / unit, np.mean(values)), fontsize=7, xytext=(4, 3), textcoords="offset points"
                     )
             axis.set(xlabel=label, ylabel=title(column))
+            axis.margins(x=0.2)  # for the names
             axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, dpi=120)

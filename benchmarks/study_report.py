@@ -64,7 +64,7 @@ class Row:
 def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> None:
     """Write NAME.json, NAME.md and the figures NAME_*.png to `output`; runs that are not complete are listed.
 
-    Of a run whose weights were deleted after it was measured, only the crops of masks are missing.
+    A run whose weights were deleted after it was measured is in the tables and the curves, but not among the masks.
     """
     rows = {head.name: Row(head, cost(head)) for head in dict.fromkeys(run.head for run in runs)}
     unfinished = []
@@ -106,9 +106,11 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
     points = {head: (row.cost, row.points) for head, row in rows.items()}
     shown = [column for column in columns if column in _TITLES]
     draw_frontier(points, shown, title, output / f"{name}_frontier.png")
-    trained = [run for run in runs if run.trained]
-    draw_curves([run for run in trained if not run.head.weights_of], output / f"{name}_curves.png")
-    draw_heads(trained, grid.test, output / f"{name}_masks.png", output / f"{name}_fields.png")
+    reported = [run for run in runs if run.seed in rows[run.head.name].runs]
+    draw_curves([run for run in reported if not run.head.weights_of], output / f"{name}_curves.png")
+    draw_heads(
+        [run for run in reported if run.trained], grid.test, output / f"{name}_masks.png", output / f"{name}_fields.png"
+    )
 
 
 def untrained(head: Head, overrides: Sequence[Any] = ()) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -233,7 +235,7 @@ class Report:
         runs = [run for row in self.rows.values() for run in row.runs.values()]
         drafts = sum(run["draft"] for run in runs)
         yield f"{len(runs)} runs on {self.grid.test}; mean and standard deviation over seeds."
-        yield f"Trained on {_machines(runs)}."
+        yield f"Trained on {_devices(runs)}."
         if drafts:
             yield f"\n**{drafts} of these runs are drafts from uncommitted code; do not report them.**"
         yield (
@@ -270,8 +272,8 @@ class Report:
             yield from (f"- {each['run']}: {each['state']}" for each in self.unfinished)
 
 
-def _machines(runs: Sequence[Mapping[str, Any]]) -> str:
-    counts = Counter((run["settings"][-1], run["torch"]) for run in runs)
+def _devices(runs: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter((run["settings"][-1], run["torch"]) for run in runs)  # MODEL.DEVICE comes last
     return ", ".join(f"{device} with torch {torch} ({count})" for (device, torch), count in sorted(counts.items()))
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs on a GPU what has not run on one: the tests of tests/gpu and the benchmarks. Everything that they print is
+# Runs the tests of tests/gpu and the benchmarks on a GPU. Everything that they print is
 # written to benchmarks/results/gpu_NAME.txt as well; NAME says which GPU it is.
 #
 #     sh scripts/gpu.sh a100

@@ -44,7 +44,7 @@ def train(experiment: Path, output: Path, *settings: str, gpu: bool = True) -> P
     command = [sys.executable, "-m", "ifr", "train", str(experiment), "--num-gpus", "1", *settings, *device]
     done = subprocess.run(
         [*command, "OUTPUT_DIR", str(output)],
-        env={**os.environ, **visible, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env={**os.environ, **visible, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -97,7 +97,7 @@ def test_evaluation_equals_that_of_a_cpu() -> None:
     same = nearest < 0.01  # pixels
     assert float(same.float().mean()) > 0.9
     assert len(found["boxes"]) == len(expected["boxes"]) > 5
-    # 1.5e-4 on an H100
+    # Rounding differs from a CPU's: by up to 1.5e-4 on an H100.
     torch.testing.assert_close(found["scores"][same], expected["scores"][index[same]], rtol=0, atol=5e-4)
     different = found["masks"][same] != expected["masks"][index[same]]
     assert float(different.float().mean()) < 0.01
