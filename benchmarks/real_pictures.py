@@ -32,7 +32,7 @@ from pycocotools import mask as coco_mask
 from study_grid import FINAL, ROOT, Grid, runs_of
 from study_statistics import AveragePrecision, difference, image_draws, mean_over_objects
 
-EXPERIMENT = "mask_rcnn.ifr.res18.fpn.digits"
+EXPERIMENT = "benchmarks/rivals/declared"
 HEADS = ("conv_4_gn", "sharing_4", "implicit")
 SEEDS = 2
 KEPT = 0.25  # of an object's area in a tile, at least, or it is left out

@@ -1,4 +1,4 @@
-"""cvpods refuses the settings and augmentations that only the standalone host has."""
+"""What cvpods does with settings and augmentations that only the standalone host has."""
 
 import functools
 from pathlib import Path
@@ -31,3 +31,16 @@ def test_augmentations_of_the_standalone_host(checkout: Path, name: str) -> None
     config.INPUT.AUG.TRAIN_PIPELINES = [("RandomFlip", {}), (name, {})]
     with pytest.raises(ValueError, match=f"cvpods has no {name}; set IFR_HOST=standalone"):
         check_run(config)
+
+
+def test_a_learning_rate_factor_gives_a_warning(checkout: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is not refused, because the digits experiment sets it for the standalone host."""
+    from ifr.hosts.cvpods.config import RCNNFPNConfig
+    from ifr.hosts.cvpods.supported import check_run
+
+    config = RCNNFPNConfig()
+    check_run(config)
+    assert not caplog.text
+    config._register_configuration({"SOLVER": {"OPTIMIZER": {"MASK_HEAD_LR_FACTOR": 4.0}}})
+    check_run(config)
+    assert "SOLVER.OPTIMIZER.MASK_HEAD_LR_FACTOR = 4.0 has no effect" in caplog.text

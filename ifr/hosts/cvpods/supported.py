@@ -1,16 +1,19 @@
-"""Rejects settings that cvpods' runner does not support."""
+"""Rejects settings that cvpods' runner does not support, and warns of one that it ignores."""
 
 import functools
 import importlib.util
+import logging
 from typing import Any
 
 from ifr.data.augmentation import OWN
 from ifr.hosts.cvpods.framework import RUNNERS
 from ifr.hosts.settings import STANDALONE, check_added
 
+logger = logging.getLogger(__name__)
+
 
 def check_run(config: Any) -> None:
-    """Check that cvpods' runner supports the settings of a run.
+    """Check that cvpods' runner supports the settings of a run; warn of a learning rate that it ignores.
 
     Raises:
         ValueError: a setting has an unsupported value.
@@ -35,4 +38,11 @@ def check_run(config: Any) -> None:
         raise ValueError(f"INPUT.AUG.TRAIN_PIPELINES: cvpods has no {', '.join(own)}; set IFR_HOST=standalone")
     if config.TRAINER.NAME not in RUNNERS:
         raise ValueError(f"TRAINER.NAME = {config.TRAINER.NAME!r} is not a runner of cvpods")
+    factor = config.SOLVER.OPTIMIZER.get("MASK_HEAD_LR_FACTOR", 1.0)
+    if factor != 1:
+        logger.warning(
+            "SOLVER.OPTIMIZER.MASK_HEAD_LR_FACTOR = %s has no effect: cvpods has one learning rate for all parts; "
+            "set IFR_HOST=standalone to give the mask head its own",
+            factor,
+        )
     check_added(config)
