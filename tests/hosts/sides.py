@@ -134,6 +134,7 @@ class Standalone:
 
 class Cvpods:
     framework = "cvpods"
+    events = "utils"  # the module of EventStorage
     samplers = ("proposal_generator.rpn_outputs", "roi_heads.roi_heads")  # modules that import the sampler
 
     def rounding_alike(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -167,7 +168,7 @@ class Cvpods:
         structures = self._module("structures")
         batch = self.batch(io)
         truth = [item["instances"] for item in batch]
-        with self._module("utils.events").EventStorage(iteration):
+        with self._module(self.events).EventStorage(iteration):
             images = model.preprocess_image(batch)
             features = model.backbone(images.tensor)
             _, losses = model.proposal_generator(images, features, truth)
@@ -181,7 +182,7 @@ class Cvpods:
         return losses | more
 
     def iterate(self, model: nn.Module, batch: list[dict[str, Any]], iteration: int) -> dict[str, Tensor]:
-        with self._module("utils.events").EventStorage(iteration):
+        with self._module(self.events).EventStorage(iteration):
             return model(batch)
 
     def masks(self, model: nn.Module, regions: Tensor, classes: Tensor) -> Tensor:
@@ -206,6 +207,7 @@ class Detectron2(Cvpods):
     """detectron2, of which cvpods is a derivative."""
 
     framework = "detectron2"
+    events = "utils.events"
     samplers = ("proposal_generator.rpn", "roi_heads.roi_heads")
 
     @contextlib.contextmanager
