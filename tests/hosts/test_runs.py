@@ -116,8 +116,12 @@ def test_two_processes_share_the_work(checkout: Path, script: Script, digits: Pa
     assert found[0] == found[1]
 
 
-def test_what_only_the_standalone_host_scores_is_refused(checkout: Path, script: Script, digits: Path) -> None:
-    test = [f"{FOLDER}/pods_test.sh", "MODEL.WEIGHTS", "none.pth", *COMMON]
+def test_what_only_the_standalone_host_scores_is_refused(
+    checkout: Path, script: Script, digits: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.pth"
+    torch.save({"model": {"any": torch.zeros(1)}}, weights)  # the file is looked at first
+    test = [f"{FOLDER}/pods_test.sh", "MODEL.WEIGHTS", str(weights), *COMMON]
     for arguments in (["--boxes", "truth"], ["TEST.BOUNDARY", "True"]):
         refused = script("cvpods", *test, *arguments, IFR_DATASETS=str(digits))
         assert refused.returncode == 1
