@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the tests of tests/gpu and the benchmarks on a GPU. Everything that they print is
-# written to benchmarks/results/gpu_NAME.txt as well; NAME says which GPU it is.
+# Runs the tests of tests/gpu and the benchmarks on a GPU. Everything that they print is written to
+# benchmarks/results/gpu_NAME.txt as well; NAME says which GPU it is.
 #
 #     sh scripts/gpu.sh a100
 set -eu
