@@ -2,14 +2,15 @@
 
     python benchmarks/study.py train   GRID.json --output DIR [--processes N] [--hours H] [--only PATTERN ...]
     python benchmarks/study.py measure GRID.json --output DIR [--processes N] [--hours H] [--only PATTERN ...]
-    python benchmarks/study.py report  GRID.json --output DIR
+    python benchmarks/study.py report  GRID.json --output DIR [--keep FOLDER]
 
 GRID.json names an experiment, a test set, heads (settings that change the experiment) and how many seeds each has; see
 study_digits.json. A head with "weights_of" takes the weights of another head and changes settings only in testing. If
 it also has "accelerate", `train` runs `ifr accelerate` on those weights; see frontier_digits.json. A run lies in
 DIR/NAME/seed_S. `report` writes DIR/GRID.md, GRID.json and figures, also of an unfinished study. Every command can be
 stopped and started again: runs continue at their last checkpoint, and what is complete is left alone. Several processes
-may work on one DIR. Training and measuring are separate, so that a measure can be added to GRID.json later.
+may work on one DIR. Training and measuring are separate, so that a measure can be added to GRID.json later. `--keep`
+copies what a report needs of the runs, a few ten kB each; copied to the DIR of another machine, it goes on from there.
 
 `--only` takes patterns of NAME or NAME/seed_S, such as 'sharing_*' or '*/seed_1'. The runs use one thread each, or with
 `--device cuda` one GPU each. KEY VALUE pairs change settings of all runs, for trials.
@@ -33,7 +34,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from study_grid import FINAL, ROOT, Grid, pairs, runs_of
+from study_grid import FINAL, ROOT, Grid, keep, pairs, runs_of
 
 import ifr
 
@@ -61,9 +62,10 @@ def training_jobs(grid: Grid, arguments: argparse.Namespace, refused: list[str])
         experiment = os.path.relpath(run.head.experiment, ROOT)
         record = {"head": run.head.name, "seed": run.seed, "experiment": experiment, "settings": settings, **origin}
         command = ["train", run.head.experiment, "--resume", *settings]
-        if changes := differences(run.folder / RECORD, record, done=run.trained):
+        done = run.done(grid.measures)
+        if changes := differences(run.folder / RECORD, record, done=done):
             refused.append(f"train {run}: {changes}")
-        elif not run.trained:
+        elif not done:
             yield Job(f"train {run}", run.folder, [*command, "OUTPUT_DIR", str(run.folder)], record)
 
 
@@ -255,6 +257,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, metavar="N")
     parser.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="start nothing after H hours")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy the runs, without weights and detections")
     parser.add_argument("--draft", action="store_true", help="allow code that is not committed; not for results")
     parser.add_argument("--set", nargs="+", default=[], dest="settings", metavar="KEY VALUE", help="for all runs")
     arguments = parser.parse_args()
@@ -266,7 +269,10 @@ def main() -> int:
         from study_report import write_report  # it needs more packages
 
         os.environ.setdefault("IFR_DATASETS", str(arguments.output / "datasets"))
-        write_report(grid, runs_of(grid, arguments.output, arguments.only), arguments.output, arguments.grid.stem)
+        runs = runs_of(grid, arguments.output, arguments.only)
+        write_report(grid, runs, arguments.output, arguments.grid.stem)
+        if arguments.keep is not None:
+            keep(runs, grid.measures, arguments.output, arguments.keep)
         return 0
     os.nice(10)
     pool = Pool(arguments)

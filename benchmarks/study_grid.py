@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+DRAWS = "bootstrap"  # measures by draw of images, in the folder of a study
 FINAL = "model_final.pth"  # of ifr.runs.folder, which imports torch: a waiting study should be small
 
 
@@ -111,6 +114,10 @@ class Run:
     def weights(self) -> Path:
         return (self.trained_in if self.head.accelerate is None else self.folder) / FINAL
 
+    def done(self, measures: Sequence[Measure]) -> bool:
+        """Whether it is trained, or was: a measured run's weights may be deleted."""
+        return self.trained or any(self.measured(measure).exists() for measure in measures)
+
     def measured(self, measure: Measure) -> Path:
         """Where the results of a measure are written, when it is complete."""
         name = "results_on_truth.json" if "truth" in measure.arguments else "results.json"
@@ -131,3 +138,19 @@ def runs_of(grid: Grid, output: Path, only: Sequence[str] = ("*",)) -> list[Run]
     ]
     runs.sort(key=lambda run: (run.head.last, run.seed))  # stable: heads stay in their order
     return [run for run in runs if any(fnmatch.fnmatch(str(run), p) or fnmatch.fnmatch(run.head.name, p) for p in only)]
+
+
+def keep(runs: Sequence[Run], measures: Sequence[Measure], output: Path, folder: Path) -> None:
+    """Copy what a report needs of the measured runs in `output` to `folder`, without weights and detections."""
+    runs = [run for run in runs if any(run.measured(measure).exists() for measure in measures)]
+    files = [run.folder / name for run in runs for name in ("run.json", "metrics.json")]
+    files += [run.measured(measure) for run in runs for measure in measures]
+    files += (output / DRAWS).glob("*.npy")
+    logs = [run.folder / "log.txt" for run in runs]
+    for source in (file for file in (*files, *logs) if file.exists()):
+        target = folder / source.relative_to(output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source in logs:
+            target.write_text(source.read_text().replace(f"{output}{os.sep}", ""))
+        else:
+            shutil.copyfile(source, target)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from measure import Counts, counting
 from study_figures import draw_curves, draw_frontier, draw_heads
-from study_grid import FINAL, Grid, Head, Measure, Run, pairs
+from study_grid import DRAWS, FINAL, Grid, Head, Measure, Run, pairs
 from study_statistics import Array, AveragePrecision, Difference, difference, image_draws, mean_over_objects
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -89,9 +89,11 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
             record = {**record, "accelerate": made, "draft": record["draft"] or made["draft"]}
         rows[run.head.name].runs[run.seed] = {**record, "measures": dict(_measures(run, grid.measures))}
     columns = [column for column in _columns(grid.measures) if any(row.points(column) for row in rows.values())]
-    bootstrap = Bootstrap(
-        open_test_set(grid.test), output / "bootstrap", {str(run): run for run in runs}, grid.measures
-    )
+    bootstrap = Bootstrap(open_test_set(grid.test), output / DRAWS, {str(run): run for run in runs}, grid.measures)
+    for row in rows.values():
+        for column in columns:
+            for seed in row.points(column):
+                bootstrap.replicates(row, seed, column)  # also for later reports, which may compare more
     compared = [*grid.comparisons, *((name, grid.baseline) for name in rows if name != grid.baseline)]
     differences = {
         (first, second, column): found
@@ -172,20 +174,20 @@ class Bootstrap:
 
     def replicates(self, row: Row, seed: int, column: Column) -> Array:
         run, (measure, task, metric) = self.runs[f"{row.head.name}/seed_{seed}"], column
-        source = run.measured(self.measures[measure])
+        found = "masks_on_truth.json" if task == "truth" else "coco_instances_results.json"
+        source = run.measured(self.measures[measure]).with_name(found)
         file = self.cache / f"{row.head.name}-{seed}-{measure}-{task}-{metric.replace(' ', '_')}.npy"
-        if not file.exists() or file.stat().st_mtime < source.stat().st_mtime:
+        if not file.exists() or (source.exists() and file.stat().st_mtime < source.stat().st_mtime):
             self.cache.mkdir(exist_ok=True)
-            np.save(file, self._replicates(source.parent, task, metric))
+            np.save(file, self._replicates(source, task, metric).astype(np.float32))
         values: Array = np.load(file)
         return values
 
-    def _replicates(self, folder: Path, task: str, metric: str) -> Array:
+    def _replicates(self, source: Path, task: str, metric: str) -> Array:
+        found = json.loads(source.read_text())
         if task == "truth":
-            entries = json.loads((folder / "masks_on_truth.json").read_text())
-            return mean_over_objects(entries, _FIELDS[metric], self.dataset.image_ids, self.draws)
+            return mean_over_objects(found, _FIELDS[metric], self.dataset.image_ids, self.draws)
         assert self.dataset.truth is not None
-        found = json.loads((folder / "coco_instances_results.json").read_text())
         average = AveragePrecision(self.dataset.truth, found, task)
         return np.array([average(weights) for weights in self.draws])
 

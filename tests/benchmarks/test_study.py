@@ -173,6 +173,7 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     assert "| `implicit` - `sharing_2` | mask AP | 1 |" in text
     for name in ("frontier", "curves", "masks", "fields"):
         assert (output / f"grid_{name}.png").stat().st_size > 1000
+    check_kept_runs(grid, output)
     record = output / "sharing_2/seed_2/run.json"
     content = json.loads(record.read_text())
     content["settings"] = ["SOLVER.OPTIMIZER.BASE_LR", "0.5", *content["settings"]]  # as of a trial with --set
@@ -182,6 +183,21 @@ def check_measures_and_report(grid: Path, output: Path) -> None:
     study = json.loads((output / "grid.json").read_text())
     assert [run["seed"] for run in study["heads"]["sharing_2"]["runs"]] == [1]
     assert "other settings than the grid's" in study["unfinished"][-1]["state"]
+
+
+def check_kept_runs(grid: Path, output: Path) -> None:
+    """What `report --keep` copies suffices for the same report on another machine, where runs are not repeated."""
+    first, other = json.loads((output / "grid.json").read_text()), output.with_name("other")
+    finish(start("report", grid, output, "--keep", str(other)))
+    assert str(output) not in (other / "implicit/seed_1/log.txt").read_text()
+    assert sum(file.stat().st_size for file in other.rglob("*")) < 1_000_000
+    finish(start("report", grid, other))
+    second = json.loads((other / "grid.json").read_text())
+    assert second["unfinished"][0] == {"run": "sharing_2/seed_2", "state": "not started"}
+    assert second["heads"]["implicit"] == first["heads"]["implicit"]
+    assert second["differences"] == first["differences"]
+    said = finish(start("train", grid, other, "--draft", "--only", "*/seed_1"))
+    assert said.count("0 to do") == 2
 
 
 def test_a_killed_study_leaves_a_run_that_no_other_process_touches(grid, tmp_path):
