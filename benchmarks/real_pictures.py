@@ -1,14 +1,15 @@
 """Mask heads on real pictures: buildings in a satellite picture, and coins; few, so the intervals are wide.
 
-    python benchmarks/real_pictures.py make DIR --solaris WHEEL --skimage WHEEL --study STUDY
+    python benchmarks/real_pictures.py make DIR --solaris WHEEL --skimage WHEEL --weights FILE FILE FILE
     python benchmarks/study.py train   DIR/grids/SET_FOLD.json --output DIR/runs/SET_FOLD     for every grid
     python benchmarks/study.py measure DIR/grids/SET_FOLD.json --output DIR/runs/SET_FOLD
     python benchmarks/real_pictures.py report DIR
 
 The pictures come from the wheels of solaris 0.4.0 (`pip download --no-deps solaris==0.4.0`, pip before 24.1) and of
 scikit-image; neither is installed. `make` cuts them into tiles in bands. Each band is tested with models that were
-trained on the other bands, starting from the digits' weights of seed 1 in STUDY, the output of study.py. `report` pools
-the bands and prints mask IoU on true boxes and mask AP of each head, with paired differences as in protocol.md.
+trained on the other bands, starting from weights trained on the digits by study.py: a FILE for each of conv_4_gn,
+sharing_4 and implicit. `report` pools the bands and prints mask IoU on true boxes and mask AP of each head, with paired
+differences as in protocol.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import io
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
-from study_grid import FINAL, ROOT, Grid, runs_of
+from study_grid import ROOT, Grid, runs_of
 from study_statistics import AveragePrecision, difference, image_draws, mean_over_objects
 
 EXPERIMENT = "benchmarks/rivals/declared"
@@ -103,7 +104,7 @@ def coins(wheel: Path) -> Scene:
     return Scene(picture, objects, (0, 83, 155, 228, 303), 96, {"SIZES": [[90, 120, 155]], "ASPECT_RATIOS": [[1.0]]})
 
 
-def make(folder: Path, scenes: dict[str, Scene], study: Path) -> None:
+def make(folder: Path, scenes: dict[str, Scene], weights: Sequence[Path]) -> None:
     """Write tiles, annotations and grids."""
     for name, scene in scenes.items():
         tiles = folder / "tiles" / name
@@ -118,7 +119,7 @@ def make(folder: Path, scenes: dict[str, Scene], study: Path) -> None:
         for number in range(len(parts)):
             file = folder / "grids" / f"{name}_{number}.json"
             file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(_grid(folder, name, number, scene.anchors, study), indent=1))
+            file.write_text(json.dumps(_grid(folder, name, number, scene.anchors, weights), indent=1))
             print(file)
         objects = [len(masks) for entries in parts for _, _, masks in entries]
         print(f"{name}: {len(objects)} tiles in {len(parts)} bands, {sum(objects)} objects or parts of them")
@@ -167,7 +168,7 @@ def _annotations(folder: Path, name: str, key: str) -> Path:
     return folder / "tiles" / f"{name}_{key}.json"
 
 
-def _grid(folder: Path, name: str, number: int, anchors: dict[str, Any], study: Path) -> dict[str, Any]:
+def _grid(folder: Path, name: str, number: int, anchors: dict[str, Any], weights: Sequence[Path]) -> dict[str, Any]:
     """A grid of study.py: the three heads, trained on the other bands and tested on this one."""
     report = json.loads((ROOT / "benchmarks/study_digits.json").read_text())
     settings = {row["name"]: row["settings"] for row in report["heads"]}
@@ -187,12 +188,8 @@ def _grid(folder: Path, name: str, number: int, anchors: dict[str, Any], study: 
         },
         "measures": {"truth": {"arguments": ["--boxes", "truth"]}, "detections": {}},
         "heads": [
-            {
-                "name": head,
-                "seeds": SEEDS,
-                "settings": {**settings[head], "MODEL.WEIGHTS": str(study / head / "seed_1" / FINAL)},
-            }
-            for head in HEADS
+            {"name": head, "seeds": SEEDS, "settings": {**settings[head], "MODEL.WEIGHTS": str(file)}}
+            for head, file in zip(HEADS, weights, strict=True)
         ],
     }
 
@@ -258,17 +255,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--solaris", type=Path, help="the wheel of solaris 0.4.0")
     parser.add_argument("--skimage", type=Path, help="a wheel of scikit-image")
-    parser.add_argument("--study", type=Path, help="the output of study.py with the digits' weights")
+    parser.add_argument("--weights", type=Path, nargs=len(HEADS), metavar="FILE", help=f"of {', '.join(HEADS)}")
     arguments = parser.parse_args()
     folder = arguments.folder.expanduser().resolve()
     if arguments.action == "report":
         for line in report(folder):
             print(line)
         return
-    if not (arguments.solaris and arguments.skimage and arguments.study):
-        parser.error("make needs --solaris, --skimage and --study")
+    if not (arguments.solaris and arguments.skimage and arguments.weights):
+        parser.error("make needs --solaris, --skimage and --weights")
     scenes = {"buildings": buildings(arguments.solaris), "coins": coins(arguments.skimage)}
-    make(folder, scenes, arguments.study.expanduser().resolve())
+    make(folder, scenes, [file.expanduser().resolve() for file in arguments.weights])
 
 
 if __name__ == "__main__":

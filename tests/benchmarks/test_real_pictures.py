@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     scene = Scene(
         picture, [square(4, 5, 8), square(54, 50, 20), square(30, 37, 10)], (0, 50, 100), 45, {"SIZES": [[8]]}
     )
-    make(tmp_path, {"squares": scene}, tmp_path / "study")
+    make(tmp_path, {"squares": scene}, [tmp_path / f"{head}.pth" for head in HEADS])
     return tmp_path
 
 
@@ -40,6 +40,7 @@ def test_each_band_is_left_out_once(folder: Path) -> None:
     for number in (0, 1):
         grid = Grid.read(folder / "grids" / f"squares_{number}.json")
         assert [head.name for head in grid.heads] == list(HEADS)
+        assert all(head.settings["MODEL.WEIGHTS"].endswith(f"{head.name}.pth") for head in grid.heads)
         tested = {image["id"] for image in sets[f"test_{number}"]["images"]}
         assert set(open_test_set(grid.test).image_ids) == tested
         assert {image["id"] for image in sets[f"train_{number}"]["images"]}.isdisjoint(tested)
