@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -13,14 +12,13 @@ from torch import Tensor, nn
 from ifr.block import RefinementBlock as RefinementBlock
 from ifr.contraction import PENALISED, Penalty
 from ifr.equilibrium import Observer, fixed_point
+from ifr.groups import groups_of, join
 from ifr.solvers import GMRES, Accelerator, Broyden, Learned, Solver
 from ifr.solvers.precision import autocast_enabled
 from ifr.solvers.solution import Map
 from ifr.solvers.tracing import refuse_tracing
 
 PHASES = ("explicit", "implicit")
-GROUP_ELEMENTS = 2**22
-"""The most elements of a group of regions that are solved together: solvers store dozens of vectors of its size."""
 
 
 class Explicit(nn.Module):
@@ -40,7 +38,7 @@ class Explicit(nn.Module):
 
     def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
         """Refine features x (N, C, H, W); return (N, C, H, W)."""
-        return _unroll(block.at(x), _zeros(x), self.steps)
+        return join([_unroll(block.at(group), _zeros(group), self.steps) for group in groups_of(x, solved=False)])
 
     def extra_repr(self) -> str:
         """The settings, for printing."""
@@ -161,29 +159,32 @@ class Implicit(nn.Module):
         evaluations = self.budget or self.solver.max_steps + 1  # type: ignore[attr-defined]
         with torch.autocast(x.device.type, self.solve_dtype):
             z = self._solve(block, x, self._solver(evaluations - 1), start)
-        return block.at(x)(z)
+        return self._solve(block, x, None, z)
 
     def _solve(self, block: RefinementBlock, x: Tensor, solver: Solver | None, start: Tensor | None = None) -> Tensor:
         """Return f(z*; x), or f(start; x) without a solver."""
+        per_sample = solver is None or (solver.per_sample and (self.adjoint is None or self.adjoint.per_sample))
+        groups = groups_of(x, solved=True) if per_sample else [x]
+        starts: Iterable[Tensor] = map(_zeros, groups)
+        if start is not None:
+            starts = torch.split(start, [len(group) for group in groups])
+        parts = zip(groups, starts, strict=True)
         if solver is None:
-            return block.at(x)(_zeros(x) if start is None else start)
+            return join([block.at(group)(z) for group, z in parts])
         refuse_tracing("an implicit refinement")
-        per_sample = solver.per_sample and (self.adjoint is None or self.adjoint.per_sample)
-        groups = _groups(x) if per_sample else [x]
-        starts = map(_zeros, groups) if start is None else iter(_groups(start) if per_sample else [start])
         refined = [
             fixed_point(
                 block.at(group),
-                next(starts),
+                z,
                 solver=solver,
                 adjoint=self.adjoint,
                 observe=self.observe,
                 return_image=self.training or not self.as_published,
                 jacobian_at_image=self.as_published,
             )
-            for group in groups
+            for group, z in parts
         ]
-        return refined[0] if len(refined) == 1 else torch.cat(refined)
+        return join(refined)
 
     def take_penalty(self) -> Tensor | None:
         """Return the penalty (N,) of the latest forward pass in training, and forget it; None if there is none."""
@@ -283,14 +284,6 @@ def _unroll(f: Map, z: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         z = f(z)
     return z
-
-
-def _groups(x: Tensor) -> Sequence[Tensor]:
-    """Split regions x (N, C, H, W) into equal groups whose solves take a bounded memory; a graph keeps them whole."""
-    if torch.compiler.is_compiling():
-        return [x]
-    count = max(1, math.ceil(x.numel() / GROUP_ELEMENTS))
-    return x.tensor_split(min(count, max(1, len(x))))
 
 
 def _zeros(x: Tensor) -> Tensor:

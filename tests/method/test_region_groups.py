@@ -1,12 +1,16 @@
 """Regions are solved in groups, so that what the solvers store is bounded."""
 
+from functools import partial
+
 import pytest
 import torch
 from measure import LiveBytes
-from torch import Tensor
+from torch import Tensor, nn
 
-import ifr.refine
-from ifr.refine import Implicit, RefinementBlock
+import ifr.groups
+from ifr.hosts.standalone.detector.heads import ConvMaskHead
+from ifr.mask_head import MaskHead
+from ifr.refine import Explicit, Implicit, RefinementBlock
 from ifr.solvers import GMRES, Anderson, Broyden, Solution
 
 STEPS = 12
@@ -17,7 +21,7 @@ def refined(regions: int, per_group: int, monkeypatch: pytest.MonkeyPatch, refin
     torch.manual_seed(0)
     block = RefinementBlock(16).double()
     x = torch.randn(regions, 16, 8, 8, dtype=torch.float64, requires_grad=True)
-    monkeypatch.setattr(ifr.refine, "GROUP_ELEMENTS", per_group * 16 * 8 * 8)
+    monkeypatch.setattr(ifr.groups, "SOLVED_ELEMENTS", per_group * 16 * 8 * 8)
     groups: dict[str, list[int]] = {"forward": [], "backward": []}
     refinement.observe = lambda name, solution: groups[name].append(len(solution.z))
     features = refinement(block, x)
@@ -39,9 +43,44 @@ def test_groups_have_the_features_and_gradients_of_one(
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("regions", [0, 1, 7])
+@pytest.mark.parametrize("kind", ["convolutions", "explicit", "implicit", "one evaluation"])
+def test_evaluation_in_groups_of_a_cache_is_that_of_the_batch(
+    kind: str, regions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No group is larger than the limit. Which convolution rounds how depends on the size of the batch."""
+    torch.manual_seed(0)
+    refinements = {
+        "explicit": Explicit(3),
+        "implicit": Implicit(Anderson(STEPS, 1e-3), None),
+        "one evaluation": Implicit(Anderson(STEPS, 1e-3), None, budget=1),
+    }
+    convolutions = {
+        "in_channels": 16,
+        "num_conv": 2,
+        "channels": 16,
+        "num_classes": 3,
+        "norm": partial(nn.GroupNorm, 4),
+    }
+    head: nn.Module = ConvMaskHead(**convolutions) if kind == "convolutions" else MaskHead(16, 3, refinements[kind])
+    x = torch.randn(regions, 16, 8, 8, dtype=torch.float64)
+    sizes: list[int] = []
+    for layer in head.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    found = []
+    for per_group in (100, 2):
+        monkeypatch.setattr(ifr.groups, "CACHED_ELEMENTS", per_group * 16 * 8 * 8)
+        sizes.clear()
+        found.append(head.eval().double()(x))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+    assert max(sizes) <= 2
+
+
 def test_the_published_solver_has_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes its steps for the batch as a whole."""
-    monkeypatch.setattr(ifr.refine, "GROUP_ELEMENTS", 1)
+    monkeypatch.setattr(ifr.groups, "SOLVED_ELEMENTS", 1)
     sizes = []
 
     def observe(_: str, solution: Solution) -> None:
@@ -59,7 +98,7 @@ def test_the_vectors_that_gmres_stores_are_bounded(monkeypatch: pytest.MonkeyPat
     for per_group in (64, 8):
         torch.manual_seed(0)
         block, x = RefinementBlock(16), torch.randn(64, 16, 8, 8)
-        monkeypatch.setattr(ifr.refine, "GROUP_ELEMENTS", per_group * 16 * 8 * 8)
+        monkeypatch.setattr(ifr.groups, "SOLVED_ELEMENTS", per_group * 16 * 8 * 8)
         with LiveBytes() as live:
             Implicit(Broyden(5), GMRES(30, 0.0))(block, x).sum().backward()
         peaks[per_group] = live.peak

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import ifr.refine
+import ifr.groups
 from ifr.refine import Implicit, RefinementBlock
 from ifr.solvers import GMRES, Anderson, Broyden, Solution, Solver
 
@@ -52,7 +52,7 @@ def test_a_start_at_the_equilibrium_takes_no_step(block: RefinementBlock) -> Non
 
 @torch.no_grad()
 def test_groups_of_regions_take_their_own_starts(block: RefinementBlock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ifr.refine, "GROUP_ELEMENTS", 2 * 8 * 36)
+    monkeypatch.setattr(ifr.groups, "CACHED_ELEMENTS", 2 * 8 * 36)
     implicit, solutions = refinement(Anderson(60, TOL))
     x = torch.randn(5, 8, 6, 6, dtype=torch.float64)
     z = implicit(block, x)

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from ifr.groups import groups_of, join
 from ifr.hosts.standalone.detector.layers import NormFactory, init_he, init_normal, init_xavier
 from ifr.hosts.standalone.detector.precision import at_least_float32
 from ifr.mask_head import predict_masks
@@ -88,6 +89,10 @@ class ConvMaskHead(nn.Sequential):
 
     def forward(self, x: Tensor, classes: Tensor | None = None) -> Tensor:
         """Predict mask logits (N, num_classes, 2H, 2W), or (N, 2H, 2W) for the given classes (N,)."""
+        z = join([self._convolve(group) for group in groups_of(x, solved=False)])
+        return predict_masks(self.deconv, self.predictor, z, classes)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         for layer in list(self)[:-2]:
             x = layer(x)
-        return predict_masks(self.deconv, self.predictor, x, classes)
+        return x
