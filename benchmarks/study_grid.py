@@ -143,14 +143,17 @@ def runs_of(grid: Grid, output: Path, only: Sequence[str] = ("*",)) -> list[Run]
 def keep(runs: Sequence[Run], measures: Sequence[Measure], output: Path, folder: Path) -> None:
     """Copy what a report needs of the measured runs in `output` to `folder`, without weights and detections."""
     runs = [run for run in runs if any(run.measured(measure).exists() for measure in measures)]
-    files = [run.folder / name for run in runs for name in ("run.json", "metrics.json")]
+    files = [run.folder / name for run in runs for name in ("run.json", "metrics.json", "log.txt")]
     files += [run.measured(measure) for run in runs for measure in measures]
-    files += (output / DRAWS).glob("*.npy")
-    logs = [run.folder / "log.txt" for run in runs]
-    for source in (file for file in (*files, *logs) if file.exists()):
+    for source in (file for file in (*files, *(output / DRAWS).glob("*.npy")) if file.exists()):
         target = folder / source.relative_to(output)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source in logs:
-            target.write_text(source.read_text().replace(f"{output}{os.sep}", ""))
-        else:
+        if source.suffix == ".npy":
             shutil.copyfile(source, target)
+        else:
+            target.write_text(without(output, source.read_text()))
+
+
+def without(output: Path, text: str) -> str:
+    """Make the paths in `output` that a text names relative to it."""
+    return text.replace(f"{output}{os.sep}", "")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from measure import Counts, counting
 from study_figures import draw_curves, draw_frontier, draw_heads
-from study_grid import DRAWS, FINAL, Grid, Head, Measure, Run, pairs
+from study_grid import DRAWS, FINAL, Grid, Head, Measure, Run, pairs, without
 from study_statistics import Array, AveragePrecision, Difference, difference, image_draws, mean_over_objects
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,7 +73,7 @@ def write_report(grid: Grid, runs: Sequence[Run], output: Path, name: str) -> No
         missing = [measure.name for measure in applicable if not run.measured(measure).exists()]
         if not run.trained and len(missing) == len(applicable):
             waiting = run.head.accelerate is not None and (run.trained_in / FINAL).exists()
-            state = "trained, not accelerated" if waiting else _last_line(run.trained_in / "log.txt")
+            state = "trained, not accelerated" if waiting else without(output, _last_line(run.trained_in / "log.txt"))
             unfinished.append({"run": str(run), "state": state})
             continue
         if missing:
