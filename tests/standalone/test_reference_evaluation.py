@@ -168,6 +168,8 @@ def exact_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_masks_differ_only_by_rounding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     if not case.reference.implicit:
         pytest.skip("four explicit iterations do not amplify rounding error")
+    if not case.reference.amplifies_rounding:
+        pytest.skip("this CPU rounds like the official one; test_masks is stricter")
     with threads(1), torch.inference_mode():  # the official outputs were computed with two
         features = case.reference.model.backbone(case.images.tensor)
         own = masks(case, features)
