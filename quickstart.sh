@@ -1,7 +1,7 @@
 #!/bin/sh
 # Trains IFR from scratch on a laptop: creates .venv, makes a data set of handwritten digits, trains, tests and draws
 # the detections. KEY VALUE arguments change settings; OUTPUT names the folder of the results:
-#     OUTPUT=/tmp/digits sh quickstart.sh SOLVER.LR_SCHEDULER.MAX_ITER 500
+#     OUTPUT=~/digits sh quickstart.sh SOLVER.LR_SCHEDULER.MAX_ITER 500
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 experiment="$root/mask_rcnn.ifr.res18.fpn.digits"

@@ -10,24 +10,22 @@ from torch import Tensor
 
 SOLVED_ELEMENTS = 2**22
 """The most elements of a group of regions that are solved together: solvers store dozens of vectors of its size."""
-CACHED_ELEMENTS = 2**18
-"""The most without gradients on a CPU, for each two threads: a megabyte, of which a core's cache holds a few."""
+CACHED_REGIONS = 16
+"""The most regions of a group without gradients on a CPU, for each two threads: with 64 channels, its cache holds f."""
 
 
 def groups_of(x: Tensor, *, solved: bool) -> Sequence[Tensor]:
-    """Split regions x (N, C, H, W), each of which is computed on its own, into groups of equal size.
+    """Split regions x (N, C, H, W), each of which is computed on its own, into groups of about the same size.
 
-    Without gradients on a CPU, a group fits a core's cache. Otherwise regions stay together, unless they are `solved`:
+    Without gradients on a CPU, groups have few regions. Otherwise regions stay together, unless they are `solved`:
     then the memory of the solvers is bounded. A graph keeps them together.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return [x]
-    most = math.inf
     if x.device.type == "cpu" and not torch.is_grad_enabled():
-        most = CACHED_ELEMENTS * max(1, torch.get_num_threads() // 2)
-    elif solved:
-        most = SOLVED_ELEMENTS
-    count = math.ceil(x.numel() / most)
+        count = math.ceil(len(x) / (CACHED_REGIONS * max(1, torch.get_num_threads() // 2)))
+    else:
+        count = math.ceil(x.numel() / SOLVED_ELEMENTS) if solved else 1
     return [x] if count < 2 else x.tensor_split(min(count, len(x)))
 
 

@@ -1,4 +1,4 @@
-"""Regions are solved in groups, so that what the solvers store is bounded."""
+"""Regions are computed in groups: what the solvers store is bounded, and in evaluation a CPU's cache is used."""
 
 from functools import partial
 
@@ -71,7 +71,7 @@ def test_evaluation_in_groups_of_a_cache_is_that_of_the_batch(
             layer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     found = []
     for per_group in (100, 2):
-        monkeypatch.setattr(ifr.groups, "CACHED_ELEMENTS", per_group * 16 * 8 * 8)
+        monkeypatch.setattr(ifr.groups, "CACHED_REGIONS", per_group)
         sizes.clear()
         found.append(head.eval().double()(x))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)

@@ -52,7 +52,7 @@ def test_a_start_at_the_equilibrium_takes_no_step(block: RefinementBlock) -> Non
 
 @torch.no_grad()
 def test_groups_of_regions_take_their_own_starts(block: RefinementBlock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ifr.groups, "CACHED_ELEMENTS", 2 * 8 * 36)
+    monkeypatch.setattr(ifr.groups, "CACHED_REGIONS", 2)
     implicit, solutions = refinement(Anderson(60, TOL))
     x = torch.randn(5, 8, 6, 6, dtype=torch.float64)
     z = implicit(block, x)

@@ -168,8 +168,6 @@ def exact_sums(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_masks_differ_only_by_rounding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     if not case.reference.implicit:
         pytest.skip("four explicit iterations do not amplify rounding error")
-    if not case.reference.amplifies_rounding:
-        pytest.skip("this CPU rounds like the official one; test_masks is stricter")
     with threads(1), torch.inference_mode():  # the official outputs were computed with two
         features = case.reference.model.backbone(case.images.tensor)
         own = masks(case, features)
@@ -179,8 +177,9 @@ def test_masks_differ_only_by_rounding(case: Case, monkeypatch: pytest.MonkeyPat
             moved = largest_error(own, masks(case, rounded))
     error = largest_error(own, case.want["pred_masks28"][:, 0])
     # Measured: on AMD CPUs, 18 cases, shares of 0.79 to 0.97, at most 0.07 below; on an Intel Xeon, 4 cases, 0.33 to
-    # 0.87, at most 0.01 below, medians at most 1.8 times.
-    if case.reference.solver_rounds_identically:
+    # 0.87, at most 0.01 below, medians at most 1.8 times. On a Zen 5, one thread does not begin like the official run
+    # of two: 0.30 to 0.68.
+    if case.reference.solver_rounds_identically(1):
         assert share_within_tolerance(moved) > 0.7
     assert share_within_tolerance(error) > share_within_tolerance(moved) - 0.1
     assert float(error.median()) < 3 * float(moved.median())
