@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ifr.groups import CACHED_REGIONS
 from ifr.refine import Explicit, Implicit, RefinementBlock
 from ifr.solvers import Accelerator
 
 ACCELERATOR = "refinement.accelerator."
 """Names of the learned start and solver begin with this; the published code ignores them."""
 PUBLISHED_DUPLICATES = ("deq.func.", "deq.func_copy.", "repeat_block_copy.")
-_AT_ONCE, _AT_ONCE_ON_GPU = 8, 64  # regions upsampled at a time: 8 fit a CPU's cache, 64 need few kernels (a guess)
+_AT_ONCE, _AT_ONCE_ON_GPU = 8, 64
+"""Regions upsampled at a time in training on a CPU, whose cache they fit, and on a GPU, where 64 are a guess."""
 
 
 class MaskHead(nn.Module):
@@ -143,21 +145,27 @@ def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, c
         raise ValueError(f"classes must be ({len(z)},), one of each region; got {tuple(classes.shape)}")
 
     def predict(z: Tensor, classes: Tensor | None) -> Tensor:
-        # With a 2x2 kernel and a stride of 2, each output pixel depends on one cell of z: a 1x1 convolution computes
-        # the four pixels of a cell. The predictor is 1x1 too, so it is enough to rearrange its logits.
         count, _, height, width = z.shape
-        weight = deconv.weight.flatten(1).mT[:, :, None, None]
-        bias = None if deconv.bias is None else deconv.bias.repeat_interleave(4)
-        pixels = functional.conv2d(z, weight, bias)
-        pixels = functional.relu(pixels, inplace=True).reshape(count, deconv.out_channels, 4 * height, width)
-        logits: Tensor = predictor(pixels)
+        in_cells = z.is_contiguous() or not z.is_contiguous(memory_format=torch.channels_last)
+        if in_cells:
+            # With a 2x2 kernel and a stride of 2, each output pixel depends on one cell of z: a 1x1 convolution
+            # computes the four pixels of a cell. The predictor is 1x1 too, so it is enough to rearrange its logits.
+            # Channels last, the transposed convolution is faster.
+            weight = deconv.weight.flatten(1).mT[:, :, None, None]
+            bias = None if deconv.bias is None else deconv.bias.repeat_interleave(4)
+            pixels = functional.conv2d(z, weight, bias).reshape(count, deconv.out_channels, 4 * height, width)
+        else:
+            pixels = functional.conv_transpose2d(z, deconv.weight, deconv.bias, stride=2)
+        logits: Tensor = predictor(functional.relu(pixels, inplace=True))
         if classes is not None and logits.shape[1] > 1:
             logits = logits[torch.arange(count, device=z.device), classes, None]
-        logits = logits.reshape(count, logits.shape[1], 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
-        logits = logits.reshape(count, logits.shape[1], 2 * height, 2 * width)
+        if in_cells:
+            logits = logits.reshape(count, logits.shape[1], 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+        logits = logits.reshape(count, logits.shape[1], 2 * height, 2 * width).contiguous()
         return logits if classes is None else logits[:, 0]
 
-    size = _AT_ONCE if z.device.type == "cpu" else _AT_ONCE_ON_GPU
+    on_cpu = _AT_ONCE if torch.is_grad_enabled() else CACHED_REGIONS
+    size = on_cpu if z.device.type == "cpu" else _AT_ONCE_ON_GPU
     if torch.compiler.is_compiling() or len(z) <= size:
         return predict(z, classes)
     regions = torch.split(z, size)

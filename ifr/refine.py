@@ -167,7 +167,7 @@ class Implicit(nn.Module):
         groups = groups_of(x, solved=True) if per_sample else [x]
         starts: Iterable[Tensor] = map(_zeros, groups)
         if start is not None:
-            starts = torch.split(start, [len(group) for group in groups])
+            starts = groups_of(start, solved=True) if per_sample else [start]
         parts = zip(groups, starts, strict=True)
         if solver is None:
             return join([block.at(group)(z) for group, z in parts])
