@@ -5,8 +5,7 @@
 Random weights, one thread, at the width of the digits (64 channels, 10 classes) and of COCO (256, 80). Multiply-adds
 and seconds are relative to four convolutions with group norm, upsampled by a transposed convolution as in other
 frameworks; every head is timed between two runs of that one, and the median over the rounds is printed. The learned
-start and solver cost the same whatever they were fitted to. As in a detector, a large tensor has been freed before:
-glibc then keeps memory for the next call, instead of having the pages of every call mapped and cleared anew.
+start and solver cost the same whatever they were fitted to. As in a detector, freed memory is kept for the next call.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import platform
 import statistics
 
 import torch
-from measure import timed
+from measure import keep_freed_memory, timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,8 +26,6 @@ from ifr.solvers import Accelerator, Anderson
 from ifr.solvers.learned import small_width
 
 CPU = torch.device("cpu")
-FREED = 31 * 2**20
-"""Bytes; glibc maps tensors on their own from 32 MiB, and then learns nothing from them."""
 WIDTHS = {64: (10, 64), 256: (80, 16)}  # channels: classes, regions
 
 
@@ -101,7 +98,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    torch.zeros(FREED, dtype=torch.uint8)
+    keep_freed_memory()
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, CPU, one thread")
     for channels in WIDTHS:
         for budget in arguments.budgets:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import timed
+from measure import keep_freed_memory, timed
 from study_grid import Grid, Head
 from study_report import cost, untrained
 
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     arguments.output.mkdir(parents=True, exist_ok=True)
     grid, report = Grid.read(arguments.grid), arguments.output / f"{arguments.grid.stem}.json"
     means = json.loads(report.read_text())["heads"] if report.exists() else {}

@@ -16,6 +16,17 @@ from torch.utils._pytree import tree_leaves
 
 from ifr.refine import RefinementBlock
 
+FREED = 31 * 2**20
+"""Bytes. glibc maps a tensor of 32 MiB or more on its own, whatever was freed before."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next call, as it does in a detector, whose large tensors have been freed.
+
+    Until then it returns the memory of a call, and the kernel maps and clears it again in the next.
+    """
+    torch.zeros(FREED, dtype=torch.uint8)
+
 
 class LiveBytes(TorchDispatchMode):
     """Peak bytes of the tensors created while the mode is on: all tensors, and tensors larger than `large` bytes."""

@@ -140,7 +140,12 @@ class Implicit(nn.Module):
             x: features (N, C, H, W).
             start: (N, C, H, W), where the solves start in evaluation; zero by default. With a budget of 1 the result is
                 f(start; x).
+
+        Raises:
+            ValueError: start does not have the shape of x.
         """
+        if start is not None and start.shape != x.shape:
+            raise ValueError(f"start must have the shape of x, {tuple(x.shape)}; got {tuple(start.shape)}")
         if not self.training:
             return self._evaluate(block, x, start)
         if self.phase == "explicit":

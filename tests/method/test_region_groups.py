@@ -1,4 +1,4 @@
-"""Regions are computed in groups: what the solvers store is bounded, and in evaluation a CPU's cache is used."""
+"""Regions are computed in groups: they bound what the solvers store and, in evaluation on a CPU, are channels last."""
 
 from functools import partial
 
@@ -66,9 +66,14 @@ def test_evaluation_in_groups_of_a_cache_is_that_of_the_batch(
     head: nn.Module = ConvMaskHead(**convolutions) if kind == "convolutions" else MaskHead(16, 3, refinements[kind])
     x = torch.randn(regions, 16, 8, 8, dtype=torch.float64)
     sizes: list[int] = []
+
+    def observe(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        sizes.append(len(inputs[0]))
+        assert not len(inputs[0]) or inputs[0].is_contiguous(memory_format=torch.channels_last)
+
     for layer in head.modules():
         if isinstance(layer, nn.GroupNorm):
-            layer.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+            layer.register_forward_pre_hook(observe)
     found = []
     for per_group in (100, 2):
         monkeypatch.setattr(ifr.groups, "CACHED_REGIONS", per_group)

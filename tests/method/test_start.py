@@ -65,8 +65,17 @@ def test_groups_of_regions_take_their_own_starts(block: RefinementBlock, monkeyp
 @torch.no_grad()
 def test_a_budget_of_one_evaluation_is_spent_at_the_start(block: RefinementBlock) -> None:
     implicit, _ = refinement(Anderson(60, TOL), budget=1)
-    x, start = torch.randn(2, 3, 8, 6, 6, dtype=torch.float64)
-    torch.testing.assert_close(implicit(block, x, start), block(start, x))
+    x, start = (torch.randn(3, 8, 6, 6).double().contiguous(memory_format=torch.channels_last) for _ in range(2))
+    assert torch.equal(implicit(block, x, start), block(start, x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("budget", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 8, 6, 6), (3, 8, 6, 1), (4, 8, 6, 6)])
+def test_a_start_of_another_shape_is_refused(block: RefinementBlock, budget: int, shape: tuple[int, ...]) -> None:
+    implicit, _ = refinement(Anderson(60, TOL), budget)
+    with pytest.raises(ValueError, match=r"start must have the shape of x, \(3, 8, 6, 6\); got \("):
+        implicit(block, torch.randn(3, 8, 6, 6).double(), torch.randn(shape).double())
 
 
 def test_training_starts_from_zero(block: RefinementBlock) -> None:
