@@ -3,7 +3,7 @@
 Data are made from a seed in a temporary folder, each row beside its anchor in the same run. Every measurement is a
 process of its own; seconds are of the CPU, and memory is the largest resident memory above that after importing.
 
-    python benchmarks/scale.py [--rows annotations check masks crowd evaluation] [--folder FOLDER]
+    python benchmarks/scale.py [--rows annotations check masks crowd evaluation sizes] [--folder FOLDER]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from detector import own_model
 from scale_data import COCO_IMAGES, COCO_OBJECTS, detections, write_annotations, write_pictures
 
 from ifr.data.catalog import DatasetSource
@@ -39,6 +40,7 @@ from ifr.hosts.standalone.evaluation.coco_metrics import default_backend
 Measured = dict[str, float]
 PICTURE, BOX, DETECTIONS = (4000, 6000), 600, 100
 VAL_IMAGES, VAL_OBJECTS, PER_IMAGE = 5000, 36_000, 100
+SIZES = 40
 
 
 def _memory() -> float:
@@ -167,12 +169,30 @@ def evaluation(folder: Path, share: float) -> Measured:
     return found
 
 
+def sizes(folder: Path, share: float, kept: str = "128") -> Measured:
+    """Evaluate 40 pictures of different sizes, or 4, while oneDNN keeps 128 compiled convolutions."""
+    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = kept
+    torch.manual_seed(0)
+    model = own_model(torch.device("cpu"))
+    found: Measured = {}
+    with torch.no_grad(), _measured(found, f"{kept} kept"):
+        for width in torch.randperm(534)[: int(SIZES * share)].tolist():
+            model([{"image": torch.randint(256, (3, 800, 800 + width), dtype=torch.uint8)}])
+    return found
+
+
+def sizes_anchor(folder: Path, share: float) -> Measured:
+    """The same with oneDNN's default."""
+    return sizes(folder, share, "1024")
+
+
 ROWS: dict[str, tuple[Callable[[Path, float], Measured], ...]] = {
     "annotations": (json_anchor, annotations_first, annotations_later),
     "check": (check,),
     "masks": (masks_anchor, masks),
     "crowd": (crowd,),
     "evaluation": (evaluation,),
+    "sizes": (sizes_anchor, sizes),
 }
 
 

@@ -201,6 +201,24 @@ def test_waiting_threads_spin_only_briefly(given: dict[str, str], spins: str) ->
     assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+@pytest.mark.parametrize(("given", "compiled"), [({}, 300), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}, 150)])
+def test_an_evaluation_keeps_few_convolutions(given: dict[str, str], compiled: int) -> None:
+    """Images of 150 sizes, twice: oneDNN compiles their convolution again the second time, unless told to keep more."""
+    script = """
+from ifr.cli import main
+main(["info"])
+import torch
+for width in 2 * [*range(150)]:
+    torch.nn.functional.conv2d(torch.zeros(2, 16, 64, 64 + width), torch.zeros(16, 16, 3, 3))
+"""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ONEDNN_")}
+    environment = {**kept, "ONEDNN_VERBOSE": "2", **given}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    misses = [line for line in done.stdout.splitlines() if "cache_miss" in line and "convolution" in line]
+    assert len(misses) == compiled
+
+
 def test_info_prints_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
