@@ -96,6 +96,7 @@ def _regions(head: MaskHead, predictor: Predictor, intensity: Any, paths: Sequen
     share = -(-most // len(paths))
     found: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][:share].clone()))
+    budget, head.refinement.budget = head.refinement.budget, 1  # the masks are not looked at
     try:
         for path in paths:
             if sum(map(len, found)) >= most:
@@ -106,6 +107,7 @@ def _regions(head: MaskHead, predictor: Predictor, intensity: Any, paths: Sequen
                 logger.error("%s", error)
     finally:
         hook.remove()
+        head.refinement.budget = budget
     if not sum(map(len, found)):
         raise UserError(
             f"no object is detected in {len(paths)} pictures",
