@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ifr.groups import CACHED_REGIONS
+from ifr.groups import cached_regions
 from ifr.refine import Explicit, Implicit, RefinementBlock
 from ifr.solvers import Accelerator
 
@@ -164,7 +164,7 @@ def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, c
         logits = logits.reshape(count, logits.shape[1], 2 * height, 2 * width).contiguous()
         return logits if classes is None else logits[:, 0]
 
-    on_cpu = _AT_ONCE if torch.is_grad_enabled() else CACHED_REGIONS
+    on_cpu = _AT_ONCE if torch.is_grad_enabled() else cached_regions(len(z))
     size = on_cpu if z.device.type == "cpu" else _AT_ONCE_ON_GPU
     if torch.compiler.is_compiling() or len(z) <= size:
         return predict(z, classes)
