@@ -11,10 +11,10 @@ from torch import Tensor
 SOLVED_ELEMENTS = 2**22
 """The most elements of a group of regions that are solved together: solvers store dozens of vectors of its size."""
 CACHED_REGIONS = 48
-"""The most regions of a group without gradients on a CPU, for each two threads.
+"""The most regions of a group without gradients on a CPU, per two threads.
 
-With 256 channels, more leave its cache; for fewer than 16, one thread takes a slow 1x1 convolution, and with 64
-channels, every group costs about a millisecond.
+Larger groups of 256 channels do not fit the cache. Smaller ones cost more: each group takes about a millisecond at 64
+channels, and below 16 regions one thread runs a slow 1x1 convolution.
 """
 
 
@@ -34,7 +34,7 @@ def groups_of(x: Tensor, *, solved: bool) -> Sequence[Tensor]:
 
 
 def cached_regions(count: int) -> int:
-    """Return how many of `count` regions a group has without gradients on a CPU; at least 1."""
+    """Return the size of the groups of `count` regions without gradients on a CPU; at least 1."""
     groups = math.ceil(count / (CACHED_REGIONS * max(1, torch.get_num_threads() // 2)))
     return math.ceil(count / groups) if groups else 1
 

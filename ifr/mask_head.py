@@ -164,9 +164,11 @@ def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, c
         logits = logits.reshape(count, logits.shape[1], 2 * height, 2 * width).contiguous()
         return logits if classes is None else logits[:, 0]
 
+    if torch.compiler.is_compiling():  # a graph is for any number of regions
+        return predict(z, classes)
     on_cpu = _AT_ONCE if torch.is_grad_enabled() else cached_regions(len(z))
     size = on_cpu if z.device.type == "cpu" else _AT_ONCE_ON_GPU
-    if torch.compiler.is_compiling() or len(z) <= size:
+    if len(z) <= size:
         return predict(z, classes)
     regions = torch.split(z, size)
     chosen = [None] * len(regions) if classes is None else torch.split(classes, size)

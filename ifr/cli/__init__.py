@@ -65,11 +65,12 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _set_up_cpu(command: str) -> None:
-    """Make waiting OpenMP threads sleep sooner, and oneDNN keep fewer convolutions; torch reads both in its first call.
+    """Make waiting OpenMP threads sleep sooner, and oneDNN keep less compiled code; call it before importing torch.
 
     The threads of GNU OpenMP, which torch uses on Linux, spin for about a millisecond before they sleep. On cores
-    shared with other work, spinning delays the threads that they wait for. oneDNN compiles convolutions for every size
-    of image and keeps 1024 of them, 0.4 GB more than 128, with which an evaluation is as fast.
+    shared with other work, spinning delays the threads that they wait for. oneDNN compiles convolutions and
+    conversions of layout for every size of image and keeps 1024 of them. With 128, evaluating 40 pictures took 0.4 GB
+    less and the same time (`benchmarks/scale.py --rows sizes`). Training, which was not measured, keeps the default.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

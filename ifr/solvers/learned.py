@@ -61,13 +61,12 @@ class Correction(nn.Module):
 
     def forward(self, image: Tensor, residual: Tensor) -> Tensor:
         """Predict z* - f(z) from f(z) and f(z) - z, all (N, C, H, W)."""
-        active = torch.add(image.amin((2, 3), keepdim=True) * (-1 / RAMP), image, alpha=1 / RAMP).clamp_(max=1)
+        active = (image - image.amin((2, 3), keepdim=True)).mul_(1 / RAMP).clamp_(max=1)
         both = residual, active * residual
         inner = _convolved(self.enter, *both)
         gates = self.gates(functional.relu(self.context(image))).sigmoid().chunk(DEPTH, 1)
         for gate, layer, mean in zip(gates, self.layers, self.means, strict=True):
-            means = functional.linear(inner.mean((2, 3)), mean.get_parameter("weight").flatten(1))
-            inner = torch.addcmul(inner, gate, layer(inner).add_(means[:, :, None, None]))
+            inner = torch.addcmul(inner, gate, layer(inner) + mean(inner.mean((2, 3), keepdim=True)))
         everywhere, where_active = (functional.conv2d(inner, weight) for weight in self.leave.weight.chunk(2))
         found = where_active.mul_(active).add_(everywhere)
         return found if self.direct is None else found.add_(_convolved(self.direct, *both))

@@ -8,6 +8,7 @@ from measure import LiveBytes
 from torch import Tensor, nn
 
 import ifr.groups
+from ifr.groups import groups_of
 from ifr.hosts.standalone.detector.heads import ConvMaskHead
 from ifr.mask_head import MaskHead
 from ifr.refine import Explicit, Implicit, RefinementBlock
@@ -81,6 +82,14 @@ def test_evaluation_in_groups_of_a_cache_is_that_of_the_batch(
         found.append(head.eval().double()(x))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
     assert max(sizes) <= 2
+
+
+@torch.no_grad()
+def test_groups_have_about_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ifr.groups, "CACHED_REGIONS", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    sizes = {n: [len(group) for group in groups_of(torch.zeros(n, 4, 2, 2), solved=False)] for n in (0, 1, 4, 5)}
+    assert sizes == {0: [0], 1: [1], 4: [4], 5: [3, 2]}
 
 
 def test_the_published_solver_has_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
