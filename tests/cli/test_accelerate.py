@@ -12,7 +12,9 @@ from ifr.cli import main
 from ifr.errors import CheckpointError
 from ifr.experiment import build_model, load_experiment
 from ifr.processes.workers import Worker
+from ifr.refine import Implicit
 from ifr.runs.weights import start_from
+from ifr.solvers import Solver
 
 PREFIX = "roi_heads.mask_head.refinement.accelerator."
 USED, UNUSED = "its learned start and solver replace", "its learned start and solver are not used"
@@ -70,6 +72,21 @@ def test_small_networks_load(experiment: Path, folder: Path, trained: Path, tmp_
     assert not any("direct" in name for name in names)
     head = build_model(experiment, output, device="cpu").roi_heads.mask_head
     assert head.refinement.accelerator.step.direct is None
+
+
+def test_regions_are_collected_without_a_solve(
+    experiment: Path, folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[int | None] = []
+    solver = Implicit._solver
+
+    def observed(refinement: Implicit, evaluations: int | None) -> Solver | None:
+        budgets.append(evaluations)
+        return solver(refinement, evaluations)
+
+    monkeypatch.setattr(Implicit, "_solver", observed)
+    assert accelerate(experiment, folder, "--output", str(tmp_path / "x.pth"), "MODEL.WEIGHTS", str(trained)) == 0
+    assert set(budgets) == {1}
 
 
 def test_it_compares_solvers_on_other_pictures(
