@@ -170,7 +170,7 @@ def evaluation(folder: Path, share: float) -> Measured:
 
 
 def sizes(folder: Path, share: float, kept: str = "128") -> Measured:
-    """Evaluate 40 pictures of different sizes, or 4, while oneDNN keeps 128 compiled convolutions."""
+    """Evaluate 40 pictures of different sizes, or 4, while oneDNN keeps 128 compiled operations."""
     os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = kept
     torch.manual_seed(0)
     model = own_model(torch.device("cpu"))

@@ -48,6 +48,7 @@ def accelerate(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError(f"{args.images} has {len(paths)} pictures, which are too few", f"give at least {_HELD_OUT}")
     file, head, predictor, intensity = _build(args, overrides)
     output = Path(args.output or file.path.with_suffix(".accelerated.pth")).expanduser()
+    head.refinement.budget = 1  # only its regions are wanted
     block = head.repeat_block.requires_grad_(False)
     most = args.regions or max(1, _FIT_ELEMENTS // (block.channels * 14 * 14))
     fitted_to = [path for path in paths if path not in set(held_out)]
@@ -96,7 +97,6 @@ def _regions(head: MaskHead, predictor: Predictor, intensity: Any, paths: Sequen
     share = -(-most // len(paths))
     found: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][:share].clone()))
-    budget, head.refinement.budget = head.refinement.budget, 1  # the masks are not looked at
     try:
         for path in paths:
             if sum(map(len, found)) >= most:
@@ -107,7 +107,6 @@ def _regions(head: MaskHead, predictor: Predictor, intensity: Any, paths: Sequen
                 logger.error("%s", error)
     finally:
         hook.remove()
-        head.refinement.budget = budget
     if not sum(map(len, found)):
         raise UserError(
             f"no object is detected in {len(paths)} pictures",
