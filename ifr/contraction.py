@@ -16,7 +16,7 @@ Penalty = Callable[[Map, Tensor], Tensor]
 """Maps f and its equilibrium z (N, ...) to a loss (N,) for each sample, differentiable in what f closes over."""
 
 PENALISED = 4
-"""Of this many regions, one is penalised: regions have similar Jacobians, and a penalty costs as much as ten steps."""
+"""One region in this many is penalised: regions have similar Jacobians, and a penalty costs as much as ten steps."""
 
 PERTURBATION = 0.1
 """Size of the perturbation of `Contraction`, relative to the root mean square of z."""

@@ -15,6 +15,13 @@ from ifr.solvers.solution import Map, RoundedMap, Solution, Solver, Status
 Observer = Callable[[str, Solution], None]
 
 
+class _Keep(torch.autograd.graph.saved_tensors_hooks):
+    """Keeps what f saves, which activation checkpointing would else compute again for every product."""
+
+    def __init__(self) -> None:
+        super().__init__(Tensor.detach, lambda tensor: tensor)
+
+
 def fixed_point(
     f: Map,
     z0: Tensor,
@@ -66,12 +73,14 @@ def fixed_point(
             return solution.z
         return _image(f, solution.z) if solution.image is None else solution.image
     z = solution.z.detach().requires_grad_()
-    image = linear = _image(f, z)
+    with _Keep():
+        image = linear = _image(f, z)
     if not _depends_on_more_than(z, image):
         return image.detach() if return_image else solution.z
     if jacobian_at_image:
         z = image.detach().requires_grad_()
-        linear = _image(f, z)
+        with _Keep():
+            linear = _image(f, z)
     value = image if return_image else solution.z
     roundoff = f.roundoff if isinstance(f, RoundedMap) else None
     return _ImplicitGradient.apply(value.detach(), image, linear, z, adjoint, observe, roundoff)

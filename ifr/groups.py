@@ -22,15 +22,20 @@ def groups_of(x: Tensor, *, solved: bool) -> Sequence[Tensor]:
     """Split regions x (N, C, H, W), each of which is computed on its own, into groups of about the same size.
 
     Without gradients on a CPU, groups have few regions and are channels last, for which convolutions are faster.
-    Otherwise regions stay together, unless they are `solved`: then the memory of the solvers is bounded. A graph keeps
-    regions together.
+    Otherwise regions stay together, unless they are `solved`: then the memory of the solvers is bounded. Traced,
+    exported and compiled graphs keep all regions in one group.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if in_graph():
         return [x]
     if x.device.type == "cpu" and not torch.is_grad_enabled():
         return torch.split(x.contiguous(memory_format=torch.channels_last), cached_regions(len(x)))
     count = math.ceil(x.numel() / SOLVED_ELEMENTS) if solved else 1
     return [x] if count < 2 else x.tensor_split(min(count, len(x)))
+
+
+def in_graph() -> bool:
+    """Whether this call makes a graph, which is for any number of regions."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def cached_regions(count: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ifr.groups import cached_regions
+from ifr.groups import cached_regions, in_graph
 from ifr.refine import Explicit, Implicit, RefinementBlock
 from ifr.solvers import Accelerator
 
@@ -19,7 +19,7 @@ ACCELERATOR = "refinement.accelerator."
 """Names of the learned start and solver begin with this; the published code ignores them."""
 PUBLISHED_DUPLICATES = ("deq.func.", "deq.func_copy.", "repeat_block_copy.")
 _AT_ONCE, _AT_ONCE_ON_GPU = 8, 64
-"""Regions upsampled at a time in training on a CPU, whose cache they fit, and on a GPU, where 64 are a guess."""
+"""Regions upsampled at a time in training on a CPU, whose cache they fit; on a GPU 64, which has not been measured."""
 
 
 class MaskHead(nn.Module):
@@ -100,7 +100,7 @@ class MaskHead(nn.Module):
         return predict_masks(self.deconv, self.predictor, z, classes)
 
     def make_accelerator(self, weights: Mapping[str, Tensor]) -> None:
-        """Make the module for the accelerator among `weights`, a state dict of this head; none if there is none.
+        """Create the accelerator that `weights`, a state dict of this head, contains; drop the head's if it has none.
 
         Raises:
             ValueError: the accelerator is too wide for this head.
@@ -115,11 +115,14 @@ class MaskHead(nn.Module):
             self.refinement.accelerator = accelerator.to(self.deconv.weight.device, self.deconv.weight.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Drop the published copies of the block, then load; torch passes a copy of the caller's dict."""
+        """Drop the published copies of the block and load with the accelerator; torch passes a copy of the dict."""
         names = {*self.repeat_block.state_dict(), "conv1.weight", "conv2.weight"}
         for copy in PUBLISHED_DUPLICATES:
             for name in names:
                 state_dict.pop(f"{prefix}{copy}{name}", None)
+        own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        if any(name.startswith(("repeat_block.", ACCELERATOR)) for name in own):
+            self.make_accelerator(own)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -127,7 +130,7 @@ def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, c
     """Double the resolution of region features z (N, C, H, W) and predict mask logits, as `MaskHead.forward` does.
 
     The upsampled features take four times the memory of z. They are therefore computed for a few regions at a time,
-    except in compiled and exported graphs, and in training once more for the gradient.
+    except in traced, exported and compiled graphs, and in training once more for the gradient.
 
     Args:
         deconv: from C to C' channels, with a kernel of 2x2 and a stride of 2; its weights are used, it is not called.
@@ -164,7 +167,7 @@ def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, c
         logits = logits.reshape(count, logits.shape[1], 2 * height, 2 * width).contiguous()
         return logits if classes is None else logits[:, 0]
 
-    if torch.compiler.is_compiling():  # a graph is for any number of regions
+    if in_graph():
         return predict(z, classes)
     on_cpu = _AT_ONCE if torch.is_grad_enabled() else cached_regions(len(z))
     size = on_cpu if z.device.type == "cpu" else _AT_ONCE_ON_GPU

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -14,7 +15,6 @@ from ifr.contraction import PENALISED, Penalty
 from ifr.equilibrium import Observer, fixed_point
 from ifr.groups import groups_of, join
 from ifr.solvers import GMRES, Accelerator, Broyden, Learned, Solver
-from ifr.solvers.precision import autocast_enabled
 from ifr.solvers.solution import Map
 from ifr.solvers.tracing import refuse_tracing
 
@@ -25,6 +25,7 @@ class Explicit(nn.Module):
     """Weight sharing: applies the block `steps` times and back-propagates through every application.
 
     Raises:
+        TypeError: steps is not an integer.
         ValueError: steps is below 1.
     """
 
@@ -32,13 +33,12 @@ class Explicit(nn.Module):
 
     def __init__(self, steps: int = 4) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1; got {steps}")
+        _check_count("steps", steps, 1)
         self.steps = steps
 
     def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
         """Refine features x (N, C, H, W); return (N, C, H, W)."""
-        return join([_unroll(block.at(group), _zeros(group), self.steps) for group in groups_of(x, solved=False)])
+        return join([_unroll(block.at(part), _zeros(block, part), self.steps) for part in groups_of(x, solved=False)])
 
     def extra_repr(self) -> str:
         """The settings, for printing."""
@@ -55,12 +55,12 @@ class Implicit(nn.Module):
         observe: called with "forward" or "backward" and the solution after each solve of a group of regions.
         as_published: reproduce the 2021 code: z* in evaluation, and `jacobian_at_image` of
             `ifr.equilibrium.fixed_point`.
-        budget: number of evaluations of f in evaluation, instead of the `max_steps` + 1 of the solver, which hold in
-            training. With 1 the result is f(0; x), and nothing is solved. Fewer are spent only if all regions have
-            converged before. Gradients in evaluation mode cost another one.
-        penalty: in the implicit phase, computes a loss of every fourth region from f and z*, which `take_penalty` hands
-            out. It has no gradient in x, because the features are not what makes f contract.
-        solve_dtype: the dtype, such as torch.bfloat16, to which all evaluations of f but the last are autocast in
+        budget: number of evaluations of f in evaluation mode; training always takes the `max_steps` + 1 of the solver.
+            With 1 the result is f(0; x), and nothing is solved. Fewer are spent only if all regions have converged
+            before. Computing gradients in evaluation mode costs one more.
+        penalty: computes a loss from f and z*; in the implicit phase, `take_penalty` returns that of every fourth
+            solved region. It has no gradient in x, because the features are not what makes f contract.
+        solve_dtype: torch.bfloat16 or torch.float16, to which all evaluations of f but the last are autocast in
             evaluation; the state of the solver stays in float32. None for no autocast.
         correction: in the implicit phase, the first third of the regions is refined by this many applications of f from
             z = 0, with back-propagation through them, instead of the equilibrium; 0 for none (cf. S. Bai et al., Deep
@@ -70,15 +70,15 @@ class Implicit(nn.Module):
     Attributes:
         phase: "explicit" or "implicit". It affects training only; evaluation is always implicit.
         accelerator: a learned start and solver from `ifr.solvers.fit`, which replace a `solver` with max_steps and tol
-            in evaluation; None for none.
+            in evaluation, also its `memory`; None for none.
 
-    Copies and pickles drop `observe` and the latest penalty, because they belong to one object in one process.
+    Copies and pickles drop `observe` and a penalty that has not been taken: they belong to one object in one process.
 
     Raises:
-        TypeError: solver or adjoint is not a solver, the budget is not an integer, or a solver without max_steps is
-            given with budget or solve_dtype.
-        ValueError: warmup_steps or budget is below 1, correction is below 0, phase is unknown, solver is `GMRES`, or
-            budget or solve_dtype is given with as_published.
+        TypeError: solver or adjoint is not a solver, warmup_steps, correction or the budget is not an integer, or a
+            solver without max_steps is given with budget or solve_dtype.
+        ValueError: warmup_steps or budget is below 1, correction is below 0, phase or solve_dtype is unknown, solver is
+            `GMRES`, or budget or solve_dtype is given with as_published.
     """
 
     weight_norm: ClassVar[bool] = True
@@ -97,16 +97,17 @@ class Implicit(nn.Module):
         solve_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, steps, least in (("warmup_steps", warmup_steps, 1), ("correction", correction, 0)):
-            if steps < least:
-                raise ValueError(f"{name} must be at least {least}; got {steps}")
+        _check_count("warmup_steps", warmup_steps, 1)
+        _check_count("correction", correction, 0)
         for name, value in (("solver", solver), ("adjoint", adjoint)):
             if not callable(getattr(value, "solve", None)) and not (name == "adjoint" and value is None):
                 raise TypeError(f"{name} must be a solver, such as ifr.solvers.Broyden(); got {value!r}")
         if isinstance(solver, GMRES):
             raise ValueError("solver must handle nonlinear maps; GMRES solves only affine ones, such as the adjoint")
         if budget is not None:
-            _check_budget(budget)
+            _check_count("budget", budget, 1)
+        if solve_dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"solve_dtype must be torch.bfloat16, torch.float16 or None; got {solve_dtype!r}")
         if budget is not None or solve_dtype is not None:
             _check_steps(solver, as_published)
         self.solver = solver
@@ -121,7 +122,7 @@ class Implicit(nn.Module):
         self.accelerate = accelerate and not as_published and hasattr(solver, "max_steps") and hasattr(solver, "tol")
         self.accelerator: Accelerator | None = None
         self.phase = "implicit"
-        self._latest_penalty: Tensor | None = None
+        self._to_penalise: tuple[RefinementBlock, Tensor, Tensor] | None = None
 
     @classmethod
     def published(cls, max_steps: int = 15, warmup_steps: int = 4) -> Implicit:
@@ -149,28 +150,27 @@ class Implicit(nn.Module):
         if not self.training:
             return self._evaluate(block, x, start)
         if self.phase == "explicit":
-            return _unroll(block.at(x), _zeros(x), self.warmup_steps)
-        early = x[: len(x) // 3 if self.correction else 0]
-        z = self._solve(block, x[len(early) :], self.solver)
-        if len(early):
-            z = torch.cat((_unroll(block.at(early), _zeros(early), self.correction), z))
-        if self.penalty is not None:
-            self._latest_penalty = self.penalty(block.at(x[::PENALISED].detach()), z[::PENALISED].detach())
-        return z
+            return _unroll(block.at(x), _zeros(block, x), self.warmup_steps)
+        count = len(x) // 3 if self.correction else 0
+        early, solved = x[:count], x[count:]
+        z = self._solve(block, solved, self.solver)
+        if self.penalty is not None and torch.is_grad_enabled():
+            self._to_penalise = block, solved[::PENALISED].detach(), z[::PENALISED].detach()
+        return torch.cat((_unroll(block.at(early), _zeros(block, early), self.correction), z)) if count else z
 
     def _evaluate(self, block: RefinementBlock, x: Tensor, start: Tensor | None) -> Tensor:
         if self.solve_dtype is None or self.budget == 1:
-            return self._solve(block, x, self._solver(self.budget), start)
+            return self._solve(block, x, self._solver(self.budget, start), start)
         evaluations = self.budget or self.solver.max_steps + 1  # type: ignore[attr-defined]
         with torch.autocast(x.device.type, self.solve_dtype):
-            z = self._solve(block, x, self._solver(evaluations - 1), start)
+            z = self._solve(block, x, self._solver(evaluations - 1, start), start)
         return self._solve(block, x, None, z)
 
     def _solve(self, block: RefinementBlock, x: Tensor, solver: Solver | None, start: Tensor | None = None) -> Tensor:
         """Return f(z*; x), or f(start; x) without a solver."""
         per_sample = solver is None or (solver.per_sample and (self.adjoint is None or self.adjoint.per_sample))
         groups = groups_of(x, solved=True) if per_sample else [x]
-        starts: Iterable[Tensor] = map(_zeros, groups)
+        starts: Iterable[Tensor] = (_zeros(block, group) for group in groups)
         if start is not None:
             starts = groups_of(start, solved=True) if per_sample else [start]
         parts = zip(groups, starts, strict=True)
@@ -192,17 +192,18 @@ class Implicit(nn.Module):
         return join(refined)
 
     def take_penalty(self) -> Tensor | None:
-        """Return the penalty (N,) of the latest forward pass in training, and forget it; None if there is none."""
-        penalty, self._latest_penalty = self._latest_penalty, None
-        return penalty
+        """Return, once, the penalty (N,) of regions that the latest step has solved; None if there is none."""
+        given, self._to_penalise = self._to_penalise, None
+        return None if given is None or self.penalty is None else self.penalty(given[0].at(given[1]), given[2])
 
-    def _solver(self, evaluations: int | None) -> Solver | None:
+    def _solver(self, evaluations: int | None, start: Tensor | None) -> Solver | None:
         """Return the solver of an evaluation, with so many evaluations of f if given; None for one."""
         if evaluations == 1:
             return None
         solver = self.solver
         if self.accelerator is not None and self.accelerate:
-            solver = Learned(self.accelerator, solver.max_steps, solver.tol)  # type: ignore[attr-defined]
+            settings = solver.max_steps, solver.tol  # type: ignore[attr-defined]
+            solver = Learned(self.accelerator, *settings, from_zero=start is None)
         return solver if evaluations is None else dataclasses.replace(solver, max_steps=evaluations - 1)  # type: ignore[type-var]
 
     @property
@@ -217,7 +218,7 @@ class Implicit(nn.Module):
         self._phase = phase
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "observe": None, "_latest_penalty": None}
+        return {**self.__dict__, "observe": None, "_to_penalise": None}
 
     def extra_repr(self) -> str:
         """The settings, for printing."""
@@ -226,11 +227,11 @@ class Implicit(nn.Module):
         return text + "".join(f", {name}={value}" for name, value in options.items() if value)
 
 
-def _check_budget(budget: int) -> None:
-    if not isinstance(budget, int) or isinstance(budget, bool):
-        raise TypeError(f"budget must be an integer or None; got {budget!r}")
-    if budget < 1:
-        raise ValueError(f"budget must be at least 1; got {budget}")
+def _check_count(name: str, count: int, least: int) -> None:
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"{name} must be an integer; got {count!r}")
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}; got {count}")
 
 
 def _check_steps(solver: Solver, as_published: bool) -> None:
@@ -291,6 +292,7 @@ def _unroll(f: Map, z: Tensor, steps: int) -> Tensor:
     return z
 
 
-def _zeros(x: Tensor) -> Tensor:
-    """Return z0 = 0 in the shape of x; float32 under autocast, because x may be half precision and z must not be."""
-    return torch.zeros_like(x, dtype=torch.float32 if autocast_enabled(x.device.type) else x.dtype)
+def _zeros(block: RefinementBlock, x: Tensor) -> Tensor:
+    """Return z0 = 0 in the shape of x; in the block's dtype, as x may be half precision under autocast."""
+    dtype = functools.reduce(torch.promote_types, (parameter.dtype for parameter in block.parameters()), x.dtype)
+    return torch.zeros_like(x, dtype=dtype)

@@ -148,13 +148,18 @@ def plot_residuals(curves: Mapping[str, Tensor]) -> Image.Image:
     axes = figure.add_subplot()
     for name, curve in curves.items():
         values = curve.detach().cpu().double().numpy()
-        evaluations = np.arange(1, len(values) + 1)
-        low, middle, high = np.nanquantile(np.where(np.isfinite(values), values, np.nan), (0.1, 0.5, 0.9), axis=1)
+        values = np.where(np.isfinite(values), values, np.nan)
+        evaluations = 1 + np.flatnonzero(np.isfinite(values).any(1))
+        if not len(evaluations):
+            logger.warning("%s: no residual is finite, so it is not drawn", name)
+            continue
+        low, middle, high = np.nanquantile(values[evaluations - 1], (0.1, 0.5, 0.9), axis=1)
         (line,) = axes.plot(evaluations, middle, label=name)
         axes.fill_between(evaluations, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(yscale="log", xlabel="evaluations of f", ylabel="residual, RMS of f(z) - z")
     axes.set_title(f"{next(iter(curves.values())).shape[1]} regions: median and middle 80 %")
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return Image.open(file).convert("RGB")

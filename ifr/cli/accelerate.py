@@ -26,7 +26,7 @@ from ifr.solvers import Accelerator, Anderson, Broyden, Learned, Solver
 from ifr.solvers.fit import fit_accelerator
 from ifr.solvers.iteration import root_mean_square
 from ifr.solvers.learned import WIDTH, small_width
-from ifr.whole_file import whole_file
+from ifr.whole_file import cache_folder, whole_file
 
 logger = logging.getLogger(__name__)
 _HELD_OUT = 5  # every fifth picture
@@ -47,7 +47,10 @@ def accelerate(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if not held_out:
         raise UserError(f"{args.images} has {len(paths)} pictures, which are too few", f"give at least {_HELD_OUT}")
     file, head, predictor, intensity = _build(args, overrides)
-    output = Path(args.output or file.path.with_suffix(".accelerated.pth")).expanduser()
+    beside = file.path.with_suffix(".accelerated.pth")
+    if beside.is_relative_to(cache_folder()):  # its weights were fetched
+        beside = Path(beside.name)
+    output = Path(args.output or beside).expanduser()
     head.refinement.budget = 1  # only its regions are wanted
     block = head.repeat_block.requires_grad_(False)
     most = args.regions or max(1, _FIT_ELEMENTS // (block.channels * 14 * 14))

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ifr.checkpoints import CheckpointFile, LoadReport, load_weights, names, read_checkpoint, resolve, save_checkpoint
 from ifr.contraction import Contraction, JacobianNorm, Penalty
 from ifr.errors import CheckpointError
-from ifr.hosts.settings import ADDED, TRAINING, check_budget, check_training
+from ifr.hosts.settings import ADDED, SOLVING, TRAINING, check_budget, check_training
 from ifr.mask_head import MaskHead
 from ifr.refine import Explicit, Implicit, set_phase
 from ifr.solvers import Picard, Solver, make_solver
@@ -36,6 +36,7 @@ def build_mask_head(config: Any, in_channels: int, conv_head: Callable[[], nn.Mo
     if config.MODEL.ROI_MASK_HEAD.REFINEMENT == "conv":
         check_budget(config)
         check_training(config)
+        _log_ignored(config.MODEL.ROI_MASK_HEAD, (*TRAINING, *SOLVING))
         return conv_head()
     return MaskHead(in_channels, **mask_head_arguments(config))
 
@@ -52,6 +53,7 @@ def mask_head_arguments(config: Any) -> dict[str, Any]:
     refinement: Explicit | Implicit
     gain = 1.0
     if head.REFINEMENT == "explicit":
+        _log_ignored(head, (*TRAINING, *SOLVING))
         refinement = Explicit(steps=head.NUM_CONV)
     elif head.REFINEMENT == "implicit":
         refinement = _implicit(head)
@@ -78,6 +80,11 @@ def penalties(module: nn.Module) -> dict[str, Tensor]:
         if penalty is not None:
             return {"loss_equilibrium": penalty.sum() / max(len(penalty), 1)}
     return {}
+
+
+def add_penalties(model: nn.Module, _inputs: Any, outputs: Any) -> Any:
+    """Add the penalties of the mask head to a detector's losses, a dict, as its forward hook; detections stay."""
+    return {**outputs, **penalties(model)} if model.training else outputs
 
 
 def mask_classes(config: Any) -> int:
@@ -126,6 +133,21 @@ def follow_training(module: nn.Module, explicit_iterations: int, iteration: Call
     module.register_forward_pre_hook(functools.partial(_choose_phase, explicit_iterations, iteration))
 
 
+def warn_if_all_warmup(settings: Any, iterations: int) -> None:
+    """Warn if every iteration of a training is on the explicit path: testing would solve for an untrained equilibrium.
+
+    Args:
+        settings: those of MODEL.ROI_MASK_HEAD.
+        iterations: length of the training.
+    """
+    if settings.REFINEMENT == "implicit" and iterations <= settings.PRETRAINED_STEPS:
+        logger.warning(
+            "all %d iterations are weight sharing, but testing solves for the equilibrium; lower "
+            "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS (%d), or set it to 0 to fine-tune trained weights",
+            *(iterations, settings.PRETRAINED_STEPS),
+        )
+
+
 def _choose_phase(explicit_iterations: int, iteration: Callable[[], int], module: nn.Module, _inputs: Any) -> None:
     if module.training:
         set_phase(module, "explicit" if iteration() < explicit_iterations else "implicit")
@@ -134,7 +156,7 @@ def _choose_phase(explicit_iterations: int, iteration: Callable[[], int], module
 def _implicit(head: Any) -> Implicit:
     """Build the implicit refinement; "broyden-published" reproduces the whole refinement of the published code."""
     if head.SOLVER == "broyden-published":
-        _log_ignored(head)
+        _log_ignored(head, (*TRAINING, "ADJOINT_SOLVER", "B_THRES", "F_TOL", "B_TOL"))
         return Implicit.published(max_steps=head.F_THRES, warmup_steps=head.NUM_CONV)
     if head.BUDGET:
         logger.info(
@@ -159,11 +181,12 @@ def _implicit(head: Any) -> Implicit:
     )
 
 
-def _log_ignored(head: Any) -> None:
+def _log_ignored(head: Any, names: Iterable[str]) -> None:
     defaults = ADDED["MODEL"]["ROI_MASK_HEAD"]
-    names = [name for name in TRAINING if getattr(head, name) != defaults[name]]
-    if names:
-        logger.info("SOLVER 'broyden-published' ignores MODEL.ROI_MASK_HEAD.%s", ", ".join(names))
+    changed = [name for name in names if getattr(head, name) != defaults[name]]
+    if changed:
+        what = "SOLVER 'broyden-published'" if head.REFINEMENT == "implicit" else f"REFINEMENT {head.REFINEMENT!r}"
+        logger.info("%s ignores MODEL.ROI_MASK_HEAD.%s", what, ", ".join(changed))
 
 
 def _penalty(head: Any) -> Penalty | None:

@@ -56,12 +56,14 @@ STANDALONE = (
     "TEST.PICTURES",
     "TEST.BOUNDARY",
 )
-"""Those of them that only the standalone host has; elsewhere they must keep their defaults, which are all false."""
+"""The settings above that only the standalone host has; elsewhere they must keep their defaults, all of them false."""
 
 
 SOLVE_DTYPES = ("", "bfloat16", "float16")
 TRAINING = ("GAIN", "CONTRACTION_PENALTY", "JACOBIAN_PENALTY", "CORRECTION")
 """Settings of MODEL.ROI_MASK_HEAD with which training gives an equilibrium; only for REFINEMENT "implicit"."""
+SOLVING = ("SOLVER", "F_THRES", "F_TOL", "ADJOINT_SOLVER", "B_THRES", "B_TOL")
+"""Settings of the solvers; only for REFINEMENT "implicit"."""
 
 
 def check_added(config: Any) -> None:

@@ -13,7 +13,7 @@ _NO_FLOAT64 = ("mps",)  # types of device without it
 class SolverFigures:
     """Mean residual, steps and convergence of the model's implicit mask heads since the last read.
 
-    It observes every `Implicit` in training mode, without waiting for the device.
+    It observes every `Implicit` in training mode with gradients, without waiting for the device.
 
     Args:
         model: the model; the figures replace any other observer of its solves.
@@ -62,12 +62,12 @@ class SolverFigures:
 
 
 class _Observer:
-    """Passes the solves of one mask head on while it is in training mode."""
+    """Passes the solves of one mask head on while it trains; losses without gradients are those of an evaluation."""
 
     def __init__(self, figures: SolverFigures, part: Implicit) -> None:
         self._figures = figures
         self._part = part
 
     def __call__(self, name: str, solution: Solution) -> None:
-        if self._part.training:
+        if self._part.training and (name == "backward" or torch.is_grad_enabled()):
             self._figures.add(name, solution)

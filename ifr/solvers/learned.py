@@ -115,9 +115,10 @@ def small_width(channels: int) -> int:
 class Learned:
     """Anderson acceleration whose values f(z) are corrected by small networks fitted to f; see `ifr.solvers.fit`.
 
-    The first step, from z0 = 0, is to the corrected f(0). Each later step mixes corrected f(z) with the weights of
-    `Anderson`, which depend on the sample's own residuals. The equilibrium and the test of convergence are those of f:
-    corrections are zero at a residual of zero, and the result is the iterate of least residual.
+    The first step, from z0 = 0, is to the corrected f(0), for which there is a correction of its own. Each later step
+    mixes corrected f(z) with the weights of `Anderson`, which depend on the sample's own residuals. The equilibrium and
+    the test of convergence are those of f: corrections are zero at a residual of zero, and the result is the iterate of
+    least residual.
 
     Related: S. Bai, V. Koltun and J. Z. Kolter, Neural Deep Equilibrium Solvers, ICLR 2022, who learn the start and the
     weights of the mixture, but not the corrections.
@@ -127,6 +128,7 @@ class Learned:
         max_steps: maximum number of steps per sample.
         tol: a sample has converged when the root mean square of f(z) - z is at most `tol`.
         memory: number of differences kept.
+        from_zero: z0 is zero; otherwise the first step is corrected as all others are.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -136,6 +138,7 @@ class Learned:
     max_steps: int = 15
     tol: float = 1e-5
     memory: int = 5
+    from_zero: bool = True
     per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -149,7 +152,8 @@ class Learned:
         flat = FlatMap(f, z0)
         parts = self.accelerator
         memory = min(self.memory, self.max_steps - 2)  # the first step is not mixed, the second has no difference yet
-        move = _LearnedMove(_corrected(parts.start, flat), _corrected(parts.step, flat), memory)
+        first = parts.start if self.from_zero else parts.step
+        move = _LearnedMove(_corrected(first, flat), _corrected(parts.step, flat), memory)
         return iterate(f, z0, move, max_steps=self.max_steps, tol=self.tol)
 
 

@@ -1,13 +1,16 @@
 """`ifr accelerate`, and what every other command does with the weights that it writes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, save_checkpoint
+from ifr.checkpoints.fetch import cache_file
 from ifr.cli import main
 from ifr.errors import CheckpointError
 from ifr.experiment import build_model, load_experiment
@@ -64,6 +67,20 @@ def test_it_adds_to_the_weights_and_changes_none(trained: Path, accelerated: Pat
     assert any(after.weights[name].any() for name in added if name.endswith("direct.weight"))
 
 
+def test_fetched_weights_stay_as_they_are(
+    experiment: Path, folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The accelerated file of an address lies in the working directory, not in the cache."""
+    monkeypatch.setenv("IFR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    fetched = cache_file("https://example.org/model.pth")
+    fetched.parent.mkdir(parents=True)
+    shutil.copy(trained, fetched)
+    assert accelerate(experiment, folder, "MODEL.WEIGHTS", "https://example.org/model.pth") == 0
+    assert [path.name for path in fetched.parent.glob("*.pth")] == ["model.pth"]
+    assert Path("model.accelerated.pth").is_file()
+
+
 def test_small_networks_load(experiment: Path, folder: Path, trained: Path, tmp_path: Path) -> None:
     output = tmp_path / "small.pth"
     assert accelerate(experiment, folder, "--small", "--output", str(output), "MODEL.WEIGHTS", str(trained)) == 0
@@ -80,9 +97,9 @@ def test_regions_are_collected_without_a_solve(
     budgets: list[int | None] = []
     solver = Implicit._solver
 
-    def observed(refinement: Implicit, evaluations: int | None) -> Solver | None:
+    def observed(refinement: Implicit, evaluations: int | None, start: Tensor | None) -> Solver | None:
         budgets.append(evaluations)
-        return solver(refinement, evaluations)
+        return solver(refinement, evaluations, start)
 
     monkeypatch.setattr(Implicit, "_solver", observed)
     assert accelerate(experiment, folder, "--output", str(tmp_path / "x.pth"), "MODEL.WEIGHTS", str(trained)) == 0

@@ -13,6 +13,7 @@ from ifr.cli import main
 from ifr.cli.show import describe_equilibrium
 from ifr.refine import RefinementBlock
 from ifr.solvers import Anderson, Picard
+from ifr.visualize import plot_residuals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,3 +66,12 @@ def test_show_writes_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert found["solver"].startswith("Anderson(max_steps=3")
     assert found["equilibrium"]["spectral_radius"]["median"] > 0
     assert "equilibrium of" in caplog.text
+
+
+def test_residuals_that_are_not_finite_are_left_out_of_the_plot(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("matplotlib")
+    sound, not_finite = torch.rand(4, 3), torch.full((4, 3), float("inf"))
+    sound[2] = float("nan")
+    assert plot_residuals({"all": not_finite, "some": sound}).size == (1050, 675)
+    assert plot_residuals({"all": not_finite}).size == (1050, 675)
+    assert caplog.messages == ["all: no residual is finite, so it is not drawn"] * 2

@@ -107,10 +107,10 @@ def test_missing_weights_given_in_a_section(command: str, tiny: Path, tmp_path: 
 def test_a_run_without_an_implicit_phase(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu", "SOLVER.LR_SCHEDULER.MAX_ITER", "2"]
     assert main(["train", str(tiny), *settings]) == 0
-    assert "all 2 iterations use the explicit path" in caplog.text
+    assert "all 2 iterations are weight sharing" in caplog.text
     caplog.clear()
     assert main(["train", str(tiny), *settings, "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", "1"]) == 0
-    assert "explicit path" not in caplog.text
+    assert "weight sharing" not in caplog.text
 
 
 def test_testing_before_training(tiny: Path, tmp_path: Path, fails: Fails) -> None:

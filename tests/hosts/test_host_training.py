@@ -81,26 +81,32 @@ def test_the_settings_reach_the_refinement(config: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "ignored"),
     [
-        (["REFINEMENT", "explicit"], False),
-        (["SOLVER", "broyden-published"], True),
+        (["REFINEMENT", "explicit"], ["SOLVER", "F_TOL", "ADJOINT_SOLVER", "B_THRES"]),
+        (["REFINEMENT", "conv"], ["SOLVER", "F_TOL", "ADJOINT_SOLVER", "B_THRES"]),
+        (["SOLVER", "broyden-published"], ["ADJOINT_SOLVER", "B_THRES", "F_TOL"]),
     ],
 )
-def test_other_heads_are_as_before(config: Any, other: list[str], said: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """An experiment with these settings also trains the heads that it is compared with."""
-    given = [f"{HEAD}.GAIN", 0.5, f"{HEAD}.CONTRACTION_PENALTY", 1.0, f"{HEAD}.{other[0]}", other[1]]
+def test_other_heads_are_as_before(
+    config: Any, other: list[str], ignored: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """An experiment with these settings also trains the heads that it is compared with; it says what has no effect."""
+    given = [f"{HEAD}.GAIN", 0.5, f"{HEAD}.CONTRACTION_PENALTY", 1.0, f"{HEAD}.F_TOL", 0.1]
+    given += [f"{HEAD}.SOLVER", "brodyen", f"{HEAD}.ADJOINT_SOLVER", "one", f"{HEAD}.B_THRES", 3]
+    given += [f"{HEAD}.{other[0]}", other[1]]
+    config.merge_from_list([f"{HEAD}.F_THRES", 15])
     heads = []
     for settings in (given[-2:], given):
         config.merge_from_list(settings)
         torch.manual_seed(0)
         with caplog.at_level("INFO"):
-            heads.append(build_mask_head(config, 64, nn.Identity).train())
+            heads.append(build_mask_head(config, 64, lambda: nn.Conv2d(64, 64, 1)).train())
     x = torch.randn(2, 64, 4, 4)
     assert torch.equal(*(head(x) for head in heads))
     assert penalties(heads[1]) == {}
     lines = [record.getMessage() for record in caplog.records if "ignores" in record.getMessage()]
-    assert [line.split("ROI_MASK_HEAD.")[1] for line in lines] == ["GAIN, CONTRACTION_PENALTY"] * said
+    assert lines[-1].split("ROI_MASK_HEAD.")[1] == ", ".join(["GAIN", "CONTRACTION_PENALTY", *ignored])
 
 
 @pytest.mark.parametrize(

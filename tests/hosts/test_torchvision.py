@@ -14,6 +14,7 @@ from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision_models import mask_rcnn, pictures
 
 from ifr.checkpoints import CheckpointError, load_weights, read_checkpoint, save_checkpoint
+from ifr.contraction import Contraction
 from ifr.hosts.torchvision import follow_training, load_mask_head, replace_mask_head, save_mask_head
 from ifr.mask_head import MaskHead
 from ifr.processes.workers import Worker, joined
@@ -139,6 +140,21 @@ def test_other_models_are_refused() -> None:
         replace_mask_head(fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None), implicit())
     with pytest.raises(TypeError, match="model must be a torchvision MaskRCNN; got Linear"):
         replace_mask_head(nn.Linear(1, 1), implicit())
+
+
+def test_a_penalty_is_one_of_the_losses() -> None:
+    model = mask_rcnn(classes=3)
+    for _ in range(2):  # also after another replacement
+        head = replace_mask_head(model, Implicit(Broyden(6), GMRES(6), penalty=Contraction(2.0)), gain=3.0)
+    assert torch.equal(head.repeat_block.gn3.weight, torch.full_like(head.repeat_block.gn3.weight, 3.0))
+    images, targets = pictures(2)
+    losses = model.train()(images, targets)
+    assert float(losses["loss_equilibrium"].detach()) > 0
+    losses["loss_equilibrium"].backward()
+    assert {name for name, value in model.named_parameters() if value.grad is not None} == {
+        f"{HEAD}{name}" for name, _ in head.named_parameters() if name.startswith("repeat_block.")
+    }
+    assert isinstance(model.eval()(images), list)
 
 
 def test_the_phase_follows_the_trainers_iteration() -> None:

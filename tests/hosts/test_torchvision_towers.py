@@ -10,6 +10,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision_models import LEVELS, fcos, mask_rcnn, pictures, retinanet
 
 from ifr.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from ifr.contraction import Contraction
 from ifr.hosts.torchvision import follow_training, replace_towers
 from ifr.refine import Explicit, Implicit, Refiner
 from ifr.solvers import GMRES, Broyden, Solution, Status
@@ -106,6 +107,11 @@ def test_detections_come_out(tmp_path: Path) -> None:
             found: list[dict[str, Tensor]] = model(images)
         assert [found[i]["boxes"].shape[1] for i in range(2)] == [4, 4]
         assert all(len(each["scores"]) > 0 for each in found)
+
+
+def test_a_penalty_is_refused() -> None:
+    with pytest.raises(ValueError, match="dense heads have no loss for a penalty; got Contraction"):
+        replace_towers(retinanet(), Implicit(Broyden(6), GMRES(6), penalty=Contraction(1.0)))
 
 
 def test_other_models_are_refused() -> None:

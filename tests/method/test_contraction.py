@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -116,6 +118,34 @@ def test_the_block_gets_a_penalty_in_the_implicit_phase_of_training(penalty: Pen
     gradient, *of_weights = torch.autograd.grad(found.sum(), [x, *block.parameters()], allow_unused=True)
     assert gradient is None
     assert all(part is not None and part.abs().max() > 0 for part in of_weights[:4])
+
+
+@each_penalty
+@pytest.mark.parametrize("correction", [0, 3])
+def test_the_penalty_is_that_of_every_fourth_region_at_its_equilibrium(penalty: Penalty, correction: int) -> None:
+    block, x = block_and_features(12)
+    refine = refinement(penalty=penalty, correction=correction).train()
+    z = refine(block, x)
+    some = slice(len(x) // 3 if correction else 0, None, PENALISED)
+    torch.manual_seed(0)
+    found = refine.take_penalty()
+    torch.manual_seed(0)
+    assert found is not None
+    assert torch.equal(found, penalty(block.at(x[some]), z[some]))
+    assert float((block.at(x)(z) - z)[some].detach().abs().max()) < 1e-3
+
+
+@each_penalty
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_loss_without_gradients_has_no_penalty(
+    penalty: Penalty, mode: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Such as the losses of an evaluation, which are computed in training mode."""
+    block, x = block_and_features()
+    refine = refinement(penalty=penalty).train()
+    with mode():
+        refine(block, x.detach())
+        assert refine.take_penalty() is None
 
 
 @each_penalty

@@ -88,6 +88,18 @@ def test_a_compiled_head_trains_like_the_head() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["explicit", "one evaluation"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_traced_head_is_the_head_for_any_number_of_regions(name: str, gradients: bool) -> None:
+    head, x = head_and_regions(name)
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(head, torch.randn(60, *x.shape[1:]))
+        for count in (1, 4, 60, 130):
+            regions = torch.randn(count, *x.shape[1:])
+            torch.testing.assert_close(traced(regions), head(regions), rtol=0, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 def test_tracing_is_refused() -> None:
     head, x = head_and_regions("broyden")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from maps import ADJOINT, EXACT, equilibrium, weights
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ifr.equilibrium import fixed_point
 from ifr.refine import Implicit, RefinementBlock
@@ -177,3 +178,17 @@ def test_the_published_adjoint_does_not_rescale_samples() -> None:
     z.backward(torch.tensor([[1.0], [1e-6]], dtype=torch.float64).expand(2, 4))
     ratio = seen["backward"].residual[1] / seen["backward"].residual[0]
     assert float(ratio) == pytest.approx(1e-6, rel=1e-9)
+
+
+def test_activation_checkpointing_does_not_repeat_the_solve_for_every_product() -> None:
+    block, x = RefinementBlock(8).double(), torch.randn(3, 8, 6, 6, dtype=torch.float64, requires_grad=True)
+    refinement, calls = Implicit(Broyden(12, 0.0), GMRES(12, 0.0)), []
+    block.gn1.register_forward_hook(lambda *_: calls.append(1))
+    results, counts = [], []
+    for checkpointed in (False, True):
+        calls.clear()
+        z = checkpoint(refinement, block, x, use_reentrant=False) if checkpointed else refinement(block, x)
+        results.append(torch.autograd.grad(z.square().sum(), [x, *block.parameters()]))
+        counts.append(len(calls))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert counts[1] == 2 * counts[0]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ifr.mask_head import MaskHead
 from ifr.refine import Implicit, RefinementBlock, set_phase
 from ifr.solvers import GMRES, Accelerator, Anderson, Broyden, Learned, Solution, Status
 from ifr.solvers.fit import fit_accelerator
@@ -141,6 +142,46 @@ def test_only_evaluation_is_accelerated(block: RefinementBlock, x: Tensor) -> No
         assert not torch.equal(refinement.eval()(block, x), plain.eval()(block, x))
         off = accelerated(accelerate=False).eval()
         assert torch.equal(off(block, x), plain(block, x))
+
+
+def test_the_correction_of_the_first_step_is_for_a_start_at_zero(block: RefinementBlock, x: Tensor) -> None:
+    """From elsewhere, the first step is corrected as the others are."""
+    refinement = accelerated(budget=2).eval()
+    accelerator = refinement.accelerator
+    assert accelerator is not None
+    start = torch.randn_like(x)
+    with torch.no_grad():
+        refinement(block, x, start)
+        accelerator.start.apply(lambda part: [parameter.fill_(float("nan")) for parameter in part.parameters()])
+        image = block.at(x)(start)
+        wanted = block.at(x)(image + accelerator.step(image, image - start))
+        torch.testing.assert_close(refinement(block, x, start), wanted, rtol=0, atol=1e-10)
+        unusable = refinement(block, x)
+        torch.testing.assert_close(unusable, block.at(x)(torch.zeros_like(x)), rtol=0, atol=1e-10)
+
+
+def test_a_state_dict_brings_its_accelerator(x: Tensor) -> None:
+    """Also into a head that has none or another one; a block without one has none afterwards."""
+    heads = [MaskHead(CHANNELS, 3, Implicit(Anderson(6), GMRES())).double().eval() for _ in range(3)]
+    for head, width in zip(heads, (4, 7), strict=False):
+        assert isinstance(head.refinement, Implicit)
+        head.refinement.accelerator = Accelerator(CHANNELS, width).double()
+        nn.init.normal_(head.refinement.accelerator.step.leave.weight, std=0.1)
+    given, wider, plain = heads
+    detector = nn.ModuleDict({"mask_head": MaskHead(CHANNELS, 3, Implicit(Anderson(6), GMRES()))}).double().eval()
+    for other in (wider, plain, detector):
+        state = given.state_dict()
+        if other is detector:
+            state = {f"mask_head.{name}": value for name, value in state.items()}
+        other.load_state_dict(state)
+        found = detector["mask_head"] if other is detector else other
+        with torch.no_grad():
+            assert torch.equal(found(x), given(x))
+    given.load_state_dict({"predictor.bias": torch.zeros(3)}, strict=False)
+    assert given.refinement.accelerator is not None
+    without = {name: value for name, value in given.state_dict().items() if "accelerator" not in name}
+    given.load_state_dict(without)
+    assert given.refinement.accelerator is None
 
 
 def test_reproduction_mode_ignores_it(block: RefinementBlock, x: Tensor) -> None:

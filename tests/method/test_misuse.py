@@ -1,9 +1,11 @@
 """Misuse of the solvers raises an exception that names the value."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from ifr.refine import Implicit
+from ifr.refine import Explicit, Implicit
 from ifr.solvers import GMRES, Anderson, Broyden, Picard, Solver, make_solver
 
 
@@ -67,6 +69,25 @@ def test_an_f_that_works_in_place_is_refused(solver: Solver) -> None:
 def test_a_solver_of_affine_maps_is_refused_for_the_equilibrium() -> None:
     with pytest.raises(ValueError, match="GMRES solves only affine ones"):
         Implicit(GMRES(), adjoint=GMRES())
+
+
+@pytest.mark.parametrize(
+    ("refinement", "error", "message"),
+    [
+        (lambda: Explicit(4.0), TypeError, r"steps must be an integer; got 4\.0"),  # type: ignore[arg-type]
+        (lambda: Explicit(0), ValueError, "steps must be at least 1; got 0"),
+        (lambda: Implicit(Broyden(), GMRES(), 2.5), TypeError, r"warmup_steps must be an integer; got 2\.5"),  # type: ignore[arg-type]
+        (lambda: Implicit(Broyden(), GMRES(), correction=2.5), TypeError, r"correction must be an integer; got 2\.5"),  # type: ignore[arg-type]
+        (lambda: Implicit(Broyden(), GMRES(), correction=-1), ValueError, "correction must be at least 0; got -1"),
+        (lambda: Implicit(Broyden(), GMRES(), solve_dtype="bfloat16"), ValueError, "or None; got 'bfloat16'"),  # type: ignore[arg-type]
+        (lambda: Implicit(Broyden(), GMRES(), solve_dtype=torch.int8), ValueError, r"or None; got torch\.int8"),
+    ],
+)
+def test_settings_of_a_refinement_fail_when_it_is_built(
+    refinement: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        refinement()
 
 
 def test_a_state_of_several_tensors_is_refused() -> None:

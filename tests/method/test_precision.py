@@ -102,3 +102,24 @@ def test_a_half_precision_model_trains() -> None:
     z.sum().backward()
     assert z.dtype == x.grad.dtype == torch.bfloat16
     assert all(parameter.grad.isfinite().all() for parameter in block.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_half_precision_head_runs_under_autocast(dtype: torch.dtype, training: bool) -> None:
+    block = RefinementBlock(8)
+    x = torch.randn(4, 8, 6, 6)
+    refinement = Implicit(Broyden(15), GMRES(15)).train(training)
+    expected = refinement(block, x)
+    with torch.autocast("cpu", dtype):
+        found = refinement(block.to(dtype), x.to(dtype))
+    assert found.dtype == dtype
+    assert torch.nn.functional.cosine_similarity(found.float().flatten(), expected.flatten(), dim=0) > 0.99
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_head_has_a_solve_dtype(dtype: torch.dtype) -> None:
+    block, x = RefinementBlock(8).to(dtype), torch.randn(4, 8, 6, 6, dtype=dtype)
+    plain, cast = (Implicit(Broyden(15), GMRES(15), solve_dtype=given).eval() for given in (None, dtype))
+    torch.testing.assert_close(cast(block, x), plain(block, x), rtol=0, atol=0.1)

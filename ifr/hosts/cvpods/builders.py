@@ -56,17 +56,12 @@ def _build(config: Any, roi_heads: Any) -> nn.Module:
     config.build_box_head = FastRCNNConvFCHead
     config.build_mask_head = build_mask_head
     model: nn.Module = GeneralizedRCNN(config)
-    model.register_forward_hook(_add_penalties)
+    model.register_forward_hook(heads.add_penalties)
     # cvpods holds them in a closure, where load_weights could not compare them with what a file was trained on.
     for name, values in (("pixel_mean", config.MODEL.PIXEL_MEAN), ("pixel_std", config.MODEL.PIXEL_STD)):
         values = torch.tensor(list(values), device=config.MODEL.DEVICE).view(-1, 1, 1)
         model.register_buffer(name, values, persistent=False)
     return model
-
-
-def _add_penalties(model: nn.Module, _inputs: Any, outputs: Any) -> Any:
-    """Add the penalties of the mask head to the losses; detections stay as they are."""
-    return {**outputs, **heads.penalties(model)} if model.training else outputs
 
 
 def _iteration() -> int:

@@ -11,7 +11,7 @@ from ifr.hosts.detectron2.framework import (
     configurable,
     get_event_storage,
 )
-from ifr.hosts.heads import follow_training, mask_head_arguments, penalties
+from ifr.hosts.heads import follow_training, mask_head_arguments, penalties, warn_if_all_warmup
 from ifr.hosts.settings import ADDED
 from ifr.mask_head import MaskHead
 from ifr.processes.workers import Worker
@@ -39,9 +39,9 @@ def add_ifr_config(cfg: Any) -> None:
 class IFRMaskHead(MaskHead, BaseMaskRCNNHead):  # type: ignore[misc]  # detectron2 is untyped
     """IFR's mask head with detectron2's loss and inference; NAME "IFRMaskHead", or a `LazyCall`.
 
-    In training, the iteration of detectron2's `EventStorage` selects the phase. The storage gets the means of
-    `solver_{forward,backward}_{residual,steps,converged}` over the regions of this process, in every iteration those
-    of the solves since the last.
+    In training, the iteration of detectron2's `EventStorage` selects the phase. In every iteration the storage gets
+    `solver_{forward,backward}_{residual,steps,converged}`, means over this process's regions since the iteration
+    before.
 
     A state dict with another mask head, such as that of detectron2's zoo, leaves this head as it is and says so.
 
@@ -97,12 +97,7 @@ class IFRMaskHead(MaskHead, BaseMaskRCNNHead):  # type: ignore[misc]  # detectro
             )
         if head.NORM:
             logger.warning("MODEL.ROI_MASK_HEAD.NORM %r is ignored: IFRMaskHead has group norms of its own", head.NORM)
-        if head.REFINEMENT == "implicit" and head.PRETRAINED_STEPS >= cfg.SOLVER.MAX_ITER:
-            logger.warning(
-                "all %d iterations of a training are weight sharing: set SOLVER.MAX_ITER above "
-                "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS (%d), or set it to 0 to fine-tune trained weights",
-                *(cfg.SOLVER.MAX_ITER, head.PRETRAINED_STEPS),
-            )
+        warn_if_all_warmup(head, cfg.SOLVER.MAX_ITER)
         return {
             **mask_head_arguments(cfg),
             "input_shape": input_shape,

@@ -76,7 +76,7 @@ def full_settings(settings: dict[str, Any], **of_the_host: Any) -> Any:
 
     Args:
         settings: those of MODEL.ROI_MASK_HEAD in lower case; the others have their defaults, refinement "implicit".
-        of_the_host: `num_classes`, and what mmdetection's heads call otherwise: NUM_CONV, CONV_DIM, CLS_AGNOSTIC_MASK.
+        of_the_host: `num_classes`, and what mmdetection names differently: NUM_CONV, CONV_DIM, CLS_AGNOSTIC_MASK.
 
     Raises:
         ConfigError: a setting is unknown.

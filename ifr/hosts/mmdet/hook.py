@@ -8,6 +8,8 @@ from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 
+from ifr.hosts.heads import warn_if_all_warmup
+from ifr.hosts.mmdet.mask_head import IFRMaskHead
 from ifr.processes.workers import Worker
 from ifr.runs.solver_figures import SolverFigures
 
@@ -23,6 +25,9 @@ class IFRHook(Hook):  # type: ignore[misc]  # mmengine is untyped
 
     def before_train(self, runner: Any) -> None:
         """Begin to observe the model's solves; called by mmengine."""
+        head = next((part for part in runner.model.modules() if isinstance(part, IFRMaskHead)), None)
+        if head is not None:
+            warn_if_all_warmup(head.settings, runner.max_iters)
         self._figures = SolverFigures(runner.model)
         self._interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 0)
         logger.info("checkpoints do not hold the log's history, which torch.load would refuse")

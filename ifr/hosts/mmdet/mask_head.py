@@ -19,9 +19,12 @@ from ifr.mask_head import MaskHead
 class IFRMaskHead(FCNMaskHead):  # type: ignore[misc]  # mmdet is untyped
     """A mask head with the loss and the results of mmdetection's, and with IFR's layers in `head`.
 
+    Attributes:
+        settings: those of MODEL.ROI_MASK_HEAD.
+
     Args:
         num_convs: number of applications of the block on the explicit path, NUM_CONV.
-        roi_feat_size: read by no head of mmdetection.
+        roi_feat_size: reserved and unused, as in mmdetection.
         in_channels: number of channels of the region features.
         conv_out_channels: number of channels of the upsampled features, CONV_DIM.
         num_classes: number of classes; label k is class k.
@@ -57,8 +60,9 @@ class IFRMaskHead(FCNMaskHead):  # type: ignore[misc]  # mmdet is untyped
             CONV_DIM=conv_out_channels,
             CLS_AGNOSTIC_MASK=class_agnostic,
         )
+        self.settings = config.MODEL.ROI_MASK_HEAD
         self.head = cast(MaskHead, heads.build_mask_head(config, in_channels, _refuse_conv))
-        heads.follow_training(self, config.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS, iteration)
+        heads.follow_training(self, self.settings.PRETRAINED_STEPS, iteration)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict mask logits (N, num_classes, 2H, 2W) from region features x (N, C, H, W)."""

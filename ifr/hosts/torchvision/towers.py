@@ -21,10 +21,12 @@ def replace_towers(model: nn.Module, refinement: Explicit | Implicit) -> tuple[R
 
     Raises:
         TypeError: the model is neither, its heads have no `conv`, or refinement is not a refinement.
-        ValueError: the number of the backbone's channels is not a multiple of 4.
+        ValueError: the number of the backbone's channels is not a multiple of 4, or the refinement has a penalty.
     """
     if not isinstance(model, RetinaNet | FCOS):
         raise TypeError(f"model must be a torchvision RetinaNet or FCOS; got {type(model).__name__}")
+    if isinstance(refinement, Implicit) and refinement.penalty is not None:
+        raise ValueError(f"dense heads have no loss for a penalty; got {refinement.penalty}")
     classification, regression = model.head.classification_head, model.head.regression_head
     towers = tuple(_tower(head, model.backbone.out_channels, refinement) for head in (classification, regression))
     classification.conv, regression.conv = towers

@@ -8,6 +8,7 @@ from ifr.description import describe
 from ifr.errors import CheckpointError
 from ifr.hosts.cvpods.engine.runner import keep_average, make_runner
 from ifr.hosts.cvpods.engine.setup import prepare
+from ifr.hosts.heads import warn_if_all_warmup
 from ifr.runs.folder import last_checkpoint
 from ifr.runs.start import Run
 from ifr.runs.weights import start_from
@@ -30,6 +31,8 @@ def train(run: Run) -> None:
     if classes is not None:
         about["classes"] = classes.as_dict()
     weights = str(config.MODEL.WEIGHTS)
+    if config.MODEL.MASK_ON:
+        warn_if_all_warmup(config.MODEL.ROI_MASK_HEAD, int(config.SOLVER.LR_SCHEDULER.MAX_ITER))
     runner = make_runner(config, run.experiment.build_model, about, worker)
     last = worker.from_first(lambda: last_checkpoint(output)) if run.options.resume else None
     average = keep_average(runner, float(config.SOLVER.EMA.DECAY)) if config.SOLVER.EMA.ENABLED else None

@@ -232,7 +232,6 @@ class TrainingLoop:
         if self.config.TEST.LOSS:
             model.set_iteration(done - 1)  # type: ignore[operator]
             losses = evaluate_all(model, self.config, self.truth_sets, self.worker, self.output, LOSSES, stop=stop)
-            self.solver.read(self.worker)  # drop the figures of these solves
             results = {entry: {**tasks, **losses[entry]} for entry, tasks in results.items()}
         if self.records is not None:
             for name, picture in draw_samples(model, self.config, self.truth_sets):

@@ -15,6 +15,7 @@ from ifr.data.loader import check_classes, open_test_sets, open_training_sets, o
 from ifr.data.objects import objects_of
 from ifr.description import describe
 from ifr.errors import RunError
+from ifr.hosts.heads import warn_if_all_warmup
 from ifr.hosts.standalone.detector.timm_backbone import TimmStages
 from ifr.hosts.standalone.engine import snapshots
 from ifr.hosts.standalone.engine.loop import TrainingLoop
@@ -71,7 +72,8 @@ def train(run: Run) -> None:
     begins = last is None
     if begins:
         worker.from_first(lambda: _report(config, sets, output))
-    _warn_if_all_warmup(config)
+    if config.MODEL.MASK_ON:
+        warn_if_all_warmup(config.MODEL.ROI_MASK_HEAD, int(config.SOLVER.LR_SCHEDULER.MAX_ITER))
 
     def begin() -> None:
         worker.from_first(lambda: _replace_earlier(config, output, begins=begins))
@@ -150,15 +152,3 @@ def _take_seed(last: CheckpointFile, run: Run) -> None:
             f"leave {_SEED} out, or start a new run in another OUTPUT_DIR",
         )
     run.config.merge_from_list([_SEED, seed])
-
-
-def _warn_if_all_warmup(config: Any) -> None:
-    """Warn if every iteration is explicit warm-up: testing would use the untrained implicit path."""
-    head, iterations = config.MODEL.ROI_MASK_HEAD, int(config.SOLVER.LR_SCHEDULER.MAX_ITER)
-    if config.MODEL.MASK_ON and head.REFINEMENT == "implicit" and iterations <= head.PRETRAINED_STEPS:
-        logger.warning(
-            "all %d iterations use the explicit path, but testing solves for the equilibrium; lower "
-            "MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS (%d), or set it to 0 to fine-tune trained weights",
-            iterations,
-            head.PRETRAINED_STEPS,
-        )
