@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 KEY = "description"
 # They belong to the machine and the folder of a run, not to its model.
-_PLACES = ("MODEL.DEVICE", "OUTPUT_DIR")
+_PLACES = ("MODEL.DEVICE", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS")
 # A run decides them, whatever config.py says; that they differ is not said.
 _DECIDED = ("MODEL.WEIGHTS", "MODEL.ROI_HEADS.NUM_CLASSES", "SEED", "SOLVER.IMS_PER_DEVICE")
 # Nor are these unless training resumes: nothing else depends on them.

@@ -93,7 +93,8 @@ class EvaluationError(UserError, RuntimeError):
 
     def __init__(self, cause: str) -> None:
         out_of_memory = "lower the sizes in INPUT.AUG.TEST_PIPELINES, or use MODEL.DEVICE cpu"
-        super().__init__(cause, out_of_memory if "OutOfMemoryError" in cause else _REPORT)
+        short = any(name in cause for name in ("OutOfMemoryError", "MemoryError", "DefaultCPUAllocator"))
+        super().__init__(cause, out_of_memory if short else _REPORT)
 
 
 class WorkerError(UserError, RuntimeError):

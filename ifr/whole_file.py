@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import IO, Any, Literal
 def whole_file(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]:
     """Open a file that replaces `path` at the end of the block; on an error `path` stays as it was.
 
-    The file is written as `.NAME.RANDOM.PID.tmp` in the same folder, which is created if it does not exist, and is
+    The file is written as `.NAME.RANDOM.HOST.PID.tmp` in the same folder, which is created if it does not exist, and is
     flushed to disk before it is renamed. Files that a killed process leaves can be found by that pattern.
 
     Args:
@@ -25,7 +26,7 @@ def whole_file(path: Path, mode: Literal["wb", "w"] = "wb") -> Iterator[IO[Any]]
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{platform.node()}.{os.getpid()}.tmp")
     try:
         with partial.open(mode, encoding="utf-8" if mode == "w" else None) as file:
             yield file

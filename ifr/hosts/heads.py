@@ -50,6 +50,8 @@ def mask_head_arguments(config: Any) -> dict[str, Any]:
     check_budget(config)
     check_training(config)
     head = config.MODEL.ROI_MASK_HEAD
+    if getattr(head, "NORM", ""):  # mmdetection's has none
+        logger.warning("MODEL.ROI_MASK_HEAD.NORM %r is ignored: the block has group norms of its own", head.NORM)
     refinement: Explicit | Implicit
     gain = 1.0
     if head.REFINEMENT == "explicit":

@@ -44,14 +44,14 @@ def draw_curves(folder: Path) -> None:
     for place, (title, drawn) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(len(panels), 1, place)
         for name in drawn:
-            axes.plot(*_values(lines, name), label=name, marker="." if "/" in name else None)
+            axes.plot(*_values(lines, name), label=name.replace("$", r"\$"), marker="." if "/" in name else None)
         axes.set(xlabel="iteration", ylabel=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     try:
         figure.savefig(folder / CURVES, dpi=120)
         logger.info("curves drawn in %s", folder / CURVES)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         logger.warning("%s cannot be written (%s)", folder / CURVES, error)
 
 

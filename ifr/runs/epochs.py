@@ -35,6 +35,7 @@ def settle_epochs(config: Any, images: int, overrides: Sequence[Any]) -> None:
         if _EPOCHS in given:
             raise RunError(f"{_EPOCHS} and {_LENGTH} are both given", "give one of them")
         logger.info("%s is ignored, because %s is given", _EPOCHS, _LENGTH)
+        config.merge_from_list([_EPOCHS, 0.0])  # or a run resumed from a checkpoint of this one would obey it
         return
     batches = max(images // int(config.SOLVER.IMS_PER_BATCH), 1)
     length = max(round(epochs * batches), 1)

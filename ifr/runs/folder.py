@@ -1,16 +1,19 @@
 """The OUTPUT_DIR of a run: its checkpoints, of which old ones may be deleted, and its results."""
 
+import contextlib
+import fcntl
 import itertools
 import json
 import logging
 import math
 import os
+import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ifr.errors import CheckpointError
+from ifr.errors import CheckpointError, RunError
 from ifr.overrides import given_value
 from ifr.whole_file import whole_file
 
@@ -30,6 +33,25 @@ Content = TypeVar("Content")
 def periodic(iteration: int) -> str:
     """Return the name of the checkpoint written after this many iterations."""
     return f"model_iter_{iteration:07d}.pth"
+
+
+@contextlib.contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a folder during the block, also those of other machines if its file system can.
+
+    Raises:
+        RunError: another process trains in it.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process only, whatever its workers inherit
+        except (BlockingIOError, PermissionError) as error:
+            raise RunError(
+                f"another training writes to {folder}", "wait until it ends, or give another OUTPUT_DIR"
+            ) from error
+        except OSError as error:
+            logger.info("%s cannot be locked against other trainings (%s)", folder, error)
+        yield
 
 
 def note(folder: Path, name: str, iteration: int, keep: int) -> None:
@@ -53,9 +75,9 @@ def note(folder: Path, name: str, iteration: int, keep: int) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def is_last(folder: Path, name: str) -> bool:
-    """Return whether a checkpoint is the one written last."""
-    return (folder / LAST).exists() and (folder / LAST).read_text().strip() == name
+def has(folder: Path, name: str, iteration: int) -> bool:
+    """Return whether this run has written a checkpoint of this name after this many iterations."""
+    return _history(folder).get(name) == iteration and (folder / name).is_file()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -126,8 +148,8 @@ def sweep(folder: Path) -> None:
     """Delete unfinished files of killed runs in OUTPUT_DIR, its inference and its nonfinite_iter_* folders."""
     for pattern in (".*.tmp", "inference/.*.tmp", "inference/*/.*.tmp", "nonfinite_iter_*/.*.tmp"):
         for path in folder.glob(pattern):
-            match = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
-            if match and not _is_running(int(match[1])):
+            match = re.fullmatch(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.tmp", path.name)
+            if match and not _is_running(int(match[1])):  # of this machine
                 logger.info("deleting %s, which a killed run left", path)
                 path.unlink(missing_ok=True)
 
@@ -138,8 +160,10 @@ def _is_running(process: int) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except OSError:
+    except ProcessLookupError:
         return False
+    except PermissionError:
+        pass  # it is another user's
     return True
 
 

@@ -106,10 +106,14 @@ def _work(worker: Worker, work: Work, check: Check, experiment: Experiment, opti
     config = experiment.config
     output = output_folder(config, experiment.folder, options.overrides)
     output.mkdir(parents=True, exist_ok=True)
-    with log_file(output / "log.txt") if worker.is_first else contextlib.nullcontext():
+    training = isinstance(options, TrainOptions)
+    with contextlib.ExitStack() as stack:
+        if worker.is_first:
+            stack.enter_context(log_file(output / "log.txt"))
+        if worker.is_first and training:
+            stack.enter_context(folder.reserved(output))
         chosen, file = _choose(worker, experiment, options, output)
         first = file or (read_once(chosen[0], worker) if chosen else None)
-        training = isinstance(options, TrainOptions)
         settle(config, options.overrides, worker, device, output, training=training, file=first)
         check(config)
         with deterministic(config):

@@ -65,11 +65,19 @@ def test_a_model_without_masks_scores_only_boxes(config, entry, tmp_path):
     assert list(evaluate(ColourDetector(), config, entry, output_dir=tmp_path)) == ["bbox"]
 
 
-def test_objects_without_masks_score_only_boxes(config, truth, write, tmp_path, caplog):
+def test_an_object_without_a_mask_is_excluded_from_the_mask_metrics(config, truth, write, tmp_path, caplog):
     del truth["annotations"][0]["segmentation"]
     metrics = evaluate(ColourDetector(), config, write(truth), output_dir=tmp_path)
+    assert list(metrics) == ["bbox", "segm"]
+    assert "1 objects without a usable mask are excluded from the mask metrics" in caplog.text
+
+
+def test_objects_without_masks_score_only_boxes(config, truth, write, tmp_path, caplog):
+    for annotation in truth["annotations"]:
+        del annotation["segmentation"]
+    metrics = evaluate(ColourDetector(), config, write(truth), output_dir=tmp_path)
     assert list(metrics) == ["bbox"]
-    assert "without masks" in caplog.text
+    assert "has no masks; only boxes are scored" in caplog.text
 
 
 def test_a_data_set_without_annotations_is_not_scored(config, truth, write, tmp_path):

@@ -153,8 +153,8 @@ def test_what_is_ignored_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         build_model(config("MODEL.ROI_MASK_HEAD.NORM", "GN", "SOLVER.MAX_ITER", 10))
     said = [record.getMessage() for record in caplog.records if record.name.startswith("ifr")]
-    assert said[0] == "MODEL.ROI_MASK_HEAD.NORM 'GN' is ignored: IFRMaskHead has group norms of its own"
-    assert said[1].startswith("all 10 iterations are weight sharing, but testing solves for the equilibrium; lower ")
+    assert said[0].startswith("all 10 iterations are weight sharing, but testing solves for the equilibrium; lower ")
+    assert said[1] == "MODEL.ROI_MASK_HEAD.NORM 'GN' is ignored: the block has group norms of its own"
     assert len(said) == 2
 
 

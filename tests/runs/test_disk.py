@@ -1,11 +1,14 @@
 """Full disks, failed writes and damaged checkpoints: older files stay intact, and runs resume from them."""
 
 import contextlib
+import errno
 import json
 import logging
+import platform
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,11 @@ from faults import before_call, both, faulty
 from tiny_experiment import metrics
 
 from ifr.cli.experiments import helpful
-from ifr.errors import CheckpointError, CheckpointWriteError, UserError
+from ifr.errors import CheckpointError, CheckpointWriteError, RunError, UserError
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone.engine.records import MetricsFile
 from ifr.hosts.standalone.engine.train import train
+from ifr.hosts.standalone.evaluation import coco_evaluation
 from ifr.hosts.standalone.supported import check_run
 from ifr.runs import folder as history
 from ifr.runs.log import log_file
@@ -239,6 +243,41 @@ def test_a_new_run_that_fails_before_its_first_step_leaves_the_earlier_one_as_it
     assert "nothing to do: 6 of 6 iterations are done" in caplog.text
 
 
+def test_results_that_cannot_be_written_are_scored(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(results: object, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(coco_evaluation, "write_results", full)
+    output = run(tiny, tmp_path, "TEST.EVAL_PERIOD", 3)
+    assert "segm/AP" in (output / "metrics.json").read_text()
+    assert caplog.text.count("No space left on device); the results are only scored") == 2
+    assert (output / "model_final.pth").is_file()
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    other = "import sys; from pathlib import Path; from ifr.runs.folder import reserved\n"
+    other += "with reserved(Path(sys.argv[1])): print('has it', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", other, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "has it\n"
+        with pytest.raises(RunError, match="another training writes to"), history.reserved(tmp_path):
+            pass
+        process.kill()
+    with history.reserved(tmp_path):
+        pass
+
+
+def test_a_final_checkpoint_of_an_earlier_run_is_not_this_runs(tiny: Path, whole: Path, tmp_path: Path) -> None:
+    """A run that ends earlier writes its own, although there is one of that name."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "last_checkpoint").write_text("model_iter_0000002.pth")
+    run(tiny, tmp_path, "SOLVER.LR_SCHEDULER.MAX_ITER", 2, resume=True)
+    assert torch.load(tmp_path / "model_final.pth")["iteration"] == 2
+
+
 def test_only_the_configured_number_of_checkpoints_is_kept(tiny: Path, tmp_path: Path) -> None:
     output = run(tiny, tmp_path, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINTS_KEPT", 2)
     assert files(output) == {"model_iter_0000005.pth", "model_iter_0000006.pth", "model_final.pth"}
@@ -257,8 +296,9 @@ def test_checkpoints_ahead_of_a_resumed_run_do_not_count(tmp_path: Path) -> None
 
 
 def test_temporary_files_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
-    left = [tmp_path / ".model_iter_0000003.pth.123.tmp", tmp_path / ".metrics.json.9.tmp"]
-    others = [tmp_path / "notes.tmp", tmp_path / ".mine.tmp"]
+    host = platform.node()
+    left = [tmp_path / f".model_iter_0000003.pth.1f.{host}.99999999.tmp", tmp_path / f".a.0.{host}.99999998.tmp"]
+    others = [tmp_path / "notes.tmp", tmp_path / ".mine.tmp", tmp_path / ".a.0.another-host.99999999.tmp"]
     for path in (*left, *others):
         path.touch()
     history.sweep(tmp_path)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import re
 import resource
 import signal
@@ -62,14 +63,15 @@ def test_unfinished_files_are_deleted_unless_their_process_runs(tmp_path: Path) 
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left = [".a.0.{}.tmp", "inference/.b.1.{}.tmp", "inference/val/.c.1.{}.tmp", "nonfinite_iter_0000003/.d.1.{}.tmp"]
+    running, host = os.getppid(), platform.node()
     for name in left:
-        for process in (ended.pid, os.getppid()):
-            path = tmp_path / name.format(process)
+        for process in (ended.pid, running):
+            path = tmp_path / name.format(f"{host}.{process}")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     sweep(tmp_path)
     kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.tmp")}
-    assert kept == {name.format(os.getppid()) for name in left}
+    assert kept == {name.format(f"{host}.{running}") for name in left}
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from PIL import Image
 from test_training import contents, run
 from tiny_experiment import metrics, values
 
-from ifr.errors import RunError
 from ifr.hosts.standalone.config import RCNNFPNConfig
-from ifr.hosts.standalone.engine.best import Best, check_best
+from ifr.hosts.standalone.engine.best import Best, check_best, check_class
 from ifr.processes.layout import Layout
 
 pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
@@ -36,16 +35,33 @@ def test_more_is_better_and_absent_numbers_never_are() -> None:
     assert (best.value, best.iteration, best.exhausted) == (11.0, 4, True)
 
 
-def test_a_loss_should_be_low_and_several_sets_count_by_their_mean() -> None:
+def test_a_loss_should_be_low_and_several_sets_count_by_their_mean(caplog: pytest.LogCaptureFixture) -> None:
     best = Best("loss/total_loss", patience=0)
     rows = [{"a/loss/total_loss": one, "b/loss/total_loss": two} for one, two in ((1.0, 3.0), (3.0, 0.5), (0.9, 3.0))]
     assert [best.add(done, row) for done, row in enumerate(rows)] == [True, True, False]
     assert (best.value, best.exhausted) == (1.75, False)
     only = Best("b/loss/total_loss", patience=0)
     assert [only.add(done, row) for done, row in enumerate(rows)] == [True, True, False]
-    with pytest.raises(RunError, match="but the metrics are loss/total_loss"):
-        Best("segm/AP99", patience=0).add(1, rows[0])
+    assert not Best("segm/AP99", patience=0).add(7, rows[0])
+    assert caplog.messages == [
+        "SOLVER.BEST.METRIC is segm/AP99, but the metrics at iteration 7 are loss/total_loss",
+    ]
     assert not Best("", patience=0).add(1, rows[0])
+
+
+def test_a_data_set_with_loss_in_its_name_is_no_loss() -> None:
+    best = Best("hearing_loss/val.json/segm/AP", patience=0)
+    assert [best.add(done, {"hearing_loss/val.json/segm/AP": 10.0 * done}) for done in (1, 2)] == [True, True]
+
+
+def test_a_misspelt_class_is_refused() -> None:
+    config = RCNNFPNConfig()
+    config.merge_from_list(["SOLVER.BEST.METRIC", "segm/AP-sqare"])
+    with pytest.raises(ValueError, match=r"there is no class 'sqare'; did you mean 'square'\?"):
+        check_class(config, ["circle", "square"])
+    for metric in ("segm/AP-either/or", "a:b/bbox/AP-square (id 3)", "segm/AP", "loss/total_loss", ""):
+        config.merge_from_list(["SOLVER.BEST.METRIC", metric])
+        check_class(config, ["either/or", "square (id 3)", "square (id 7)"])
 
 
 @pytest.mark.parametrize(

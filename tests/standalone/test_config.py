@@ -24,6 +24,26 @@ def test_defaults_match_cvpods() -> None:
     assert list(config.MODEL.PIXEL_MEAN) == [103.53, 116.28, 123.675]
 
 
+def test_values_have_the_types_of_the_defaults() -> None:
+    """Wherever they are given, so that 0 in a config.py does not make a whole number of a rate."""
+
+    class Config(RCNNFPNConfig):
+        def __init__(self) -> None:
+            super().__init__()
+            self._register_configuration({"SOLVER": {"EPOCHS": 12, "LR_SCHEDULER": {"MAX_ITER": 9e4}}})
+
+    config = Config()
+    assert (config.SOLVER.EPOCHS, config.SOLVER.LR_SCHEDULER.MAX_ITER) == (12.0, 90000)
+    config.merge_from_list(["SOLVER.EPOCHS", "0.5", "SOLVER", "{'OPTIMIZER': {'WEIGHT_DECAY': 0}}"])
+    config.merge_from_list(["SOLVER.OPTIMIZER.WEIGHT_DECAY", "1e-4"])
+    assert (config.SOLVER.EPOCHS, config.SOLVER.OPTIMIZER.WEIGHT_DECAY) == (0.5, 1e-4)
+    for section in ({"IMS_PER_BATCH": "abc"}, {"OPTIMIZER": {"BASE_LR": True}}, {"LR_SCHEDULER": {"STEPS": 3}}):
+        with pytest.raises(ConfigError, match=r"^SOLVER\..* must be of type "):
+            config.SOLVER = section
+        with pytest.raises(ConfigError, match=r"^SOLVER\..* must be of type "):
+            config.merge_from_list(["SOLVER", repr(section)])
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_changes_only_its_own_settings(name: str) -> None:
     config = load_experiment(ROOT / name).config
@@ -102,10 +122,10 @@ def test_a_single_data_set_needs_no_list() -> None:
         (["IMS_PER_BATCH", "3"], "did you mean 'SOLVER.IMS_PER_BATCH'"),
         (["MODEL.MASK_ON.X", "3"], "there is no setting 'MODEL.MASK_ON.X'"),
         (["MODEL.MASK_ON"], "has no value"),
-        (["SOLVER.IMS_PER_BATCH", "2.5"], "must be of type int, such as 16; got '2.5'"),
+        (["SOLVER.IMS_PER_BATCH", "2.5"], "must be of type int, such as 16; got 2.5"),
         (["MODEL.MASK_ON", "maybe"], "must be of type bool, such as False; got 'maybe'"),
         (["SOLVER.LR_SCHEDULER.STEPS", "soon"], r"must be of type list, such as \[30000\]; got 'soon'"),
-        (["MODEL.RPN", "3"], "must be of type dict; got '3'"),
+        (["MODEL.RPN", "3"], "MODEL.RPN is a section; it takes a dict, got 3"),
         (["MODEL.RPN", "{'NMS_TRESH': 0.6}"], "did you mean 'MODEL.RPN.NMS_THRESH'"),
     ],
 )

@@ -89,6 +89,8 @@ def test_a_length_in_epochs_leaves_what_the_command_line_gives(config: RCNNFPNCo
     caplog.set_level("INFO")
     settle_epochs(config, images=5, overrides=["SOLVER.LR_SCHEDULER.MAX_ITER", "9"])
     assert "SOLVER.EPOCHS is ignored" in caplog.text
+    assert config.SOLVER.EPOCHS == 0  # which checkpoints state, so that a resumed run has the length of this one
+    config.merge_from_list(["SOLVER.EPOCHS", 0.5])
     with pytest.raises(RunError, match="both given"):
         settle_epochs(config, images=5, overrides=[*given, "SOLVER.LR_SCHEDULER.MAX_ITER", "9"])
 

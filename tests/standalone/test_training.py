@@ -49,6 +49,7 @@ def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_output_of_a_run(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir() if not path.name.startswith("events")}
     assert names == {
+        ".lock",
         "log.txt",
         "metrics.json",
         "config.yaml",

@@ -95,8 +95,6 @@ class IFRMaskHead(MaskHead, BaseMaskRCNNHead):  # type: ignore[misc]  # detectro
                 f"MODEL.ROI_MASK_HEAD.NUM_CONV is {head.NUM_CONV}, but the explicit path applies the block NUM_CONV "
                 "times; the paper has 4"
             )
-        if head.NORM:
-            logger.warning("MODEL.ROI_MASK_HEAD.NORM %r is ignored: IFRMaskHead has group norms of its own", head.NORM)
         warn_if_all_warmup(head, cfg.SOLVER.MAX_ITER)
         return {
             **mask_head_arguments(cfg),

@@ -3,6 +3,8 @@
 import ast
 import copy
 import difflib
+import functools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,11 +33,12 @@ class RCNNFPNConfig:
         """Overwrite the keys in the nested `settings`; all others keep their values.
 
         Raises:
-            ConfigError: a key does not exist, the value of a section is not a mapping, or a string contains `${`.
+            ConfigError: a key does not exist, a value has the wrong type, or a string contains `${`.
         """
         _check_keys(self._tree, settings, prefix="")
         _check_plain(settings)
-        object.__setattr__(self, "_tree", OmegaConf.merge(self._tree, OmegaConf.create(_plain(settings))))
+        typed = _converted(settings, DEFAULTS)
+        object.__setattr__(self, "_tree", OmegaConf.merge(self._tree, OmegaConf.create(typed)))
 
     def merge_from_list(self, overrides: Sequence[Any]) -> None:
         """Overwrite settings from `["KEY.SUBKEY", value, ...]`; strings are parsed as Python literals, not evaluated.
@@ -47,10 +50,11 @@ class RCNNFPNConfig:
             raise ConfigError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} has no value")
         for key, text in zip(overrides[0::2], overrides[1::2], strict=True):
             old = self._lookup(str(key))
-            value = _cast(text, old, key=str(key))
+            value = _parsed(text, old, key=str(key))
             _check_plain({str(key): value})
             if isinstance(old, DictConfig):
                 _check_keys(old, value, prefix=f"{key}.")
+            value = _converted(value, functools.reduce(operator.getitem, str(key).split("."), DEFAULTS), str(key))
             OmegaConf.update(self._tree, str(key), value, merge=isinstance(old, DictConfig))
 
     def as_dict(self) -> dict[str, Any]:
@@ -133,8 +137,8 @@ def _check_plain(value: Any, prefix: str = "") -> None:
         raise ConfigError(f"{prefix} must not contain ${{...}}, which is never evaluated; got {value!r}")
 
 
-def _cast(text: Any, old: Any, key: str) -> Any:
-    """Parse `text` and convert it to the type of `old`."""
+def _parsed(text: Any, old: Any, key: str) -> Any:
+    """Parse `text`, unless it is for a string."""
     value = text
     if isinstance(text, str):
         try:
@@ -147,23 +151,25 @@ def _cast(text: Any, old: Any, key: str) -> Any:
         return text  # a string that looks like a number
     if isinstance(value, str) and key in ("DATASETS.TRAIN", "DATASETS.TEST"):
         value = [value]  # a single data set
+    return value
+
+
+def _converted(value: Any, default: Any, key: str = "") -> Any:
+    """Convert a value, or all values of a section, to the types of the defaults."""
+    if isinstance(default, Mapping) and isinstance(value, Mapping | DictConfig):
+        return {
+            str(name): _converted(item, default[name], f"{key}.{name}" if key else str(name))
+            for name, item in value.items()
+        }
     value = _plain(value)
-    if old is None or value is None or type(value) is type(old):
+    default = list(default) if isinstance(default, tuple) else default
+    if default is None or value is None or type(value) is type(default):
         return value
-    if isinstance(old, ListConfig) and isinstance(value, list):
-        return value
-    if isinstance(old, DictConfig) and isinstance(value, dict):
-        return value
-    if isinstance(old, bool) and value in (0, 1) and isinstance(value, int):
+    if isinstance(default, bool) and isinstance(value, int) and value in (0, 1):
         return bool(value)
-    if isinstance(old, float) and isinstance(value, int | float):
+    if isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if isinstance(old, int) and isinstance(value, float) and value.is_integer() and not isinstance(old, bool):
+    if isinstance(default, int) and isinstance(value, float) and value.is_integer() and not isinstance(default, bool):
         return int(value)
-    example = _plain(old)
-    hint = "" if isinstance(example, dict) or example == [] else f", such as {example!r}"
-    raise ConfigError(f"{key} must be of type {_type_name(old)}{hint}; got {text!r}")
-
-
-def _type_name(value: Any) -> str:
-    return {"ListConfig": "list", "DictConfig": "dict"}.get(type(value).__name__, type(value).__name__)
+    hint = "" if isinstance(default, Mapping) or default == [] else f", such as {default!r}"
+    raise ConfigError(f"{key} must be of type {type(default).__name__}{hint}; got {value!r}")

@@ -64,7 +64,7 @@ class ResNetStages(nn.Module):
         self.channels = {name: 64 * 2**i * block.expansion for i, name in enumerate(_STAGES)}
         if stride_in_1x1:
             self._move_strides()
-        for part in ("stem", *_STAGES)[:freeze_at]:
+        for part in ("stem", *_STAGES)[: max(freeze_at, 0)]:
             freeze(getattr(self, part))
 
     def _move_strides(self) -> None:

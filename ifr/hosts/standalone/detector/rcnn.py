@@ -48,8 +48,10 @@ class RCNN(nn.Module):
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
         self.explicit_iterations = explicit_iterations
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), persistent=False
+        )
+        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
 
@@ -158,13 +160,6 @@ class RCNN(nn.Module):
         for target, image in zip(tensor, images, strict=True):
             target[:, : image.shape[1], : image.shape[2]] = image
         return ImageBatch(tensor, sizes)
-
-    @staticmethod
-    def postprocess(
-        detections: Detections, masks: Tensor | None, size: ImageSize, output_size: ImageSize
-    ) -> dict[str, Tensor]:
-        """Scale the detections of one image from `size` to `output_size` and drop boxes that become empty."""
-        return _pasted(_scaled(detections, masks, size, output_size), output_size)
 
     def set_iteration(self, iteration: int) -> None:
         """Choose the mask head's explicit or implicit path for this training iteration, counted from 0."""

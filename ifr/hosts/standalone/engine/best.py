@@ -1,14 +1,20 @@
 """The best evaluation of a run, by a metric that the settings name."""
 
+import difflib
+import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ifr.errors import RunError
 from ifr.hosts.standalone.evaluation.coco_metrics import METRICS
 
+logger = logging.getLogger(__name__)
+
 _METRIC, _PATIENCE = "SOLVER.BEST.METRIC", "SOLVER.BEST.PATIENCE"
+_LOSS = re.compile("(^|/)loss/[^/]+$")
+_OF_CLASS = re.compile("/AP-(.+)")  # the name of a class may contain a slash
 
 
 @dataclass
@@ -29,20 +35,16 @@ class Best:
     _waited: int = 0
 
     def add(self, iteration: int, metrics: Mapping[str, float | None]) -> bool:
-        """Add an evaluation, its metrics by `ENTRY/TASK/NAME`; return whether it is better than all before.
-
-        Raises:
-            RunError: no data set has the metric.
-        """
+        """Add an evaluation, its metrics by `ENTRY/TASK/NAME`; return whether it is better than all before."""
         if not self.metric:
             return False
         found = [value for name, value in metrics.items() if name == self.metric or name.endswith(f"/{self.metric}")]
         if not found:
-            known = sorted({"/".join(name.rsplit("/", 2)[-2:]) for name in metrics})
-            raise RunError(f"{_METRIC} is {self.metric!r}, but the metrics are {', '.join(known)}", "name one of them")
-        numbers = [math.nan if value is None else value for value in found]
+            known = ", ".join(sorted({"/".join(name.rsplit("/", 2)[-2:]) for name in metrics})) or "none"
+            logger.warning("%s is %s, but the metrics at iteration %d are %s", _METRIC, self.metric, iteration, known)
+        numbers = [math.nan if value is None else value for value in found] or [math.nan]
         value = sum(numbers) / len(numbers)
-        better = value < self.value if "loss/" in self.metric else value > self.value
+        better = value < self.value if _LOSS.search(self.metric) else value > self.value
         if better or (math.isnan(self.value) and not math.isnan(value)):
             self.value, self.iteration, self._waited = value, iteration, 0
             return True
@@ -76,7 +78,7 @@ def check_best(config: Any) -> None:
     }
     parts = metric.rsplit("/", 2)
     task, name = parts[-2:] if len(parts) > 1 else ("", metric)
-    if task not in tasks and "/AP-" in metric:  # the name of a class may contain a slash
+    if task not in tasks and _OF_CLASS.search(metric):
         return
     if not tasks.get(task) or (task != "loss" and name not in METRICS and not name.startswith(("AP-", "AP@"))):
         computed = ", ".join(task for task, on in tasks.items() if on)
@@ -84,3 +86,17 @@ def check_best(config: Any) -> None:
             f"{_METRIC} is {metric!r}, but must be TASK/NAME or DATA_SET/TASK/NAME, such as segm/AP, with one of the "
             f"tasks {computed}"
         )
+
+
+def check_class(config: Any, names: Iterable[str]) -> None:
+    """Check that the class of SOLVER.BEST.METRIC, if it is the AP of one, is among those of these names.
+
+    Raises:
+        ValueError: it is not.
+    """
+    wanted = _OF_CLASS.search(str(config.SOLVER.BEST.METRIC))
+    if wanted is None or wanted[1].split(" (id ")[0] in {name.split(" (id ")[0] for name in names}:
+        return
+    close = difflib.get_close_matches(wanted[1], list(names), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{_METRIC} is {config.SOLVER.BEST.METRIC!r}, but there is no class {wanted[1]!r}{hint}")

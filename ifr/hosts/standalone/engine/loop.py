@@ -98,7 +98,7 @@ class TrainingLoop:
             self.stop = self.start
         if self.start >= self.stop:
             logger.info("nothing to do: %d of %d iterations are done", self.start, self.stop)
-            if not self.worker.from_first((self.output / folder.FINAL).exists):
+            if not self.worker.from_first(lambda: folder.has(self.output, folder.FINAL, self.start)):
                 self._save(folder.FINAL, self.start)
 
     def _iterate(self) -> None:
@@ -152,7 +152,7 @@ class TrainingLoop:
 
     def _save_and_stop(self, signal: int, done: int) -> None:
         name = folder.FINAL if done >= self.stop else folder.periodic(done)
-        if not self.worker.from_first(lambda: folder.is_last(self.output, name)):
+        if not self.worker.from_first(lambda: folder.has(self.output, name, done)):
             self._save(name, done, required=True)
         self.worker.wait()  # the first worker to exit would end the others
         raise Stopped(signal, done, str(self.output / name))
@@ -228,10 +228,12 @@ class TrainingLoop:
     def _results(self, done: int) -> Results:
         """Evaluate the model as it is: detections and, on request, losses and pictures."""
         model, stop = self.trainer.model, lambda: self.signals.requested
-        results = evaluate_all(model, self.config, self.test_sets, self.worker, self.output, stop=stop)
+        results = evaluate_all(model, self.config, self.test_sets, self.worker, self.output, stop=stop, keep=False)
         if self.config.TEST.LOSS:
             model.set_iteration(done - 1)  # type: ignore[operator]
-            losses = evaluate_all(model, self.config, self.truth_sets, self.worker, self.output, LOSSES, stop=stop)
+            losses = evaluate_all(
+                model, self.config, self.truth_sets, self.worker, self.output, LOSSES, stop=stop, keep=False
+            )
             results = {entry: {**tasks, **losses[entry]} for entry, tasks in results.items()}
         if self.records is not None:
             for name, picture in draw_samples(model, self.config, self.truth_sets):

@@ -5,6 +5,7 @@ import datetime
 import json
 import logging
 import os
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -182,12 +183,8 @@ def _event_writer(folder: Path, start: int) -> Any:
 
 
 def memory_in_use(device: torch.device) -> float:
-    """Return the peak memory use of this process in MiB, on the GPU or, for a CPU, in RAM; 0 if unknown."""
+    """Return the peak memory use of this process in MiB, on the GPU or, for a CPU, in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

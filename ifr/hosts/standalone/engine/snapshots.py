@@ -29,7 +29,7 @@ def save(
         trainer: the trainer, after `settle`.
         iteration: number of completed iterations.
         batch_size: images per iteration over all workers.
-        about: what it says about the model, from `ifr.runs.description.describe`.
+        about: what it says about the model, from `ifr.description.describe`.
         together: whether all workers call this and the first one writes; otherwise only this one does.
 
     Raises:
@@ -74,7 +74,9 @@ def resume(file: CheckpointFile, trainer: Trainer, *, batch_size: int) -> int:
     path, extras = file.path, file.extras
     if extras["batch_size"] != batch_size:
         raise CheckpointError(
-            path, f"it was trained with {extras['batch_size']} images per iteration; this run has {batch_size}"
+            path,
+            f"it was trained with {extras['batch_size']} images per iteration; this run has {batch_size}",
+            "leave SOLVER.IMS_PER_BATCH and IMS_PER_DEVICE out, or start a new run in another OUTPUT_DIR",
         )
     load_weights(trainer.model, file, allow_backbone_only=False)
     try:
@@ -85,7 +87,8 @@ def resume(file: CheckpointFile, trainer: Trainer, *, batch_size: int) -> int:
         raise CheckpointError(path, f"its optimizer state belongs to another model ({error})") from error
     average = extras.get("ema")
     if (average is None) != (trainer.average is None):
-        raise CheckpointError(path, f"it was trained with SOLVER.EMA.ENABLED {average is not None}")
+        enabled = f"SOLVER.EMA.ENABLED {average is not None}"
+        raise CheckpointError(path, f"it was trained with {enabled}", f"set {enabled}")
     if trainer.average is not None and average is not None:
         trainer.average.resume(int(average["updates"]), average["own"])
     states, worker = extras["random"], trainer.worker

@@ -18,6 +18,7 @@ from ifr.errors import RunError
 from ifr.hosts.heads import warn_if_all_warmup
 from ifr.hosts.standalone.detector.timm_backbone import TimmStages
 from ifr.hosts.standalone.engine import snapshots
+from ifr.hosts.standalone.engine.best import check_class
 from ifr.hosts.standalone.engine.loop import TrainingLoop
 from ifr.hosts.standalone.engine.trainer import build_trainer
 from ifr.overrides import given_keys
@@ -123,12 +124,16 @@ def _test_sets(config: Any, classes: Classes, worker: Worker) -> dict[str, CocoD
     by_name = config.DATASETS.MATCH_CLASSES == "name"
     sets = open_test_sets(config, classes if by_name else None, keep_truth=worker.is_first)
     check_classes(list(sets.values()), int(config.MODEL.ROI_HEADS.NUM_CLASSES))
+    check_class(config, [name for dataset in sets.values() for name in dataset.class_names])
     return sets
 
 
 def _truth_sets(config: Any, classes: Classes) -> dict[str, CocoDataset]:
     """Open the data sets that losses are computed and pictures drawn on, with annotations."""
-    if int(config.TEST.EVAL_PERIOD) <= 0 or not (config.TEST.LOSS or config.TEST.PICTURES):
+    asked = [name for name in ("LOSS", "PICTURES") if config.TEST[name]]
+    if int(config.TEST.EVAL_PERIOD) <= 0 and asked:
+        logger.warning("TEST.%s has no effect, because TEST.EVAL_PERIOD is 0", " and ".join(asked))
+    if int(config.TEST.EVAL_PERIOD) <= 0 or not asked:
         return {}
     return open_validation_sets(config, classes if config.DATASETS.MATCH_CLASSES == "name" else None)
 

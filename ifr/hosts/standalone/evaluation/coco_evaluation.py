@@ -77,6 +77,7 @@ def evaluate_all(
     task: Task | None = None,
     *,
     stop: Callable[[], int] = lambda: 0,
+    keep: bool = True,
 ) -> Results:
     """Score a detector on several data sets; all workers must call it, and all get the results.
 
@@ -91,8 +92,10 @@ def evaluate_all(
         output: OUTPUT_DIR.
         task: what is scored; `DETECTIONS` by default.
         stop: called before every image; returns a signal that stops all workers, or 0.
+        keep: raise an error if results cannot be written, instead of logging it.
 
     Raises:
+        OSError: results cannot be written.
         ValueError: a data set does not match the model.
         EvaluationError: the model failed on an image.
         Stopped: `stop` returned a signal in some worker.
@@ -100,7 +103,7 @@ def evaluate_all(
     results: Results = {}
     for entry, dataset in sets.items():
         folder = output / "inference" / _folder(sets, entry)
-        results[entry] = evaluate(model, config, dataset, folder, worker, task, stop=stop)
+        results[entry] = evaluate(model, config, dataset, folder, worker, task, stop=stop, keep=keep)
         logger.info("%s\n%s", entry, format_results(results[entry]))
     return results
 
@@ -114,6 +117,7 @@ def evaluate(
     task: Task | None = None,
     *,
     stop: Callable[[], int] = lambda: 0,
+    keep: bool = True,
 ) -> Metrics:
     """Score a detector on one data set; see `evaluate_all`.
 
@@ -125,6 +129,7 @@ def evaluate(
         worker: this process, which evaluates every `world_size`-th image.
         task: see `evaluate_all`.
         stop: see `evaluate_all`.
+        keep: see `evaluate_all`.
 
     Returns:
         For `DETECTIONS`, `bbox` and, with a mask head, `segm` and perhaps `boundary`: COCO's 12 metrics and the AP of
@@ -151,7 +156,12 @@ def evaluate(
         results = _gather(results, failure, worker)
 
     def scored() -> Metrics:
-        write_results(results, folder / task.file)
+        try:
+            write_results(results, folder / task.file)
+        except OSError as error:
+            if keep:
+                raise
+            logger.error("%s cannot be written (%s); the results are only scored", folder / task.file, error)
         return task.score(dataset, results, config)
 
     return worker.from_first(scored)
@@ -240,10 +250,10 @@ def score(
         logger.info("%s has no annotations; its results are written but not scored", dataset.source.name)
         return {}
     kinds: list[Kind] = ["bbox"]
-    if masks and all(annotation.get("segmentation") for annotation in truth["annotations"]):
+    if masks and any(annotation.get("segmentation") for annotation in truth["annotations"]):
         kinds += ["segm", "boundary"] if boundary else ["segm"]
     elif masks:
-        logger.warning("%s has objects without masks; only boxes are scored", dataset.source.name)
+        logger.warning("%s has no masks; only boxes are scored", dataset.source.name)
     logger.info("%s: %d detections, scored by %s", dataset.source.name, len(results), default_backend())
     crowds = sum(1 for annotation in truth["annotations"] if annotation.get("iscrowd"))
     if crowds:
@@ -255,10 +265,10 @@ def score(
 
 
 def _with_usable_masks(truth: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Remove polygons of fewer than three points from the truth: pycocotools reads two points as a box."""
+    """Remove objects without a mask, and polygons of fewer than three points: pycocotools reads two points as a box."""
     annotations = []
     for annotation in truth["annotations"]:
-        segmentation = annotation["segmentation"]
+        segmentation = annotation.get("segmentation")
         if isinstance(segmentation, list):
             segmentation = usable_polygons(segmentation)
         if segmentation:
