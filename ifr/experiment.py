@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 
 from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
 from ifr.description import take_classes, take_settings
+from ifr.errors import ConfigError, UserError
 from ifr.overrides import given_keys
 from ifr.processes.layout import check_device, use_device
 
@@ -52,6 +54,7 @@ def load_experiment(folder_or_name: str | Path) -> Experiment:
 
     Raises:
         FileNotFoundError: the folder does not exist, or lacks one of the two files.
+        ConfigError: one of them cannot be run.
         AttributeError: config.py does not define `config`, or net.py does not define `build_model`.
     """
     folder = _find(folder_or_name)
@@ -109,6 +112,11 @@ def experiment_folders() -> list[Path]:
     return [found[name] for name in sorted(found) if not _missing(found[name])]
 
 
+def is_shipped(folder: Path) -> bool:
+    """Return whether an experiment is found by its name from every working directory."""
+    return folder.resolve().parent == _SHIPPED.resolve()
+
+
 def is_installed(folder: Path) -> bool:
     """Return whether an experiment lies in the installed package, where runs must not write."""
     return folder.is_relative_to(_INSTALLED)
@@ -138,8 +146,20 @@ def _run(path: Path) -> ModuleType:
         raise FileNotFoundError(f"{path} cannot be loaded")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}{_line(error, path)}: {type(error).__name__}: {error}", f"correct {path}") from error
     return module
+
+
+def _line(error: Exception, path: Path) -> str:
+    """Return the line of a file at which an error arose, as `, line N`; empty if it is not known."""
+    found = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    number = error.lineno if isinstance(error, SyntaxError) else found[-1] if found else None
+    return "" if number is None else f", line {number}"
 
 
 def _defined(module: ModuleType, name: str) -> Any:

@@ -25,6 +25,7 @@ _SMALLEST_TEXT = 10  # pixels; smaller text cannot be read
 _ONE_LABEL, _ALL_LABELS = 0.05, 0.25  # the largest shares of the picture that labels cover
 
 Color = tuple[int, int, int]
+Window = tuple[NDArray[np.bool_], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def draw_detections(
     class_names: Sequence[str],
     category_ids: Sequence[int | None] | None = None,
     style: Style = Style(),
+    windows: Sequence[Window] | None = None,
 ) -> Image.Image:
     """Draw every detection in its own colour; higher scores are drawn on top.
 
@@ -71,6 +73,8 @@ def draw_detections(
         class_names: the class names in class order.
         category_ids: the category ids in class order, drawn for names that no font has; 1, 2, 3 ... by default.
         style: labels, lines and scale.
+        windows: the masks, in place of those of `detections`, as windows (h, w) bool of the picture and the row and
+            column of their first pixels; small objects in a large picture then take little memory.
 
     Raises:
         ValueError: a class has no name, the size of the masks differs from the image, or it is not an image.
@@ -83,12 +87,14 @@ def draw_detections(
     if scores is not None:
         order.sort(key=scores.__getitem__)
     pixels = as_bgr(image)[:, :, ::-1].repeat(style.scale, axis=0).repeat(style.scale, axis=1)
-    if "masks" in detections:
+    if windows is None and "masks" in detections:
         masks = detections["masks"].cpu().numpy()
         if masks.shape[1:] != image.shape[:2]:
             raise ValueError(f"masks of size {masks.shape[1:]} do not fit a picture of size {image.shape[:2]}")
-        for index in order:
-            _blend(pixels, masks[index].repeat(style.scale, axis=0).repeat(style.scale, axis=1), _color(index))
+        windows = [(mask, (0, 0)) for mask in masks]
+    for mask, (top, left), index in [(*windows[index], index) for index in order] if windows else ():
+        mask = mask.repeat(style.scale, axis=0).repeat(style.scale, axis=1)
+        _blend(pixels[top * style.scale :, left * style.scale :][: mask.shape[0], : mask.shape[1]], mask, _color(index))
     picture = Image.fromarray(pixels)
     canvas = ImageDraw.Draw(picture)
     line = max(1, round(min(picture.size) / 300)) if style.line_width is None else style.line_width

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
 from ifr.checkpoints.accelerators import without_accelerators
-from ifr.cli.experiments import find_experiment, helpful, require_standalone, with_weights
+from ifr.cli.experiments import find_experiment, helpful, require_standalone, trained_weights, with_weights
 from ifr.cli.pictures import find_pictures
 from ifr.data.images import read_image
 from ifr.data.intensity import build_intensity
@@ -19,7 +19,6 @@ from ifr.description import take_classes, take_settings
 from ifr.errors import ImageError, UserError, advise
 from ifr.hosts.standalone.predictor import Predictor
 from ifr.mask_head import ACCELERATOR, MaskHead
-from ifr.overrides import given_value
 from ifr.refine import Implicit
 from ifr.runs.settings import apply_tf32
 from ifr.solvers import Accelerator, Anderson, Broyden, Learned, Solver
@@ -70,10 +69,7 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Checkpoi
     experiment = find_experiment(args.experiment)
     config, overrides = experiment.config, with_weights(experiment, overrides)
     with helpful(experiment.folder):
-        weights = given_value("MODEL.WEIGHTS", overrides)
-        if weights is None:
-            raise UserError("there are no trained weights", "give a model file, or MODEL.WEIGHTS FILE")
-        file = experiment.file or read_checkpoint(resolve(str(weights)))
+        file = experiment.file or read_checkpoint(resolve(trained_weights(experiment, overrides)))
         file = CheckpointFile(file.path, without_accelerators(file.weights), file.extras)
         take_settings(config, file, overrides)
         take_classes(config, file, overrides)

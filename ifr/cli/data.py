@@ -12,7 +12,7 @@ from PIL import Image
 
 from ifr.cli.experiments import find_experiment
 from ifr.data.augmentation import Augmentation, build_augmentations
-from ifr.data.catalog import DatasetSource, dataset_roots, find_dataset
+from ifr.data.catalog import dataset_roots, find_dataset
 from ifr.data.check import check_dataset
 from ifr.data.coco import CocoDataset, CocoImage
 from ifr.data.intensity import Intensity, build_intensity
@@ -58,7 +58,7 @@ def _augmentations(args: argparse.Namespace, config: Any) -> tuple[Augmentation,
 
 def _intensity(overrides: Sequence[str], config: Any = None) -> Intensity | None:
     config = RCNNFPNConfig() if config is None else config
-    with advise("see ifr data check --help", ValueError):
+    with advise("see INPUT.INTENSITY in docs/settings.md", ValueError):
         config.merge_from_list(overrides)
         return build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
 
@@ -91,14 +91,17 @@ def _inspect(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         source = find_dataset(args.dataset)
         summary = summarize(source)
     logger.info("%s", summary)
-    with advise("choose --histograms that can be written, such as objects.png", OSError, ValueError):
-        if config is not None:
-            sets = [CocoDataset(source, masks=bool(config.MODEL.MASK_ON))]
-            report(config, sets, Path(args.histograms).expanduser() if args.histograms else None)
+    used: dict[str, Any] = {}
+    if config is not None:
+        used = {"masks": bool(config.MODEL.MASK_ON), "crowds": bool(config.DATASETS.CROWDS_AS_OBJECTS)}
+        with advise("`ifr data check` lists all problems", DatasetError):
+            dataset = CocoDataset(source, **used)
+        with advise("choose --histograms that can be written, such as objects.png", OSError, ValueError):
+            report(config, [dataset], Path(args.histograms).expanduser() if args.histograms else None)
     if args.output is None:
         return
     with advise("`ifr data check` lists all problems; see ifr data inspect --help", DatasetError, ImageError):
-        sheet = draw_dataset(CocoDataset(source), args.samples, intensity, augmentations)
+        sheet = draw_dataset(CocoDataset(source, **used), args.samples, intensity, augmentations)
     with advise("choose an --output that can be written, such as samples.png", OSError, ValueError):
         output = Path(args.output).expanduser()
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +111,7 @@ def _inspect(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _check(args: argparse.Namespace, intensity: Intensity | None) -> None:
     with advise("see ifr data check --help", DatasetError):
-        source = named_dataset(args.dataset, args.images)
+        source = find_dataset(args.dataset)
     problems, left_out = 0, False
     section = None
     for finding in check_dataset(source, decode=not args.headers, intensity=intensity):
@@ -127,22 +130,6 @@ def _check(args: argparse.Namespace, intensity: Intensity | None) -> None:
     unseen = "; images were not decoded" if args.headers else ""
     but = ", but training leaves out what is listed above" if left_out else ""
     logger.info("%s: no problems found%s%s", source.name, but, unseen)
-
-
-def named_dataset(dataset: str, images: str | None) -> DatasetSource:
-    """Find the data set of `JSON IMAGES`, or of an entry as in DATASETS.TRAIN.
-
-    Raises:
-        DatasetError: a file or folder is missing.
-    """
-    if images is None:
-        return find_dataset(dataset)
-    json, folder = Path(dataset).expanduser(), Path(images).expanduser()
-    if not json.is_file():
-        raise DatasetError(f"there is no file {dataset!r} in {Path.cwd()}")
-    if not folder.is_dir():
-        raise DatasetError(f"there is no folder {images!r} in {Path.cwd()}")
-    return DatasetSource(f"{folder.name}-{json.stem}", json, folder)
 
 
 def draw_dataset(

@@ -34,7 +34,9 @@ def add_new(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--refinement", choices=("implicit", "explicit", "conv"), help="mask head (default: the base's)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the images held out (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed that draws the held-out images (default 0)"
+    )
     return parser
 
 
@@ -107,16 +109,12 @@ def _add_check(actions: Any) -> None:
         "memory for one image per worker. Notes, which are not problems, count what training skips: crowds, and "
         "objects without a mask or outside their image. Of the settings, it takes INPUT.INTENSITY.BOUNDS and "
         "INPUT.INTENSITY.PERCENTILES, which training needs for pictures of more than 8 bits.",
-        usage="ifr data check JSON IMAGES [--headers] [KEY VALUE ...]\n"
-        "       ifr data check DATASET [--headers] [KEY VALUE ...]",
+        usage="ifr data check DATASET [--headers] [KEY VALUE ...]",
         allow_abbrev=False,
     )
     check.add_argument(
-        "dataset",
-        metavar="JSON|DATASET",
-        help="annotation file; or coco_2017_train, digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json",
+        "dataset", metavar="DATASET", help="coco_2017_train, digits_val, ... or IMAGES_FOLDER:ANNOTATIONS.json"
     )
-    check.add_argument("images", nargs="?", metavar="IMAGES", help="folder that contains the images of JSON")
     check.add_argument(
         "--headers", action="store_true", help="read only the headers of images: faster, but misses damaged files"
     )

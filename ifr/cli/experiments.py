@@ -12,8 +12,10 @@ from ifr.errors import CheckpointError, CheckpointWriteError, ConfigError, UserE
 from ifr.experiment import Experiment, experiment_folders, load_experiment
 from ifr.hosts import host_name
 from ifr.hosts.model_file import is_model_file, load_model_file
-from ifr.overrides import given_keys
+from ifr.overrides import given_keys, given_value
 from ifr.processes.layout import Layout
+from ifr.runs.folder import newest_checkpoint
+from ifr.runs.settings import output_folder
 
 _WEIGHTS = "MODEL.WEIGHTS"
 
@@ -27,8 +29,10 @@ def experiments(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if overrides:
         raise UserError(f"unexpected argument {overrides[0]!r}", "see ifr experiments --help")
     for folder in experiment_folders():
-        with advise(f"correct {folder / 'config.py'}", SyntaxError):
+        try:
             text = ast.get_docstring(ast.parse((folder / "config.py").read_text())) or ""
+        except SyntaxError as error:
+            text = f"config.py cannot be read: line {error.lineno}: {error.msg}"
         sys.stdout.write(f"{folder.name}\n    {text.partition(chr(10))[0]}\n")
 
 
@@ -81,6 +85,20 @@ def with_weights(experiment: Experiment, overrides: Sequence[str]) -> list[str]:
     if _WEIGHTS in given_keys(overrides):
         raise UserError(f"{experiment.file.path} and {_WEIGHTS} both name weights", f"leave out {_WEIGHTS}")
     return [_WEIGHTS, str(experiment.file.path), *overrides]
+
+
+def trained_weights(experiment: Experiment, overrides: Sequence[str]) -> str:
+    """Return the weights that a command takes: those that are given, else the newest of training, else config.py's.
+
+    Raises:
+        UserError: there are none that were trained on objects.
+    """
+    given = given_value(_WEIGHTS, overrides)
+    output = output_folder(experiment.config, experiment.folder, overrides)
+    weights = str(given or newest_checkpoint(output) or experiment.config.MODEL.WEIGHTS)
+    if not weights or weights == "timm" or weights.startswith("detectron2://ImageNetPretrained/"):
+        raise UserError(f"there are no trained weights in {output}", "train first, or give MODEL.WEIGHTS FILE")
+    return weights
 
 
 def layout_of(args: argparse.Namespace) -> Layout:

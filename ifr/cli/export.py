@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ifr.checkpoints import load_weights, read_checkpoint, resolve
-from ifr.cli.experiments import find_experiment, helpful, require_standalone, with_budget, with_weights
+from ifr.cli.experiments import find_experiment, helpful, require_standalone, trained_weights, with_budget, with_weights
 from ifr.cli.pictures import find_pictures
 from ifr.data.images import read_image
 from ifr.data.intensity import build_intensity
@@ -29,7 +29,6 @@ from ifr.hosts.standalone.export import (
     onnx_bytes,
     program_bytes,
 )
-from ifr.overrides import given_value
 from ifr.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
@@ -83,9 +82,7 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Exported
     experiment = find_experiment(args.experiment)
     config, overrides = experiment.config, with_weights(experiment, overrides)
     with helpful(experiment.folder), advise("give MODEL.WEIGHTS FILE trained in this experiment", CheckpointError):
-        file = experiment.file or read_checkpoint(
-            resolve(str(given_value("MODEL.WEIGHTS", overrides) or config.MODEL.WEIGHTS))
-        )
+        file = experiment.file or read_checkpoint(resolve(trained_weights(experiment, overrides)))
         take_settings(config, file, overrides)
         head = config.MODEL.ROI_MASK_HEAD
         if head.REFINEMENT == "implicit" and head.SOLVER == "broyden-published":

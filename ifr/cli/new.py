@@ -18,8 +18,10 @@ from ifr.data.annotation_file import read_annotations
 from ifr.data.catalog import DatasetSource, find_dataset
 from ifr.data.coco import CocoDataset
 from ifr.data.images import deep_values
+from ifr.data.leaving_out import CROWD
 from ifr.data.objects import objects_of
 from ifr.errors import DatasetError, ImageError, UserError, advise
+from ifr.experiment import is_shipped
 from ifr.runs.fitting import Choice, Machine, fit
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,11 @@ def new(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError(f"{folder} exists", "choose another NAME, or remove it")
     machine = Machine.this()
     base = find_experiment(args.base or _BASES[bool(machine.gpus)])
+    if base.file is not None:
+        raise UserError(
+            f"--base takes an experiment; {args.base} is a model file",
+            "leave --base out or name its experiment, and train with MODEL.WEIGHTS FILE to start from its weights",
+        )
     if args.refinement is not None:
         base.config.MODEL.ROI_MASK_HEAD.REFINEMENT = args.refinement
     problems = advise("`ifr data check` lists all problems; see ifr new --help", DatasetError, ImageError)
@@ -56,15 +63,16 @@ def new(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         draft.mkdir()
         source = find_dataset(args.train)
         parts = {"TRAIN": source, "TEST": find_dataset(args.val)} if args.val else _split(source, args.seed, draft)
-        dataset = CocoDataset(parts["TRAIN"], masks=bool(base.config.MODEL.MASK_ON))
+        dataset, marked = _open(parts["TRAIN"], base.config)
         choices = [
             _data(parts, draft, args.seed),
+            *marked,
             *_refinement(args.refinement),
             *_intensity(dataset),
             *fit(base.config, objects_of([dataset], ()), machine),
         ]
         found = f"{dataset.counts.sum()} objects of {len(dataset.class_names)} classes in {len(dataset)} images"
-        shipped = base.folder.name if args.base in (None, base.folder.name) else str(base.folder)
+        shipped = base.folder.name if is_shipped(base.folder) else str(base.folder)
         (draft / "config.py").write_text("\n".join(_config(f"{folder.name}: {found}", shipped, choices)) + "\n")
         shutil.copyfile(base.folder / "net.py", draft / "net.py")
         for script in _SCRIPTS:
@@ -106,6 +114,18 @@ def _data(parts: Mapping[str, DatasetSource], folder: Path, seed: int) -> Choice
     if source.json.parent == folder:
         return Choice(f"One image in five is held out for testing, drawn with the seed {seed}.", entries)
     return Choice("An image folder and an annotation file each.", entries)
+
+
+def _open(source: DatasetSource, config: Any) -> tuple[CocoDataset, list[Choice]]:
+    """Open the training data; if all its objects are marked as crowds, choose to use them."""
+    masks, crowds = bool(config.MODEL.MASK_ON), bool(config.DATASETS.CROWDS_AS_OBJECTS)
+    try:
+        return CocoDataset(source, masks=masks, crowds=crowds), []
+    except DatasetError:
+        if not CocoDataset(source, masks=masks, crowds=crowds, keep_empty=True).left_out[CROWD]:
+            raise
+    reason = "All objects are marked as crowds (iscrowd 1), which training would leave out."
+    return CocoDataset(source, masks=masks, crowds=True), [Choice(reason, {"DATASETS.CROWDS_AS_OBJECTS": True})]
 
 
 def _refinement(name: str | None) -> Iterator[Choice]:

@@ -118,7 +118,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         "--output", default="found", metavar="DIR", help="folder for drawn images and videos (default found)"
     )
     parser.add_argument("--score", type=probability, metavar="T", help="lowest score of a detection (default 0.5)")
-    parser.add_argument("--format", choices=("jpg", "png"), help="of the drawn images (default jpg)")
+    parser.add_argument("--format", choices=("jpg", "png"), help="format of the drawn images (default jpg)")
     parser.add_argument(
         "--labels",
         choices=("full", "name", "score", "none"),
@@ -126,7 +126,10 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
         help="what is written beside an object (default full: name and score)",
     )
     parser.add_argument(
-        "--line-width", type=natural, metavar="PIXELS", help="of the boxes, 0 for none (default: grows with the image)"
+        "--line-width",
+        type=natural,
+        metavar="PIXELS",
+        help="line width of the boxes; 0 draws none (default: grows with the image)",
     )
     parser.add_argument(
         "--scale", type=positive, default=1, metavar="N", help="enlarge the drawn images N times, for small images"
@@ -190,11 +193,13 @@ def _add_export(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--input", required=True, metavar="WHAT", help="pictures to verify on: an image, a folder, or a quoted glob"
     )
-    parser.add_argument("--format", choices=("onnx", "pt2"), help="of the file (default: its extension)")
+    parser.add_argument("--format", choices=("onnx", "pt2"), help="file format (default: by its extension)")
     parser.add_argument(
         "--dynamic", action="store_true", help="take images of any size (default: the largest size of the pictures)"
     )
-    parser.add_argument("--opset", type=positive, metavar="N", help="of ONNX (default: torch's, 20 in torch 2.14)")
+    parser.add_argument(
+        "--opset", type=positive, metavar="N", help="ONNX operator set version (default: torch's, 20 in torch 2.14)"
+    )
     _add_budget(parser)
     return parser
 
@@ -212,10 +217,16 @@ def _add_accelerate(commands: Any) -> argparse.ArgumentParser:
         "fifth picture is kept out of the fit, and a table compares solvers on these. " + _SETTINGS,
     )
     parser.add_argument("--images", required=True, metavar="FOLDER", help="an image folder, or a quoted glob")
-    parser.add_argument("--output", metavar="FILE", help="output file (default: FILE with .accelerated.pth)")
+    parser.add_argument(
+        "--output", metavar="FILE", help="output file (default: NAME.accelerated.pth beside the weights)"
+    )
     regions = "fit to N detected objects (default 668 with 64 channels, 167 with 256)"
     parser.add_argument("--regions", type=positive, metavar="N", help=regions)
-    parser.add_argument("--small", action="store_true", help="networks of 0.05 evaluations, for budgets of 2 or 3")
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="fit networks that cost 0.05 evaluations of the block each, for budgets of 2 or 3",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available, else cpu)")
     return parser
 

@@ -53,8 +53,8 @@ def _found(what: str) -> list[Path]:
     else:
         found = [file for file in map(Path, glob.glob(str(path), recursive=True)) if file.is_file()]
     if not found:
-        kinds = " ".join(sorted(picture_suffixes()))
-        raise UserError(f"{what}: no image found", f"--input takes an image, a folder with {kinds}, or a quoted glob")
+        cause = f"{what}: no image in this folder" if path.is_dir() else f"{what}: no such file or folder"
+        raise UserError(cause, "name images, videos, a folder of images, or a quoted glob")
     return found
 
 

@@ -14,16 +14,14 @@ import torch
 
 from ifr.checkpoints import read_checkpoint, resolve
 from ifr.cli.clips import clip_files, find_clips, is_named_clip, predict_clips, results_file
-from ifr.cli.experiments import find_experiment, require_standalone, with_budget, with_weights
+from ifr.cli.experiments import find_experiment, require_standalone, trained_weights, with_budget, with_weights
 from ifr.cli.pictures import Picture, find_pictures, is_named_picture, number_pictures, output_files, pictures_of
 from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
 from ifr.data.loader import open_test_set
 from ifr.errors import CheckpointError, DatasetError, ImageError, UserError, advise
-from ifr.hosts.standalone.evaluation.coco_format import coco_results
 from ifr.overrides import given_keys
 from ifr.prediction import Model
-from ifr.visualize import Style, draw_detections
 
 logger = logging.getLogger(__name__)
 _DEFAULT_SCORE = 0.5
@@ -57,9 +55,8 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     suffix = args.format or "jpg"
     targets = output_files(pictures, Path(args.output).expanduser(), f".{suffix}")
     model = _build(args, with_budget(args, overrides))
-    names, classes, score = model.classes.names, model.classes.category_ids, _score(args, overrides, model)
-    category_ids = classes if dataset is None else _category_ids(model, dataset)
-    style = Style(args.labels, args.line_width, args.scale)
+    score = _score(args, overrides, model)
+    category_ids = None if dataset is None else _category_ids(model, dataset)
     results: list[dict[str, Any]] = []
     unreadable = []
     for picture, target in zip(pictures, targets, strict=True):
@@ -70,16 +67,16 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             unreadable.append(str(error))
             continue
         with advise("use --device cpu, or fewer pixels with INPUT.AUG.TEST_PIPELINES", torch.cuda.OutOfMemoryError):
-            found = model(image, score=score, bgr=True, tile=args.tile).tensors()
+            found = model(image, score=score, bgr=True, tile=args.tile)
         with advise("choose an --output that can be written", OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
-            drawn = draw_detections(image, found, names, classes, style)
+            drawn = found.plot(args.labels, args.line_width, args.scale)
             if suffix == "jpg" and max(drawn.size) > _LONGEST_JPEG:
                 raise UserError(f"{picture.path}: a JPEG has at most {_LONGEST_JPEG} pixels a side", "use --format png")
             drawn.save(target, quality=92)
-        logger.info("%s: %d objects found, drawn in %s", picture.path, len(found["scores"]), target)
+        logger.info("%s: %d objects found, drawn in %s", picture.path, len(found), target)
         if args.json is not None:  # kept only if needed, to save memory
-            own = coco_results(found, picture.image_id, category_ids)
+            own = found.to_coco(picture.image_id, category_ids)
             results += [{**result, "file_name": picture.name} for result in own]
     if len(unreadable) == len(pictures):
         raise UserError(f"no image could be read: {'; '.join(unreadable)}", "give images as --input")
@@ -100,12 +97,17 @@ def _split(given: str | None, arguments: Sequence[str]) -> tuple[list[str], list
     Raises:
         UserError: there are images in both places.
     """
-    images = list(itertools.takewhile(lambda text: not _KEY.fullmatch(text), arguments))
+    images = list(itertools.takewhile(lambda text: _is_named(text) or not _KEY.fullmatch(text), arguments))
     if given is None:
         return images, list(arguments[len(images) :])
-    if images and (is_named_picture(Path(images[0])) or is_named_clip(Path(images[0]))):  # the shell expanded a glob
+    if images and _is_named(images[0]):  # the shell expanded a glob
         raise UserError(f"{images[0]} is not a setting, and --input takes one argument", "put quotes around a glob")
     return [given], list(arguments)
+
+
+def _is_named(text: str) -> bool:
+    """Return whether an argument is a folder, or named like a picture or a video, such as IMG_0001.JPG."""
+    return is_named_picture(Path(text)) or is_named_clip(Path(text)) or Path(text).is_dir()
 
 
 def _score(args: argparse.Namespace, overrides: Sequence[str], model: Model) -> float:
@@ -129,12 +131,13 @@ def _category_ids(model: Model, dataset: CocoDataset) -> Sequence[int | None]:
         UserError: a class of the data set is not the model's, or the names are unknown and the numbers differ.
     """
     with advise("give a --dataset with the same categories, or leave it out", DatasetError):
-        if model.knows_classes:
+        if model.knows_classes and model.config.DATASETS.MATCH_CLASSES == "name":
             return dataset.classes.numbered_like(model.classes, str(dataset.source.json)).category_ids
         count, own = len(dataset.class_names), len(model.classes.names)
         if count != own:
             raise DatasetError(f"{dataset.source.json} has {count} classes, the weights have {own}")
-    logger.warning("the weights do not name their classes; they are taken in the order of %s", dataset.source.json)
+    why = "DATASETS.MATCH_CLASSES is order" if model.knows_classes else "the weights do not name their classes"
+    logger.warning("%s; they are taken in the order of %s", why, dataset.source.json)
     return dataset.category_ids
 
 
@@ -157,13 +160,11 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> Model:
     settings = f"{experiment.folder / 'config.py'} has some settings, and `ifr settings` lists all"
     with advise(settings, ValueError):
         config.merge_from_list(overrides)
-    weights, advice = str(config.MODEL.WEIGHTS), "give MODEL.WEIGHTS FILE with weights trained in this experiment"
-    if not weights or weights.startswith("detectron2://ImageNetPretrained/"):
-        raise UserError(f"there are no trained weights: MODEL.WEIGHTS is {weights!r}", advice)
+    advice = "give MODEL.WEIGHTS FILE with weights trained in this experiment"
     with (
         advise(settings, ValueError),
         advise("use --device cpu", RuntimeError, AssertionError),  # torch without CUDA raises AssertionError
         advise(advice, CheckpointError),
     ):
-        file = experiment.file or read_checkpoint(resolve(weights))
+        file = experiment.file or read_checkpoint(resolve(trained_weights(experiment, overrides)))
         return Model(experiment, file, overrides, args.device)

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 _STEPS = 30  # of each solver in the plot of residuals
 _REFERENCE = Anderson(150, 1e-6)  # finds the equilibrium itself
 _CONVERGED = 1e-3  # RMS of f(z) - z over RMS of z
+_CELL = 1600  # pixels; a pair of pictures that is larger is shrunk
 _REGIONS = 64  # at most, evenly spaced, for the description of the equilibrium
 
 
@@ -63,7 +64,8 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         if not config.DATASETS.TEST:
             raise ValueError("no data set: DATASETS.TEST is empty")
         entry, classes = config.DATASETS.TEST[0], trained_classes(file, config)
-        dataset = CocoDataset(find_dataset(entry), masks=True, keep_empty=True, classes=classes)
+        crowds = bool(config.DATASETS.CROWDS_AS_OBJECTS)
+        dataset = CocoDataset(find_dataset(entry), masks=True, keep_empty=True, classes=classes, crowds=crowds)
         match_classes(config, dataset.classes, entry, overrides)
         model = experiment.build_model(config)
         load_trained(model, file, config)
@@ -74,9 +76,7 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     target = output / "pictures"
     with advise("choose an OUTPUT_DIR that can be written", OSError):
         target.mkdir(parents=True, exist_ok=True)
-        contact_sheet(pictures, columns=2, side=2 * max(max(picture.size) for picture in pictures)).save(
-            target / "found_beside_truth.png"
-        )
+        contact_sheet(pictures, columns=2, side=_CELL).save(target / "found_beside_truth.png")
     logger.info("detections (left) and ground truth (right): %s", target / "found_beside_truth.png")
     x = torch.cat(regions) if regions else torch.empty(0)
     if len(x):

@@ -1,6 +1,7 @@
 """Finds every problem of a data set, with the rules and the code that training uses to read it."""
 
 import os
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,12 @@ def _left_out(content: Mapping[str, Any], source: DatasetSource) -> Iterator[Fin
         yield Finding("left out", f"{source.json}: {empty} have no objects to train on; {KEEP_EMPTY} keeps them", False)
     for text in suspicions(annotations, sizes):
         yield Finding("annotations", f"{source.json}: {text}", False)
+    twice = [name for name, count in Counter(image["file_name"] for image in content["images"]).items() if count > 1]
+    if twice:
+        text = (
+            f"{len(twice)} file names stand for several images, each with a part of the objects, such as {twice[0]!r}"
+        )
+        yield Finding("images", f"{source.json}: {text}", False)
     names = [category["name"] for category in content["categories"]]
     for name in sorted({name for name in names if names.count(name) > 1}):
         ids = ", ".join(str(category["id"]) for category in content["categories"] if category["name"] == name)

@@ -1,6 +1,7 @@
 """Read pictures as the published models saw them."""
 
 import contextlib
+import functools
 import logging
 import struct
 import warnings
@@ -138,14 +139,25 @@ def _require_acceptable(image: Image.Image, path: str | Path, size: Size | None,
     if _is_deep(image) and intensity is None:
         remedy = f"convert the picture to 8 bits per channel, or set {SETTING}"
         raise ImageError(f"{path}: mode {image.mode} is not supported; {remedy}")
-    # Pillow keeps the high 8 bits of a colour, whatever the setting says.
-    if intensity is not None and not _is_deep(image) and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
-        raise ImageError(f"{path}: INPUT.INTENSITY scales grey pictures only, and this has 16 bits per colour channel")
+    if not _is_deep(image) and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+        if intensity is not None:
+            raise ImageError(
+                f"{path}: INPUT.INTENSITY scales grey pictures only, and this has 16 bits per colour channel"
+            )
+        _say_high_bits()
     stored = _stored_size(image)
     if size is not None and size not in (stored, stored[::-1]):
         raise ImageError(f"{path} is {_differs(stored, size)}")
     if image.width * image.height > MOST_PIXELS:
         raise ImageError(f"{path}: the picture is too large ({image.width} x {image.height} pixels)")
+
+
+@functools.cache
+def _say_high_bits() -> None:
+    text = (
+        "pictures of 16 bits per colour channel are read by their high 8 bits; those of 12 bits would be almost black"
+    )
+    logger.warning(text)
 
 
 def _differs(found: Size, size: Size) -> str:

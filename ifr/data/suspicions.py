@@ -30,19 +30,24 @@ def suspicions(annotations: Sequence[Mapping[str, Any]], sizes: Mapping[int, Siz
         annotations: the entries of `annotations`; crowds are skipped.
         sizes: the height and width in pixels, by image id.
     """
-    objects = [(item, sizes[item["image_id"]]) for item in annotations if not item.get("iscrowd")]
+    numbered = [(number, item) for number, item in enumerate(annotations) if not item.get("iscrowd")]
+    objects = [(item, sizes[item["image_id"]]) for _, item in numbered]
     names: dict[str, list[str]] = {}
     leaving = fitting = 0
-    for number, (item, size) in enumerate(progress(objects, len(objects), "comparing boxes and masks")):
+    compared = progress(objects, len(objects), "comparing boxes and masks")
+    for (number, _), (item, size) in zip(numbered, compared, strict=True):
         way = _misfit(item, size)
         if way is None:
             fitting += 1
             leaving += _leaves(item["bbox"], size)
         else:
-            names.setdefault(way, []).append(str(item.get("id", f"the one at position {number}")))
+            names.setdefault(way, []).append(str(item.get("id", f"annotations[{number}]")))
     for way, found in names.items():
         more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
         yield f"{share(len(found), len(objects), 'objects')} have {way}: {', '.join(found[:_LISTED])}{more}"
+    copies = len(objects) - len({(item["image_id"], item["category_id"], *item["bbox"]) for item, _ in objects})
+    if copies:
+        yield f"{share(copies, len(objects), 'objects')} repeat the image, class and box of another"
     if leaving > fitting / 2:
         text = "boxes that leave their images; COCO's boxes are x, y, width, height in pixels"
         yield f"{share(leaving, len(objects), 'objects')} have {text}"

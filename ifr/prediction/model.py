@@ -151,6 +151,8 @@ class Model:
         """Return what is in pictures, names and pixels (H, W, 3) BGR 0-255."""
         if not 0 <= score <= 1 or batch < 1:
             raise ValueError(f"score must be from 0 to 1 and batch at least 1, got {score} and {batch}")
+        if tile is not None and not (isinstance(tile, list | tuple) and len(tile) == 2):
+            raise ValueError(f"tile must be (size, overlap) in pixels, got {tile!r}")
         cuts = [tiles(pixels.shape, *(tile or (max(pixels.shape), 0))) for _, pixels in pictures]
         parts = [cut.of(pixels) for (_, pixels), own in zip(pictures, cuts, strict=True) for cut in own]
         found = iter(self._predictor.detect(parts, score, batch, warm_start))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -73,12 +73,18 @@ class Result:
         """Return the number of objects."""
         return len(self.scores)
 
-    def __getitem__(self, index: int) -> Detection:
-        """Return an object.
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Detection]: ...
+    def __getitem__(self, index: int | slice) -> Detection | list[Detection]:
+        """Return an object, or the list of a slice.
 
         Raises:
             IndexError: there are not so many.
         """
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
         left, top, right, bottom = self.boxes[index].tolist()
         label = int(self.class_ids[index])
         mask = None if self.masks is None else self.masks[index]
@@ -90,16 +96,24 @@ class Result:
 
     def plot(self, labels: str = "full", line_width: int | None = None, scale: int = 1) -> Image.Image:
         """Draw masks, boxes, class names and scores on the picture; arguments as for `ifr.visualize.Style`."""
-        style = Style(labels, line_width, scale)
-        return draw_detections(self.image, self.tensors(), self.classes.names, self.classes.category_ids, style)
+        style, found = Style(labels, line_width, scale), self._tensors()
+        windows = None if self.masks is None else [(mask.window, mask.corner) for mask in self.masks]
+        return draw_detections(self.image, found, self.classes.names, self.classes.category_ids, style, windows)
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Return the entries of a COCO results file; category ids are those of the training data.
+    def to_coco(self, image_id: int, category_ids: Sequence[int | None] | None = None) -> list[dict[str, Any]]:
+        """Return the entries of a COCO results file.
 
         Args:
             image_id: the picture's id in its data set.
+            category_ids: the category id of every class, by default those of the training data; objects of classes
+                without one are left out.
         """
-        return coco_results(self.tensors(), image_id, self.classes.category_ids)
+        results = coco_results(self._tensors(), image_id, range(len(self.classes.names)))
+        for result, mask in zip(results, self.masks or (), strict=False):
+            result["segmentation"] = mask.rle
+        ids = self.classes.category_ids if category_ids is None else category_ids
+        numbered = [{**result, "category_id": ids[result["category_id"]]} for result in results]
+        return [result for result in numbered if result["category_id"] is not None]
 
     def to_supervision(self) -> Any:
         """Return the objects as `supervision.Detections`.
@@ -121,9 +135,14 @@ class Result:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return `boxes`, `scores`, `classes` and, with a mask head, `masks` (n, H, W) bool, as the network does."""
-        arrays: dict[str, NDArray[Any]] = {"boxes": self.boxes, "scores": self.scores, "classes": self.class_ids}
+        found = self._tensors()
         if self.masks is not None:
-            arrays["masks"] = self._stacked(self.masks)
+            found["masks"] = torch.from_numpy(self._stacked(self.masks))
+        return found
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Return `tensors` without the masks, which take the size of the picture for each object."""
+        arrays = {"boxes": self.boxes, "scores": self.scores, "classes": self.class_ids}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _stacked(self, masks: Sequence[Mask]) -> NDArray[np.bool_]:

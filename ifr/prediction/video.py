@@ -144,7 +144,8 @@ class ClipWriter:
     """
 
     def __init__(self, path: Path, rate: float) -> None:
-        self._path, self._rate = path, rate
+        # MPEG-4 counts time in at most 65535 parts of a second.
+        self._path, self._rate = path, round(rate, 3 if rate < 65 else 2 if rate < 655 else 0)
         self._partial = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
         self._cv2 = _opencv()
         self._writer: Any = None
@@ -161,7 +162,7 @@ class ClipWriter:
         if self._writer is None:
             cv2 = self._cv2
             code, size = cv2.VideoWriter.fourcc(*"mp4v"), (even.shape[1], even.shape[0])
-            self._writer = cv2.VideoWriter(str(self._partial), cv2.CAP_FFMPEG, code, self._rate, size)
+            self._writer = cv2.VideoWriter(str(self._partial.absolute()), cv2.CAP_FFMPEG, code, self._rate, size)
             if not self._writer.isOpened():
                 raise OSError(f"OpenCV cannot write {self._path} with {size[0]} x {size[1]} pixels")
             if even.shape != pixels.shape:
@@ -184,7 +185,7 @@ class ClipWriter:
 
     def _check(self) -> None:
         """Count the frames of the file, because OpenCV says nothing of a full disk."""
-        capture = self._cv2.VideoCapture(str(self._partial), self._cv2.CAP_FFMPEG)
+        capture = self._cv2.VideoCapture(str(self._partial.absolute()), self._cv2.CAP_FFMPEG)
         count = round(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         capture.release()
         if count != self._frames:
@@ -196,7 +197,7 @@ def _captured(path: Path) -> tuple[Any, Any]:
     cv2 = _opencv()
     if not path.is_file():
         raise ImageError(f"{path}: no such file", "give a video file, or a folder of pictures")
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise ImageError(f"{path}: cannot be read as a video; it is damaged, cut off or of an unknown format", _AGAIN)
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)

@@ -98,18 +98,25 @@ def _pipelines(base: Any, edge: ResizeShortestEdge, seen: Objects) -> Choice:
     """Resize as chosen; training draws among as many lengths as in the base, in the same proportions."""
     length, tested = edge.middle(), _tested_edge(base)
     drawn = [settings["short_edge_length"] for name, settings in base.INPUT.AUG.TRAIN_PIPELINES if _resizes(name)]
+    if not drawn:
+        raise UserError("the base has no ResizeShortestEdge in INPUT.AUG.TRAIN_PIPELINES", "choose another --base")
     lengths = [drawn[0]] if isinstance(drawn[0], int) else list(drawn[0])
     scaled = sorted({round(each * length / tested / 8) * 8 for each in lengths})
 
     def resize(short: Any) -> tuple[str, dict[str, Any]]:
         return "ResizeShortestEdge", {"short_edge_length": short, "max_size": edge.max_size, "sample_style": "choice"}
 
+    steps = [
+        resize(tuple(scaled)) if _resizes(name) else (str(name), dict(settings))
+        for name, settings in base.INPUT.AUG.TRAIN_PIPELINES
+    ]
+    flip: list[tuple[str, dict[str, Any]]] = [] if "RandomFlip" in dict(steps) else [("RandomFlip", {})]
     low, middle, high = np.percentile(seen.sizes, (5, 50, 95))
     return Choice(
         f"Objects are {middle:.0f} pixels large in the resized images, 90 % of them {low:.0f} to {high:.0f}. Take out "
         "RandomFlip if left and right differ.",
         {
-            "INPUT.AUG.TRAIN_PIPELINES": (resize(tuple(scaled)), ("RandomFlip", {})),
+            "INPUT.AUG.TRAIN_PIPELINES": (*steps, *flip),
             "INPUT.AUG.TEST_PIPELINES": (resize(length),),
         },
     )

@@ -45,14 +45,14 @@ def test_problems_of_a_data_set_end_quietly(tmp_path):
     content = sound_content()
     annotation("area", -1)(content)
     source = write(tmp_path, content)
-    code, errors = piped(["data", "check", source.json, source.images])
+    code, errors = piped(["data", "check", f"{source.images}:{source.json}"])
     assert code == _QUIET
     assert "BrokenPipe" not in errors
 
 
 def test_a_command_that_only_reports_on_stderr_keeps_its_exit_code(tmp_path):
     source = write(tmp_path, sound_content())
-    assert piped(["data", "check", source.json, source.images], keep_errors=False)[0] == 0
+    assert piped(["data", "check", f"{source.images}:{source.json}"], keep_errors=False)[0] == 0
     assert piped(["data", "inspect", "nothing"], keep_errors=False)[0] == 1
 
 

@@ -36,7 +36,7 @@ def damaged(tmp_path):
 
 
 def test_every_problem_has_a_line_with_file_and_ids(run, damaged):
-    code, lines, errors = run(damaged.json, damaged.images)
+    code, lines, errors = run(f"{damaged.images}:{damaged.json}")
     assert code == 1
     assert lines[:6] == [
         "images",
@@ -56,18 +56,17 @@ def test_every_problem_has_a_line_with_file_and_ids(run, damaged):
 
 
 def test_reading_only_headers_misses_damage(run, damaged):
-    code, lines, errors = run(damaged.json, damaged.images, "--headers")
+    code, lines, errors = run(f"{damaged.images}:{damaged.json}", "--headers")
     assert code == 1
     assert not any("cut.png" in line for line in lines)
     assert errors[0] == "error: pictures-a has 5 problems"
 
 
-@pytest.mark.parametrize("as_entry", [True, False])
-def test_a_valid_data_set_exits_with_0(run, tmp_path, caplog, as_entry):
+@pytest.mark.parametrize("setting", [(), ("INPUT.INTENSITY.BOUNDS", "(0, 4095)")])
+def test_a_valid_data_set_exits_with_0(run, tmp_path, caplog, setting):
     caplog.set_level("INFO")
     source = write(tmp_path, sound_content())
-    arguments = [f"{source.images}:{source.json}"] if as_entry else [source.json, source.images]
-    assert run(*arguments)[:2] == (0, [])
+    assert run(f"{source.images}:{source.json}", *setting)[:2] == (0, [])
     assert "no problems found" in caplog.text
 
 
@@ -76,7 +75,7 @@ def test_skipped_annotations_are_notes_not_problems(run, tmp_path):
     first = content["annotations"][0]
     content["annotations"] += [{**first, "id": number, "iscrowd": 1} for number in range(8, 31)]
     source = write(tmp_path, content)
-    code, lines, _ = run(source.json, source.images)
+    code, lines, _ = run(f"{source.images}:{source.json}")
     assert code == 0
     shown = ", ".join(map(str, range(8, 28)))
     share = "(23 of 24 objects (95.8 %); DATASETS.CROWDS_AS_OBJECTS True keeps them)"
@@ -91,7 +90,7 @@ def test_many_images_are_read_by_several_processes(run, tmp_path):
         content["images"].append({"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH})
         Image.new("RGB", (WIDTH, HEIGHT + (number % 100 == 0))).save(source.images / name)
     write(tmp_path, content)
-    code, lines, _ = run(source.json, source.images)
+    code, lines, _ = run(f"{source.images}:{source.json}")
     assert code == 1
     assert "320 of 321 images (99.7 %) have no objects to train on" in lines.pop()
     assert [line.rpartition("/")[2][:7] for line in lines if line.startswith("  ")] == ["100.png", "200.png", "300.png"]
@@ -100,8 +99,8 @@ def test_many_images_are_read_by_several_processes(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        (["absent.json", "."], "no file 'absent.json'"),
-        (["a.json", "absent"], "no folder 'absent'"),
+        ([".:absent.json"], "no file 'absent.json'"),
+        (["absent:a.json"], "no folder 'absent'"),
         (["nothing"], "unknown data set 'nothing'"),
     ],
 )
@@ -116,7 +115,7 @@ def test_missing_inputs_are_named(run, tmp_path, monkeypatch, arguments, cause):
 
 def test_an_invalid_json_file_is_one_problem(run, tmp_path):
     (tmp_path / "a.json").write_text("{")
-    code, lines, _ = run(tmp_path / "a.json", tmp_path)
+    code, lines, _ = run(f"{tmp_path}:{tmp_path / 'a.json'}")
     assert code == 1
     assert lines[0] == "file"
     assert len(lines) == 2
@@ -128,10 +127,22 @@ def test_the_help_says_what_it_does(capsys):
         main(["data", "check", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for part in (
-        "ifr data check JSON IMAGES",
+        "ifr data check DATASET",
         "one line each",
         "exit code is 0",
         "--headers",
         "every image is decoded",
     ):
         assert part.lower() in text.lower()
+
+
+def test_what_is_in_the_file_twice_is_noted(run, tmp_path):
+    content = sound_content()
+    content["images"].append({**content["images"][0], "id": 41})
+    content["annotations"].append({**content["annotations"][0], "id": 80})
+    source = write(tmp_path, content)
+    code, lines, _ = run(f"{source.images}:{source.json}")
+    assert code == 0
+    text = " ".join(lines)
+    assert "1 file names stand for several images, each with a part of the objects, such as 'a.png'" in text
+    assert "1 of 2 objects (50.0 %) repeat the image, class and box of another" in text

@@ -1,6 +1,7 @@
 """`ifr predict`: the files that it writes, and its errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -124,9 +125,9 @@ def test_errors_are_a_cause_and_a_remedy(run, experiment, pictures, tmp_path):
     (tmp_path / "file").write_text("")
     weights = str(experiment / "weights.pth")
     cases = [
-        (("nowhere", {}), (), "no image found", "--input takes"),
+        (("nowhere", {}), (), "no such file or folder", "name images, videos"),
         ((pictures, {"folder": tmp_path / "nothing"}), (), "no experiment", "experiment's folder"),
-        ((pictures, {"weights": ()}), (), "there are no trained weights", "give MODEL.WEIGHTS"),
+        ((pictures, {"weights": ()}), (), "there are no trained weights", "or give MODEL.WEIGHTS"),
         ((pictures, {"weights": ("MODEL.WEIGHTS", "absent.pth")}), (), "no such file", "give MODEL.WEIGHTS"),
         ((pictures, {"weights": ("MODEL.WEIGHTS",)}), (), "no value", "settings"),
         ((pictures, {"weights": ("MODEL.WEIGHT", weights)}), (), "did you mean 'MODEL.WEIGHTS'", "config.py"),
@@ -177,12 +178,22 @@ def test_unexpected_errors_suggest_debug_which_raises_them(run, pictures, monkey
     def broken(*_):
         raise RuntimeError("a bug\nin two lines")
 
-    monkeypatch.setattr("ifr.cli.predict.draw_detections", broken)
+    monkeypatch.setattr("ifr.prediction.result.draw_detections", broken)
     code, errors = run(pictures)
     assert code == 1
     _assert_cause_and_remedy(errors, "RuntimeError: a bug in two lines", "--debug")
     with pytest.raises(RuntimeError, match="a bug"):
         run(pictures, "--debug")
+
+
+def test_names_of_cameras_are_no_settings(pictures, experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DCIM").mkdir()
+    for target in ("IMG_0001.JPG", "DCIM/DSC_0042.JPG"):
+        shutil.copy(pictures / "000000000139.jpg", tmp_path / target)
+    weights = ("--device", "cpu", "MODEL.WEIGHTS", str(experiment / "weights.pth"))
+    assert main(["predict", str(experiment), "IMG_0001.JPG", "DCIM", *weights]) == 0
+    assert sorted(path.name for path in (tmp_path / "found").rglob("*.jpg")) == ["DSC_0042.jpg", "IMG_0001.jpg"]
 
 
 def test_a_glob_without_quotes_is_recognized(run, pictures):

@@ -110,7 +110,7 @@ def test_every_experiment_has_the_same_two_scripts() -> None:
         (["SOLVER.LR_SCHEDULER.MAX_ITERS", "5"], "did you mean 'SOLVER.LR_SCHEDULER.MAX_ITER'"),
         (["SOLVER.MAX_ITR", "5"], "did you mean 'SOLVER.LR_SCHEDULER.MAX_ITER'"),
         (["SEED"], "'SEED' has no value"),
-        (["SEED", "x"], "SEED must be of type int, such as 11; got 'x'"),
+        (["SEED", "x"], "SEED must be of type int, such as -1; got 'x'"),
         (["--num-gpus", "0"], "--num-gpus must be at least 1, got 0"),
         (["--num-machines", "2"], "--dist-url tcp://HOST:PORT"),
         (["--machine-rank", "1"], "--machine-rank must be from 0 to --num-machines - 1 = 0, got 1"),

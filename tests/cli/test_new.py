@@ -96,6 +96,55 @@ def test_another_base_gives_all_other_settings(entry: str, place: Path) -> None:
         )
 
 
+def test_a_base_keeps_its_other_augmentations(entry: str, place: Path) -> None:
+    assert main(["new", "first", "--train", entry]) == 0
+    with (place / "first" / "config.py").open("a") as file:
+        file.write(
+            "config.merge_from_list(['INPUT.AUG.TRAIN_PIPELINES', [('ColorJitter', {'brightness': 0.2}), "
+            "*config.INPUT.AUG.TRAIN_PIPELINES]])\n"
+        )
+    assert main(["new", "second", "--train", entry, "--base", "first"]) == 0
+    names = [name for name, _ in load_experiment("second").config.INPUT.AUG.TRAIN_PIPELINES]
+    assert names == ["ColorJitter", "ResizeShortestEdge", "RandomFlip"]
+
+
+def test_objects_that_are_all_marked_as_crowds_are_used(entry: str, place: Path) -> None:
+    images, _, file = entry.partition(":")
+    content = json.loads(Path(file).read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    (place / "crowds.json").write_text(json.dumps(content))
+    assert main(["new", "crowded", "--train", f"{images}:{place / 'crowds.json'}"]) == 0
+    assert load_experiment("crowded").config.DATASETS.CROWDS_AS_OBJECTS is True
+
+
+def test_a_config_that_cannot_be_run_is_named_with_its_line(
+    entry: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["new", "mine", "--train", entry]) == 0
+    config = place / "mine" / "config.py"
+    lines = config.read_text().count("\n")
+    for mistake, cause in (
+        ("config.SEED = (", "SyntaxError"),
+        ("config.SEED = sed", "NameError"),
+        ("config.SED = 1", "SEED"),
+    ):
+        written = config.read_text()
+        config.write_text(f"{written}{mistake}\n")
+        capsys.readouterr()
+        assert main(["train", "mine"]) == 1
+        error, remedy = capsys.readouterr().err.splitlines()[-2:]
+        assert cause in error
+        if cause != "SEED":
+            assert f"{config}, line {lines + 1}: " in error
+            assert remedy == f"remedy: correct {config}"
+        config.write_text(written)
+    config.write_text("config = (")
+    capsys.readouterr()
+    assert main(["experiments"]) == 0
+    assert "mine\n    config.py cannot be read: line 1: " in capsys.readouterr().out
+
+
 def test_pictures_of_16_bits_get_bounds(entry: str, place: Path) -> None:
     """Intensities from 1000 to 5000, with a few pixels far above."""
     random = np.random.default_rng(0)

@@ -141,7 +141,7 @@ def test_the_check_takes_the_setting(source, capsys):
     assert "INPUT.INTENSITY.BOUNDS" in finding.text
     assert list(check_dataset(source, intensity=BOUNDS)) == []
     assert list(check_dataset(source, intensity=BOUNDS, decode=False)) == []
-    arguments = ["data", "check", str(source.json), str(source.images)]
+    arguments = ["data", "check", f"{source.images}:{source.json}"]
     assert main(arguments) == 1
     assert main([*arguments, "INPUT.INTENSITY.PERCENTILES", "[1, 99]"]) == 0
     capsys.readouterr()

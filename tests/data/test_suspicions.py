@@ -67,7 +67,7 @@ def test_notes_and_counts(tmp_path, name):
     for change in changes:
         change(content)
     content["annotations"] = [{**content["annotations"][0], "id": number} for number in (7, 8, 9)]
-    findings = list(check_dataset(write(tmp_path, content)))
+    findings = [each for each in check_dataset(write(tmp_path, content)) if "repeat the image" not in each.text]
     assert not any(finding.is_problem for finding in findings)
     assert len(findings) == len(expected)
     for finding, text in zip(findings, expected, strict=True):
@@ -83,7 +83,8 @@ def test_only_the_misfits_are_counted(tmp_path):
     first = content["annotations"][0]
     content["annotations"] += [{**first, "id": number} for number in range(8, 18)]
     content["annotations"][4]["bbox"] = [10, 5, 30, 25]
-    (finding,) = check_dataset(write(tmp_path, content))
+    finding, repeated = check_dataset(write(tmp_path, content))
+    assert "9 of 11 objects (81.8 %) repeat the image, class and box of another" in repeated.text
     assert "1 of 11 objects (9.1 %) have boxes that do not fit their masks" in finding.text
     assert finding.text.endswith("width, height: 11")
 

@@ -1,6 +1,7 @@
 """What a model found, and the forms that other programs take."""
 
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ def test_it_is_a_sequence_of_objects(result: Result) -> None:
     assert [found.class_name for found in objects] == result.class_names == ["cell", "a nucleus", "cell"]
     assert (objects[1].box, objects[1].class_id, objects[1].mask.area) == ((20, 20, 30, 30), 1, 100)
     assert objects[1].score == pytest.approx(0.8)
+    assert [found.box for found in result[1:]] == [found.box for found in objects[1:]]
     with pytest.raises(IndexError):
         result[3]
 
@@ -51,6 +53,25 @@ def test_coco_results_have_the_category_ids(result: Result) -> None:
     assert [(entry["image_id"], entry["category_id"]) for entry in entries] == [(12, 3), (12, 7), (12, 3)]
     assert entries[0]["bbox"] == [5, 5, 10, 10]
     np.testing.assert_array_equal(decode_runs(entries[2]["segmentation"], 40, 60), np.asarray(result.masks[2]))
+    (other,) = result.to_coco(12, (None, 9))
+    assert (other["category_id"], other["bbox"]) == (9, [20, 20, 10, 10])
+
+
+def test_small_objects_of_a_large_picture_take_little_memory() -> None:
+    """The masks of all objects in the size of the picture would take a hundred times as much."""
+    side, count = 3000, 100
+    window = Mask(np.ones((20, 20), bool), (5, 7), (side, side))
+    boxes = np.tile(np.array([[7, 5, 27, 25]], np.float32), (count, 1))
+    found = np.ones(count, np.float32), np.zeros(count, int)
+    result = Result(np.zeros((side, side, 3), np.uint8), "", CLASSES, boxes, *found, lambda: [window] * count)
+    tracemalloc.start()
+    try:
+        result.to_coco(1)
+        result.plot()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.2 * count * side * side
 
 
 def test_the_plot_colours_the_objects(result: Result) -> None:

@@ -162,3 +162,13 @@ def test_a_model_without_an_equilibrium_has_no_warm_start(model: Model, clip: Pa
         refinement.as_published = False
     with pytest.raises(ValueError, match="tile"):
         model.video(clip, warm_start=True, tile=(32, 8))
+
+
+@pytest.mark.parametrize("rate", [104.7123, 236.043, 1000.5])
+def test_odd_rates_can_be_written(tmp_path: Path, rate: float) -> None:
+    """MPEG-4 counts time in at most 65535 parts of a second; a name with a colon is no protocol."""
+    path = tmp_path / "12:30.mp4"
+    with ClipWriter(path, rate) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((48, 64, 3), np.uint8))
+    assert open_clip(path).rate == pytest.approx(rate, rel=1e-3)

@@ -8,7 +8,6 @@ import platform
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from faults import before_call, both, faulty
 from tiny_experiment import metrics
 
 from ifr.cli.experiments import helpful
-from ifr.errors import CheckpointError, CheckpointWriteError, RunError, UserError
+from ifr.errors import CheckpointError, CheckpointWriteError, UserError
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone.engine.records import MetricsFile
 from ifr.hosts.standalone.engine.train import train
@@ -254,20 +253,6 @@ def test_results_that_cannot_be_written_are_scored(
     assert "segm/AP" in (output / "metrics.json").read_text()
     assert caplog.text.count("No space left on device); the results are only scored") == 2
     assert (output / "model_final.pth").is_file()
-
-
-def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
-    other = "import sys; from pathlib import Path; from ifr.runs.folder import reserved\n"
-    other += "with reserved(Path(sys.argv[1])): print('has it', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", other, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "has it\n"
-        with pytest.raises(RunError, match="another training writes to"), history.reserved(tmp_path):
-            pass
-        process.kill()
-    with history.reserved(tmp_path):
-        pass
 
 
 def test_a_final_checkpoint_of_an_earlier_run_is_not_this_runs(tiny: Path, whole: Path, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from faults import write_experiment
 
 import ifr
 from ifr.cli import main
-from ifr.errors import CheckpointError, UserError, advise, explained
+from ifr.errors import CheckpointError, RunError, UserError, advise, explained
 from ifr.hosts import RCNNFPNConfig
-from ifr.runs.folder import sweep
+from ifr.runs.folder import reserved, sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
 ROOT = Path(__file__).parents[2]
@@ -194,3 +194,17 @@ def test_stopped_is_said_once(tiny: Path, tmp_path: Path) -> None:
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr.count("by SIGTERM") == 1
     assert (tmp_path / "o" / "log.txt").read_text().count("stopped by SIGTERM") == 1
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    other = "import sys; from pathlib import Path; from ifr.runs.folder import reserved\n"
+    other += "with reserved(Path(sys.argv[1])): print('has it', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", other, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "has it\n"
+        with pytest.raises(RunError, match="another training writes to"), reserved(tmp_path):
+            pass
+        process.kill()
+    with reserved(tmp_path):
+        pass

@@ -59,7 +59,7 @@ def test_code_stays_text_or_is_rejected(tmp_path, number, monkeypatch):
 def test_interpolation_is_rejected(text):
     """OmegaConf would look up environment variables or other settings when the value is read."""
     for key in ("OUTPUT_DIR", "DATASETS.TRAIN", "INPUT.AUG.TRAIN_PIPELINES"):
-        with pytest.raises(ConfigError, match=rf"{key} must (not contain|be of type)"):
+        with pytest.raises(ConfigError, match=rf"{key}.* must (not contain|be of type)"):
             value_of(key, text)
     config = RCNNFPNConfig()
     with pytest.raises(ConfigError, match="OUTPUT_DIR must not contain"):
