@@ -1,7 +1,7 @@
 #!/bin/sh
 # Trains IFR from scratch on a laptop: creates .venv, makes a data set of handwritten digits, trains, tests and draws
 # the detections. KEY VALUE arguments change settings; OUTPUT names the folder of the results:
-#     OUTPUT=~/digits sh quickstart.sh SOLVER.LR_SCHEDULER.MAX_ITER 500
+#     OUTPUT=~/digits sh quickstart.sh SOLVER.EPOCHS 1
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 experiment="$root/mask_rcnn.ifr.res18.fpn.digits"
@@ -30,5 +30,5 @@ Done. Everything is in $output:
     inference/                        the detections in COCO format and the metrics of the table above
     model_final.pth                   the weights
 To run it on your own pictures:
-    sh "$root/scripts/ifr.sh" predict "$experiment" --input PICTURE --output DIR MODEL.WEIGHTS "$output/model_final.pth"
+    sh "$root/scripts/ifr.sh" predict "$output/model_final.pth" PICTURE --output DIR
 TEXT

@@ -96,6 +96,12 @@ def test_another_base_gives_all_other_settings(entry: str, place: Path) -> None:
         )
 
 
+def test_convolutions_have_group_norms(entry: str, place: Path) -> None:
+    assert main(["new", "mine", "--train", entry, "--refinement", "conv"]) == 0
+    head = load_experiment("mine").config.MODEL.ROI_MASK_HEAD
+    assert (head.REFINEMENT, head.NORM) == ("conv", "GN")
+
+
 def test_a_base_keeps_its_other_augmentations(entry: str, place: Path) -> None:
     assert main(["new", "first", "--train", entry]) == 0
     with (place / "first" / "config.py").open("a") as file:
