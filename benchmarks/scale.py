@@ -160,7 +160,7 @@ def evaluation(folder: Path, share: float) -> Measured:
     images = int(VAL_IMAGES * share)
     file = folder / f"val-{share:g}.json"
     write_annotations(file, images, int(VAL_OBJECTS * share), seed=1)
-    dataset = CocoDataset(DatasetSource("val", file, folder), masks=False, keep_empty=True, keep_truth=True)
+    dataset = CocoDataset(DatasetSource("val", file, folder), masks=False, keep_empty=True)
     results = detections(images, PER_IMAGE)
     found: Measured = {}
     with _measured(found, default_backend()):

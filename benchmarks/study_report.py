@@ -187,7 +187,6 @@ class Bootstrap:
         found = json.loads(source.read_text())
         if task == "truth":
             return mean_over_objects(found, _FIELDS[metric], self.dataset.image_ids, self.draws)
-        assert self.dataset.truth is not None
         average = AveragePrecision(self.dataset.truth, found, task)
         return np.array([average(weights) for weights in self.draws])
 

@@ -9,18 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifr.checkpoints import CheckpointFile, load_weights, read_checkpoint, resolve
+from ifr.checkpoints import CheckpointFile, read_checkpoint, resolve
 from ifr.checkpoints.accelerators import without_accelerators
 from ifr.cli.experiments import find_experiment, helpful, require_standalone, trained_weights, with_weights
 from ifr.cli.pictures import find_pictures
 from ifr.data.images import read_image
-from ifr.data.intensity import build_intensity
-from ifr.description import take_classes, take_settings
 from ifr.errors import ImageError, UserError, advise
-from ifr.hosts.standalone.predictor import Predictor
 from ifr.mask_head import ACCELERATOR, MaskHead
+from ifr.prediction import Model
 from ifr.refine import Implicit
-from ifr.runs.settings import apply_tf32
 from ifr.solvers import Accelerator, Anderson, Broyden, Learned, Solver
 from ifr.solvers.fit import fit_accelerator
 from ifr.solvers.iteration import root_mean_square
@@ -45,7 +42,7 @@ def accelerate(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     held_out = paths[_HELD_OUT - 1 :: _HELD_OUT]
     if not held_out:
         raise UserError(f"{args.images} has {len(paths)} pictures, which are too few", f"give at least {_HELD_OUT}")
-    file, head, predictor, intensity = _build(args, overrides)
+    file, head, model = _build(args, overrides)
     beside = file.path.with_suffix(".accelerated.pth")
     if beside.is_relative_to(cache_folder()):  # its weights were fetched
         beside = Path(beside.name)
@@ -54,8 +51,8 @@ def accelerate(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     block = head.repeat_block.requires_grad_(False)
     most = args.regions or max(1, _FIT_ELEMENTS // (block.channels * 14 * 14))
     fitted_to = [path for path in paths if path not in set(held_out)]
-    x = _regions(head, predictor, intensity, fitted_to, most)
-    judged = _regions(head, predictor, intensity, held_out, _JUDGED)
+    x = _regions(head, model, fitted_to, most)
+    judged = _regions(head, model, held_out, _JUDGED)
     logger.info("fitting to %d regions, judging on %d of other pictures", len(x), len(judged))
     with advise("train longer, or give other pictures", ValueError):
         width = small_width(block.channels) if args.small else WIDTH
@@ -64,36 +61,30 @@ def accelerate(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     _write(output, file, accelerator)
 
 
-def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[CheckpointFile, MaskHead, Predictor, Any]:
+def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[CheckpointFile, MaskHead, Model]:
     """Build the model with trained weights, without an accelerator."""
     experiment = find_experiment(args.experiment)
-    config, overrides = experiment.config, with_weights(experiment, overrides)
+    overrides = with_weights(experiment, overrides)
     with helpful(experiment.folder):
         file = experiment.file or read_checkpoint(resolve(trained_weights(experiment, overrides)))
         file = CheckpointFile(file.path, without_accelerators(file.weights), file.extras)
-        take_settings(config, file, overrides)
-        take_classes(config, file, overrides)
-        config.merge_from_list(["MODEL.DEVICE", args.device or ("cuda" if torch.cuda.is_available() else "cpu")])
-        apply_tf32(config)
-        model = experiment.build_model(config)
-        load_weights(model, file, allow_backbone_only=False)
-        predictor = Predictor(model, config)
-        intensity = build_intensity(config.INPUT.INTENSITY.BOUNDS, config.INPUT.INTENSITY.PERCENTILES)
-    heads = [part for part in model.modules() if isinstance(part, MaskHead) and isinstance(part.refinement, Implicit)]
+        model = Model(experiment, file, overrides, args.device)
+    parts = model.network.modules()
+    heads = [part for part in parts if isinstance(part, MaskHead) and isinstance(part.refinement, Implicit)]
     if not heads:
         raise UserError(
-            f"no equilibrium: MODEL.ROI_MASK_HEAD.REFINEMENT is {config.MODEL.ROI_MASK_HEAD.REFINEMENT}",
+            f"no equilibrium: MODEL.ROI_MASK_HEAD.REFINEMENT is {model.config.MODEL.ROI_MASK_HEAD.REFINEMENT}",
             "give an experiment whose REFINEMENT is implicit",
         )
-    return file, heads[0], predictor, intensity
+    return file, heads[0], model
 
 
-def _regions(head: MaskHead, predictor: Predictor, intensity: Any, paths: Sequence[Path], most: int) -> Tensor:
+def _regions(head: MaskHead, model: Model, paths: Sequence[Path], most: int) -> Tensor:
     """Return features (N, C, H, W) of the objects that the model detects in pictures, at most `most` of them.
 
     Each picture gives at most its share, so that all pictures are seen.
     """
-    share = -(-most // len(paths))
+    share, score = -(-most // len(paths)), float(model.config.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
     found: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][:share].clone()))
     try:
@@ -101,7 +92,7 @@ def _regions(head: MaskHead, predictor: Predictor, intensity: Any, paths: Sequen
             if sum(map(len, found)) >= most:
                 break
             try:
-                predictor(read_image(path, None, intensity))
+                model(read_image(path, None, model.intensity), score=score, bgr=True)
             except ImageError as error:
                 logger.error("%s", error)
     finally:

@@ -121,7 +121,7 @@ def _score(args: argparse.Namespace, overrides: Sequence[str], model: Model) -> 
 
 def _open(entry: str) -> CocoDataset:
     with advise("give --dataset IMAGES_FOLDER:ANNOTATIONS.json; `ifr data check` lists all problems", DatasetError):
-        return open_test_set(entry, keep_truth=False)
+        return open_test_set(entry)
 
 
 def _category_ids(model: Model, dataset: CocoDataset) -> Sequence[int | None]:

@@ -60,7 +60,6 @@ class CocoDataset(Dataset[CocoImage]):
         source: the data set, from `find_dataset`.
         masks: also leave out objects without a mask.
         keep_empty: keep images without objects, which training cannot use.
-        keep_truth: offer `truth`, which scoring needs.
         classes: number the objects by the classes of a model, matched by name, in place of those of the file.
         crowds: use crowds like other objects.
 
@@ -74,13 +73,12 @@ class CocoDataset(Dataset[CocoImage]):
         *,
         masks: bool = True,
         keep_empty: bool = False,
-        keep_truth: bool = False,
         classes: Classes | None = None,
         crowds: bool = False,
     ) -> None:
         self.source = source
         self._content = content = read_columns(source)
-        self._keep_truth, self._crowds = keep_truth, crowds
+        self._crowds = crowds
         self.classes = content.classes()
         if classes is not None and classes.names != self.classes.names:
             self.classes = self.classes.numbered_like(classes, source.name)
@@ -163,9 +161,14 @@ class CocoDataset(Dataset[CocoImage]):
             )
 
     @property
-    def truth(self) -> dict[str, Any] | None:
-        """What scoring needs, in the form of an annotation file; None without `keep_truth`."""
-        return self._content.truth(crowds=self._crowds) if self._keep_truth else None
+    def annotated(self) -> bool:
+        """Whether the file has annotations, if only none of an object."""
+        return bool(self._content.description()["annotated"])
+
+    @property
+    def truth(self) -> dict[str, Any]:
+        """What scoring needs, in the form of an annotation file, made anew at each call."""
+        return self._content.truth(crowds=self._crowds)
 
     def _object(self, annotation: int) -> CocoObject:
         """Return the object that the annotation at a position of the file's content describes."""

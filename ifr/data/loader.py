@@ -119,13 +119,12 @@ def build_train_loader(
     return Batches(DataLoader(Watched(samples), batch_sampler=share, **_worker_settings(config, tensors)))
 
 
-def open_test_sets(config: Any, classes: Classes | None, *, keep_truth: bool = True) -> dict[str, CocoDataset]:
+def open_test_sets(config: Any, classes: Classes | None) -> dict[str, CocoDataset]:
     """Open the data sets of DATASETS.TEST, by entry, including images without objects.
 
     Args:
         config: the settings.
         classes: the model's, which the sets' classes are matched with by name; None matches them by order.
-        keep_truth: keep what scoring needs; only one process scores.
 
     Raises:
         ValueError: DATASETS.TEST is empty, a set is missing or damaged, or its classes do not match.
@@ -133,21 +132,17 @@ def open_test_sets(config: Any, classes: Classes | None, *, keep_truth: bool = T
     if not config.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; there is nothing to test on")
     crowds = bool(config.DATASETS.CROWDS_AS_OBJECTS)
-    return {
-        entry: open_test_set(entry, classes, keep_truth=keep_truth, crowds=crowds) for entry in config.DATASETS.TEST
-    }
+    return {entry: open_test_set(entry, classes, crowds=crowds) for entry in config.DATASETS.TEST}
 
 
-def open_test_set(
-    entry: str, classes: Classes | None = None, *, keep_truth: bool = True, crowds: bool = False
-) -> CocoDataset:
+def open_test_set(entry: str, classes: Classes | None = None, *, crowds: bool = False) -> CocoDataset:
     """Open one entry of DATASETS.TEST, like `open_test_sets`.
 
     Raises:
         DatasetError: the set or a picture is missing or damaged, or its classes do not match.
     """
     source = find_dataset(entry)
-    dataset = CocoDataset(source, masks=False, keep_empty=True, keep_truth=keep_truth, crowds=crowds, classes=classes)
+    dataset = CocoDataset(source, masks=False, keep_empty=True, crowds=crowds, classes=classes)
     dataset.require_pictures()
     absent = [
         name for name, identity in zip(dataset.class_names, dataset.category_ids, strict=True) if identity is None

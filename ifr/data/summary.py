@@ -57,8 +57,8 @@ def summarize(source: DatasetSource) -> Summary:
     Raises:
         DatasetError: the set is damaged or has no annotations.
     """
-    dataset = CocoDataset(source, masks=True, keep_empty=True, keep_truth=True)
-    if dataset.truth is None or "annotations" not in dataset.truth:
+    dataset = CocoDataset(source, masks=True, keep_empty=True)
+    if not dataset.annotated:
         raise DatasetError(f"{source.json}: the file has no annotations")
     records = [dataset[index] for index in range(len(dataset))]
     objects = [item for record in records for item in record.objects]

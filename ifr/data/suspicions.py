@@ -45,9 +45,9 @@ def suspicions(annotations: Sequence[Mapping[str, Any]], sizes: Mapping[int, Siz
     for way, found in names.items():
         more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
         yield f"{share(len(found), len(objects), 'objects')} have {way}: {', '.join(found[:_LISTED])}{more}"
-    copies = len(objects) - len({(item["image_id"], item["category_id"], *item["bbox"]) for item, _ in objects})
+    copies = len(objects) - len({_identity(item) for item, _ in objects})
     if copies:
-        yield f"{share(copies, len(objects), 'objects')} repeat the image, class and box of another"
+        yield f"{share(copies, len(objects), 'objects')} repeat the image, class, box and mask of another"
     if leaving > fitting / 2:
         text = "boxes that leave their images; COCO's boxes are x, y, width, height in pixels"
         yield f"{share(leaving, len(objects), 'objects')} have {text}"
@@ -60,6 +60,11 @@ def suspicions(annotations: Sequence[Mapping[str, Any]], sizes: Mapping[int, Siz
     empty = sum(item.get("area") == 0 for item, size in objects if reason_to_leave_out(item, size, masks=False) is None)
     if empty:
         yield f"{share(empty, len(objects), 'objects')} have area 0, so that they are scored as small; leave area out"
+
+
+def _identity(item: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what two entries of one object have in common; small, as there may be a million."""
+    return item["image_id"], item["category_id"], *item["bbox"], hash(repr(item.get("segmentation")))
 
 
 def _misfit(item: Mapping[str, Any], size: Size) -> str | None:

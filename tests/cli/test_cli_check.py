@@ -145,4 +145,4 @@ def test_what_is_in_the_file_twice_is_noted(run, tmp_path):
     assert code == 0
     text = " ".join(lines)
     assert "1 file names stand for several images, each with a part of the objects, such as 'a.png'" in text
-    assert "1 of 2 objects (50.0 %) repeat the image, class and box of another" in text
+    assert "1 of 2 objects (50.0 %) repeat the image, class, box and mask of another" in text

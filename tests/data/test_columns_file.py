@@ -29,10 +29,10 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_second_reading_maps_what_the_first_has_kept(source: DatasetSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = CocoDataset(source, keep_truth=True)
+    first = CocoDataset(source)
     assert places(source)[0].is_file()
     forbid_reading(monkeypatch)
-    second = CocoDataset(source, keep_truth=True)
+    second = CocoDataset(source)
     assert list(second) == list(first)
     assert second.truth == first.truth
     whole = read_whole(source)[0]

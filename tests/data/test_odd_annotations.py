@@ -116,8 +116,8 @@ CASES = {
         annotation("bbox", [-5, -5, 100, 20]), [[0, 0, 60, 15]], [WHOLE], "masks that do not fit each other: 7"
     ),
     "box as fractions": Odd(annotation("bbox", [10.5, 5.25, 20.0, 20.0]), [[10.5, 5.25, 30.5, 25.25]], [WHOLE]),
-    "segmentation null": left_out(odd_object(segmentation=None), "objects without a mask (1): 8", HALF, None),
-    "segmentation empty": left_out(odd_object(segmentation=[]), "objects without a mask (1): 8", HALF, None),
+    "segmentation null": left_out(odd_object(segmentation=None), "objects without a mask (1): 8", HALF, 100),
+    "segmentation empty": left_out(odd_object(segmentation=[]), "objects without a mask (1): 8", HALF, 100),
     "polygon of odd length": left_out(odd_object(segmentation=[SQUARE[:7]]), "three (x, y) points (1): 8", HALF, 100),
     "polygon of two points": left_out(odd_object(segmentation=[SQUARE[:4]]), "three (x, y) points (1): 8", HALF, 100),
     "two points beside a polygon": Odd(annotation("segmentation", [SQUARE[:4], SQUARE]), [BOX], [WHOLE]),
@@ -186,7 +186,7 @@ def test_both_backends_score_every_case(tmp_path, monkeypatch, name, backend):
     content = sound_content()
     CASES[name].change(content)
     source = write(tmp_path, content)
-    truth = CocoDataset(source, masks=False, keep_empty=True, keep_truth=True)
+    truth = CocoDataset(source, masks=False, keep_empty=True)
     (image,) = CocoDataset(source, masks=True)
     ((item, mask),) = zip(image.objects, CASES[name].masks, strict=True)
     left, top, right, bottom = item.box
@@ -224,7 +224,7 @@ def test_a_set_of_one_image_fills_a_batch(tmp_path):
 def test_a_set_of_only_crowds_can_be_tested_on(tmp_path):
     content = sound_content()
     annotation("iscrowd", 1)(content)
-    dataset = CocoDataset(write(tmp_path, content), masks=False, keep_empty=True, keep_truth=True)
+    dataset = CocoDataset(write(tmp_path, content), masks=False, keep_empty=True)
     assert len(dataset) == 1
     assert np.isnan(score(dataset, [], masks=True)["segm"]["AP"])
 
@@ -237,7 +237,7 @@ def test_crowds_are_trained_on_and_scored_on_request(tmp_path):
     for crowds, boxes, ap in ((False, [BOX], 100), (True, [BOX, [40, 5, 50, 25]], HALF)):
         (image,) = CocoDataset(source, crowds=crowds)
         assert [list(item.box) for item in image.objects] == boxes
-        truth = CocoDataset(source, masks=False, keep_empty=True, keep_truth=True, crowds=crowds)
+        truth = CocoDataset(source, masks=False, keep_empty=True, crowds=crowds)
         assert score(truth, [result], masks=True)["bbox"]["AP"] == pytest.approx(ap)
 
 

@@ -84,7 +84,7 @@ def test_only_the_misfits_are_counted(tmp_path):
     content["annotations"] += [{**first, "id": number} for number in range(8, 18)]
     content["annotations"][4]["bbox"] = [10, 5, 30, 25]
     finding, repeated = check_dataset(write(tmp_path, content))
-    assert "9 of 11 objects (81.8 %) repeat the image, class and box of another" in repeated.text
+    assert "9 of 11 objects (81.8 %) repeat the image, class, box and mask of another" in repeated.text
     assert "1 of 11 objects (9.1 %) have boxes that do not fit their masks" in finding.text
     assert finding.text.endswith("width, height: 11")
 

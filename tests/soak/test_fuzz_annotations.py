@@ -131,9 +131,7 @@ def test_both_backends_return_the_same_metrics(examples, monkeypatch):
             file = Path(folder) / "a.json"
             file.write_text(json.dumps(content))
             try:
-                dataset = CocoDataset(
-                    DatasetSource("edited", file, Path(folder)), masks=False, keep_empty=True, keep_truth=True
-                )
+                dataset = CocoDataset(DatasetSource("edited", file, Path(folder)), masks=False, keep_empty=True)
             except DatasetError:
                 return
         common = {"bbox": [10, 5, 20, 20], "score": 0.9}

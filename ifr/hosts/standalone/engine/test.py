@@ -43,7 +43,7 @@ def test(run: Run) -> dict[str, Results]:
         trained = trained_classes(file, config)
         if model is None or trained != classes:
             classes = trained
-            sets = open_test_sets(config, classes, keep_truth=worker.is_first)
+            sets = open_test_sets(config, classes)
             entry, first = next(iter(sets.items()))
             match_classes(config, first.classes, entry, run.options.overrides)
             tested = objects_of(list(sets.values()), build_augmentations(config.INPUT.AUG.TEST_PIPELINES)).quantiles

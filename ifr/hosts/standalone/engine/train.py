@@ -52,7 +52,7 @@ def train(run: Run) -> None:
     settle_epochs(config, sum(map(len, sets)), run.options.overrides)
     classes = sets[0].classes
     match_classes(config, classes, config.DATASETS.TRAIN[0], run.options.overrides)
-    test_sets = _test_sets(config, classes, worker)
+    test_sets = _test_sets(config, classes)
     truth_sets = _truth_sets(config, classes)
     last = run.read(run.checkpoints[0]) if run.checkpoints else None
     if last is not None:
@@ -117,12 +117,12 @@ def _replace_earlier(config: Any, output: Path, *, begins: bool) -> None:
         folder.forget(output)
 
 
-def _test_sets(config: Any, classes: Classes, worker: Worker) -> dict[str, CocoDataset]:
+def _test_sets(config: Any, classes: Classes) -> dict[str, CocoDataset]:
     """Open the data sets that training will be evaluated on, so that one that does not fit is an error at the start."""
     if int(config.TEST.EVAL_PERIOD) <= 0:
         return {}
     by_name = config.DATASETS.MATCH_CLASSES == "name"
-    sets = open_test_sets(config, classes if by_name else None, keep_truth=worker.is_first)
+    sets = open_test_sets(config, classes if by_name else None)
     check_classes(list(sets.values()), int(config.MODEL.ROI_HEADS.NUM_CLASSES))
     check_class(config, [name for dataset in sets.values() for name in dataset.class_names])
     return sets

@@ -245,10 +245,10 @@ def score(
         most: TEST.DETECTIONS_PER_IMAGE; negative without a limit.
         boundary: if masks are scored, score their boundaries, too.
     """
-    truth = dataset.truth
-    if truth is None or "annotations" not in truth:
+    if not dataset.annotated:
         logger.info("%s has no annotations; its results are written but not scored", dataset.source.name)
         return {}
+    truth = dataset.truth
     kinds: list[Kind] = ["bbox"]
     if masks and any(annotation.get("segmentation") for annotation in truth["annotations"]):
         kinds += ["segm", "boundary"] if boundary else ["segm"]
