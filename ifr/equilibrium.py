@@ -16,10 +16,21 @@ Observer = Callable[[str, Solution], None]
 
 
 class _Keep(torch.autograd.graph.saved_tensors_hooks):
-    """Keeps what f saves, which activation checkpointing would else compute again for every product."""
+    """Keeps what one evaluation of f saves, which activation checkpointing would recompute for every product."""
 
     def __init__(self) -> None:
-        super().__init__(Tensor.detach, lambda tensor: tensor)
+        super().__init__(_packed, _unpacked)
+
+
+def _packed(tensor: Tensor) -> tuple[Tensor, int]:
+    return tensor.detach(), tensor._version
+
+
+def _unpacked(saved: tuple[Tensor, int]) -> Tensor:
+    tensor, version = saved
+    if tensor._version != version:
+        raise RuntimeError("a tensor that the gradient of f needs was changed in place after the forward pass")
+    return tensor
 
 
 def fixed_point(

@@ -92,9 +92,10 @@ class EvaluationError(UserError, RuntimeError):
     """A detector failed on an image; the cause names the image."""
 
     def __init__(self, cause: str) -> None:
-        out_of_memory = "lower the sizes in INPUT.AUG.TEST_PIPELINES, or use MODEL.DEVICE cpu"
-        short = any(name in cause for name in ("OutOfMemoryError", "MemoryError", "DefaultCPUAllocator"))
-        super().__init__(cause, out_of_memory if short else _REPORT)
+        remedy = _REPORT
+        if any(name in cause for name in ("OutOfMemoryError", "MemoryError", "DefaultCPUAllocator")):
+            remedy = "lower the sizes in INPUT.AUG.TEST_PIPELINES"
+        super().__init__(cause, f"{remedy}, or use MODEL.DEVICE cpu" if "OutOfMemoryError" in cause else remedy)
 
 
 class WorkerError(UserError, RuntimeError):

@@ -151,15 +151,12 @@ def _run(path: Path) -> ModuleType:
     except UserError:
         raise
     except Exception as error:
-        raise ConfigError(f"{path}{_line(error, path)}: {type(error).__name__}: {error}", f"correct {path}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines.append(error.lineno)
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}", f"correct {path}") from error
     return module
-
-
-def _line(error: Exception, path: Path) -> str:
-    """Return the line of a file at which an error arose, as `, line N`; empty if it is not known."""
-    found = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    number = error.lineno if isinstance(error, SyntaxError) else found[-1] if found else None
-    return "" if number is None else f", line {number}"
 
 
 def _defined(module: ModuleType, name: str) -> Any:

@@ -108,11 +108,13 @@ class MaskHead(nn.Module):
         entrance = weights.get(f"{ACCELERATOR}step.enter.weight")
         if not isinstance(self.refinement, Implicit):
             return
-        self.refinement.accelerator = None
+        accelerator = None
         if entrance is not None and entrance.dim():
             direct = f"{ACCELERATOR}step.direct.weight" in weights
             accelerator = Accelerator(self.repeat_block.channels, len(entrance), direct)
-            self.refinement.accelerator = accelerator.to(self.deconv.weight.device, self.deconv.weight.dtype)
+            accelerator.to(self.deconv.weight.device, self.deconv.weight.dtype)
+        if _shapes(accelerator) != _shapes(self.refinement.accelerator):
+            self.refinement.accelerator = accelerator
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Drop the published copies of the block and load with the accelerator; torch passes a copy of the dict."""
@@ -124,6 +126,10 @@ class MaskHead(nn.Module):
         if any(name.startswith(("repeat_block.", ACCELERATOR)) for name in own):
             self.make_accelerator(own)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _shapes(module: nn.Module | None) -> list[torch.Size]:
+    return [] if module is None else [parameter.shape for parameter in module.parameters()]
 
 
 def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, classes: Tensor | None = None) -> Tensor:

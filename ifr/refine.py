@@ -82,6 +82,7 @@ class Implicit(nn.Module):
     """
 
     weight_norm: ClassVar[bool] = True
+    _to_penalise: tuple[RefinementBlock, Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -122,7 +123,6 @@ class Implicit(nn.Module):
         self.accelerate = accelerate and not as_published and hasattr(solver, "max_steps") and hasattr(solver, "tol")
         self.accelerator: Accelerator | None = None
         self.phase = "implicit"
-        self._to_penalise: tuple[RefinementBlock, Tensor, Tensor] | None = None
 
     @classmethod
     def published(cls, max_steps: int = 15, warmup_steps: int = 4) -> Implicit:
@@ -149,6 +149,7 @@ class Implicit(nn.Module):
             raise ValueError(f"start must have the shape of x, {tuple(x.shape)}; got {tuple(start.shape)}")
         if not self.training:
             return self._evaluate(block, x, start)
+        self._to_penalise = None
         if self.phase == "explicit":
             return _unroll(block.at(x), _zeros(block, x), self.warmup_steps)
         count = len(x) // 3 if self.correction else 0

@@ -54,6 +54,9 @@ def new(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             f"--base takes an experiment; {args.base} is a model file",
             "leave --base out or name its experiment, and train with MODEL.WEIGHTS FILE to start from its weights",
         )
+    steps = base.config.INPUT.AUG.TRAIN_PIPELINES
+    if is_shipped(base.folder) and "RandomFlip" not in [name for name, _ in steps]:  # that of the digits
+        base.config.INPUT.AUG.TRAIN_PIPELINES = [*steps, ("RandomFlip", {})]
     if args.refinement is not None:
         base.config.MODEL.ROI_MASK_HEAD.REFINEMENT = args.refinement
     problems = advise("`ifr data check` lists all problems; see ifr new --help", DatasetError, ImageError)
@@ -122,7 +125,7 @@ def _open(source: DatasetSource, config: Any) -> tuple[CocoDataset, list[Choice]
     try:
         return CocoDataset(source, masks=masks, crowds=crowds), []
     except DatasetError:
-        if not CocoDataset(source, masks=masks, crowds=crowds, keep_empty=True).left_out[CROWD]:
+        if set(CocoDataset(source, masks=masks, crowds=crowds, keep_empty=True).left_out) != {CROWD}:
             raise
     reason = "All objects are marked as crowds (iscrowd 1), which training would leave out."
     return CocoDataset(source, masks=masks, crowds=True), [Choice(reason, {"DATASETS.CROWDS_AS_OBJECTS": True})]

@@ -218,7 +218,9 @@ def _add_accelerate(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--images", required=True, metavar="FOLDER", help="an image folder, or a quoted glob")
     parser.add_argument(
-        "--output", metavar="FILE", help="output file (default: NAME.accelerated.pth beside the weights)"
+        "--output",
+        metavar="FILE",
+        help="output file (default: NAME.accelerated.pth beside the weights, or here for an address)",
     )
     regions = "fit to N detected objects (default 668 with 64 channels, 167 with 256)"
     parser.add_argument("--regions", type=positive, metavar="N", help=regions)

@@ -162,9 +162,7 @@ def _left_out(content: Mapping[str, Any], source: DatasetSource) -> Iterator[Fin
         yield Finding("annotations", f"{source.json}: {text}", False)
     twice = [name for name, count in Counter(image["file_name"] for image in content["images"]).items() if count > 1]
     if twice:
-        text = (
-            f"{len(twice)} file names stand for several images, each with a part of the objects, such as {twice[0]!r}"
-        )
+        text = f"file names of several images, each with a part of the objects ({len(twice)}), such as {twice[0]!r}"
         yield Finding("images", f"{source.json}: {text}", False)
     names = [category["name"] for category in content["categories"]]
     for name in sorted({name for name in names if names.count(name) > 1}):

@@ -162,12 +162,12 @@ class CocoDataset(Dataset[CocoImage]):
 
     @property
     def annotated(self) -> bool:
-        """Whether the file has annotations, if only none of an object."""
+        """Whether the file has a list of annotations, even an empty one."""
         return bool(self._content.description()["annotated"])
 
     @property
     def truth(self) -> dict[str, Any]:
-        """What scoring needs, in the form of an annotation file, made anew at each call."""
+        """What scoring needs, in the form of an annotation file, built at each call."""
         return self._content.truth(crowds=self._crowds)
 
     def _object(self, annotation: int) -> CocoObject:

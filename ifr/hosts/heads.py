@@ -85,7 +85,7 @@ def penalties(module: nn.Module) -> dict[str, Tensor]:
 
 
 def add_penalties(model: nn.Module, _inputs: Any, outputs: Any) -> Any:
-    """Add the penalties of the mask head to a detector's losses, a dict, as its forward hook; detections stay."""
+    """Forward hook that adds the mask head's penalties to a detector's dict of losses; detections stay as they are."""
     return {**outputs, **penalties(model)} if model.training else outputs
 
 

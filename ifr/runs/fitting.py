@@ -110,13 +110,12 @@ def _pipelines(base: Any, edge: ResizeShortestEdge, seen: Objects) -> Choice:
         resize(tuple(scaled)) if _resizes(name) else (str(name), dict(settings))
         for name, settings in base.INPUT.AUG.TRAIN_PIPELINES
     ]
-    flip: list[tuple[str, dict[str, Any]]] = [] if "RandomFlip" in dict(steps) else [("RandomFlip", {})]
+    flips = " Take out RandomFlip if left and right differ." if "RandomFlip" in dict(steps) else ""
     low, middle, high = np.percentile(seen.sizes, (5, 50, 95))
     return Choice(
-        f"Objects are {middle:.0f} pixels large in the resized images, 90 % of them {low:.0f} to {high:.0f}. Take out "
-        "RandomFlip if left and right differ.",
+        f"Objects are {middle:.0f} pixels large in the resized images, 90 % of them {low:.0f} to {high:.0f}." + flips,
         {
-            "INPUT.AUG.TRAIN_PIPELINES": (*steps, *flip),
+            "INPUT.AUG.TRAIN_PIPELINES": tuple(steps),
             "INPUT.AUG.TEST_PIPELINES": (resize(length),),
         },
     )

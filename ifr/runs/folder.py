@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +38,7 @@ def periodic(iteration: int) -> str:
 
 @contextlib.contextmanager
 def reserved(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a folder during the block, also those of other machines if its file system can.
+    """Keep other trainings out of a folder during the block, on other machines too if the file system has such locks.
 
     Raises:
         RunError: another process trains in it.
@@ -148,10 +149,18 @@ def sweep(folder: Path) -> None:
     """Delete unfinished files of killed runs in OUTPUT_DIR, its inference and its nonfinite_iter_* folders."""
     for pattern in (".*.tmp", "inference/.*.tmp", "inference/*/.*.tmp", "nonfinite_iter_*/.*.tmp"):
         for path in folder.glob(pattern):
-            match = re.fullmatch(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.tmp", path.name)
-            if match and not _is_running(int(match[1])):  # of this machine
+            match = re.fullmatch(rf"\..+?(\.{re.escape(platform.node())})?\.(\d+)\.tmp", path.name)
+            if match and (not _is_running(int(match[2])) if match[1] else _is_old(path)):
                 logger.info("deleting %s, which a killed run left", path)
                 path.unlink(missing_ok=True)
+
+
+def _is_old(path: Path) -> bool:
+    """Return whether a file has not changed for a day; a process of another machine may write it."""
+    try:
+        return time.time() - path.stat().st_mtime > 86_400
+    except FileNotFoundError:
+        return False
 
 
 def _is_running(process: int) -> bool:

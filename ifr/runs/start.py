@@ -108,10 +108,10 @@ def _work(worker: Worker, work: Work, check: Check, experiment: Experiment, opti
     output.mkdir(parents=True, exist_ok=True)
     training = isinstance(options, TrainOptions)
     with contextlib.ExitStack() as stack:
-        if worker.is_first:
-            stack.enter_context(log_file(output / "log.txt"))
         if worker.is_first and training:
             stack.enter_context(folder.reserved(output))
+        if worker.is_first:
+            stack.enter_context(log_file(output / "log.txt"))
         chosen, file = _choose(worker, experiment, options, output)
         first = file or (read_once(chosen[0], worker) if chosen else None)
         settle(config, options.overrides, worker, device, output, training=training, file=first)

@@ -144,5 +144,5 @@ def test_what_is_in_the_file_twice_is_noted(run, tmp_path):
     code, lines, _ = run(f"{source.images}:{source.json}")
     assert code == 0
     text = " ".join(lines)
-    assert "1 file names stand for several images, each with a part of the objects, such as 'a.png'" in text
+    assert "file names of several images, each with a part of the objects (1), such as 'a.png'" in text
     assert "1 of 2 objects (50.0 %) repeat the image, class, box and mask of another" in text

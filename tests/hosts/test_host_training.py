@@ -93,7 +93,7 @@ def test_other_heads_are_as_before(
 ) -> None:
     """An experiment with these settings also trains the heads that it is compared with; it says what has no effect."""
     given = [f"{HEAD}.GAIN", 0.5, f"{HEAD}.CONTRACTION_PENALTY", 1.0, f"{HEAD}.F_TOL", 0.1]
-    given += [f"{HEAD}.SOLVER", "brodyen", f"{HEAD}.ADJOINT_SOLVER", "one", f"{HEAD}.B_THRES", 3]
+    given += [f"{HEAD}.SOLVER", "picard", f"{HEAD}.ADJOINT_SOLVER", "one-step", f"{HEAD}.B_THRES", 3]
     given += [f"{HEAD}.{other[0]}", other[1]]
     config.merge_from_list([f"{HEAD}.F_THRES", 15])
     heads = []

@@ -115,6 +115,10 @@ def test_the_block_gets_a_penalty_in_the_implicit_phase_of_training(penalty: Pen
     assert found.shape == (-(-len(x) // PENALISED),)
     assert (found > 0).all()
     assert refine.take_penalty() is None
+    refine(block, x)
+    set_phase(refine, "explicit")
+    refine(block, x)
+    assert refine.take_penalty() is None
     gradient, *of_weights = torch.autograd.grad(found.sum(), [x, *block.parameters()], allow_unused=True)
     assert gradient is None
     assert all(part is not None and part.abs().max() > 0 for part in of_weights[:4])

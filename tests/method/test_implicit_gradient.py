@@ -192,3 +192,17 @@ def test_activation_checkpointing_does_not_repeat_the_solve_for_every_product() 
         counts.append(len(calls))
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
     assert counts[1] == 2 * counts[0]
+
+
+def test_a_change_in_place_before_the_backward_pass_is_an_error() -> None:
+    weight = (0.2 * torch.eye(5)).expand(2, 5, 5).clone().requires_grad_()
+    z = fixed_point(
+        lambda z: torch.tanh((weight @ z[:, :, None]).squeeze(2) + 1),
+        torch.zeros(2, 5),
+        solver=Broyden(9),
+        adjoint=GMRES(9),
+    )
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place after the forward pass"):
+        z.sum().backward()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import platform
 import resource
 import shutil
@@ -286,6 +287,9 @@ def test_temporary_files_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
     others = [tmp_path / "notes.tmp", tmp_path / ".mine.tmp", tmp_path / ".a.0.another-host.99999999.tmp"]
     for path in (*left, *others):
         path.touch()
+    left.append(tmp_path / ".old.0.another-host.99999999.tmp")
+    left[-1].touch()
+    os.utime(left[-1], (0, 0))
     history.sweep(tmp_path)
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in others)

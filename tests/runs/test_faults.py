@@ -208,3 +208,18 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
         process.kill()
     with reserved(tmp_path):
         pass
+
+
+def test_a_refused_training_leaves_the_log_of_the_other_alone(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "log.txt").write_text("of the other\n")
+    other = "import sys; from pathlib import Path; from ifr.runs.folder import reserved\n"
+    other += "with reserved(Path(sys.argv[1])): print('has it', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", other, str(output)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert main(["train", str(tiny), "OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu"]) == 1
+        process.kill()
+    assert (output / "log.txt").read_text() == "of the other\n"

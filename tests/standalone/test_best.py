@@ -42,10 +42,11 @@ def test_a_loss_should_be_low_and_several_sets_count_by_their_mean(caplog: pytes
     assert (best.value, best.exhausted) == (1.75, False)
     only = Best("b/loss/total_loss", patience=0)
     assert [only.add(done, row) for done, row in enumerate(rows)] == [True, True, False]
-    assert not Best("segm/AP99", patience=0).add(7, rows[0])
-    assert caplog.messages == [
-        "SOLVER.BEST.METRIC is segm/AP99, but the metrics at iteration 7 are loss/total_loss",
-    ]
+    absent = Best("segm/AP99", patience=2)
+    assert [absent.add(done, rows[0]) for done in (7, 8, 9)] == [False] * 3
+    assert not absent.exhausted
+    (said,) = caplog.messages
+    assert said.startswith("SOLVER.BEST.METRIC is segm/AP99, but the metrics after 7 iterations are loss/total_loss; ")
     assert not Best("", patience=0).add(1, rows[0])
 
 
@@ -59,7 +60,8 @@ def test_a_misspelt_class_is_refused() -> None:
     config.merge_from_list(["SOLVER.BEST.METRIC", "segm/AP-sqare"])
     with pytest.raises(ValueError, match=r"there is no class 'sqare'; did you mean 'square'\?"):
         check_class(config, ["circle", "square"])
-    for metric in ("segm/AP-either/or", "a:b/bbox/AP-square (id 3)", "segm/AP", "loss/total_loss", ""):
+    names = ("segm/AP-either/or", "runs/AP-2024/val.json/segm/AP", "a:b/bbox/AP-square (id 3)", "segm/AP", "loss/x", "")
+    for metric in names:
         config.merge_from_list(["SOLVER.BEST.METRIC", metric])
         check_class(config, ["either/or", "square (id 3)", "square (id 7)"])
 

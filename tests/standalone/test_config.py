@@ -25,7 +25,7 @@ def test_defaults_match_cvpods() -> None:
 
 
 def test_values_have_the_types_of_the_defaults() -> None:
-    """Wherever they are given, so that 0 in a config.py does not make a whole number of a rate."""
+    """In a config.py, too, so that 0 in it does not make a whole number of a rate."""
 
     class Config(RCNNFPNConfig):
         def __init__(self) -> None:
@@ -37,6 +37,9 @@ def test_values_have_the_types_of_the_defaults() -> None:
     config.merge_from_list(["SOLVER.EPOCHS", "0.5", "SOLVER", "{'OPTIMIZER': {'WEIGHT_DECAY': 0}}"])
     config.merge_from_list(["SOLVER.OPTIMIZER.WEIGHT_DECAY", "1e-4"])
     assert (config.SOLVER.EPOCHS, config.SOLVER.OPTIMIZER.WEIGHT_DECAY) == (0.5, 1e-4)
+    config.DATASETS = {"TRAIN": "photos:photos.json"}
+    config.OUTPUT_DIR = Path("out")
+    assert (config.DATASETS.TRAIN, config.OUTPUT_DIR) == (["photos:photos.json"], "out")
     for section in ({"IMS_PER_BATCH": "abc"}, {"OPTIMIZER": {"BASE_LR": True}}, {"LR_SCHEDULER": {"STEPS": 3}}):
         with pytest.raises(ConfigError, match=r"^SOLVER\..* must be of type "):
             config.SOLVER = section

@@ -9,7 +9,7 @@ from official_outputs import EXPERIMENTS, ROOT
 from ifr.data.annotations import Annotations
 from ifr.experiment import load_experiment
 from ifr.hosts.standalone import RCNNFPNConfig, build_cascade_rcnn, build_mask_rcnn
-from ifr.hosts.standalone.detector.rcnn import RCNN, _pasted, _scaled
+from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.detector.structures import Detections
 
 SMALL = {
@@ -256,7 +256,7 @@ def test_non_finite_predictions(polygon_batch: list[dict[str, Any]]) -> None:
 def test_boxes_that_become_empty_are_dropped() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 20.0, 30.0]])
     found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([1, 2]))
-    result = _pasted(_scaled(found, torch.ones(2, 28, 28), (40, 40), (20, 80)), (20, 80))
+    result = RCNN.postprocess(found, torch.ones(2, 28, 28), (40, 40), (20, 80))
     assert result["boxes"].tolist() == [[0.0, 0.0, 20.0, 5.0]]
     assert result["classes"].tolist() == [1]
     assert int(result["masks"].sum()) == 20 * 5

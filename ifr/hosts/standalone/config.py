@@ -5,6 +5,7 @@ import copy
 import difflib
 import functools
 import operator
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -149,8 +150,6 @@ def _parsed(text: Any, old: Any, key: str) -> Any:
         raise ConfigError(f"{key} must be of type str, such as {old!r}; got {text!r}")
     if isinstance(old, str) and isinstance(text, str) and not isinstance(value, str) and value is not None:
         return text  # a string that looks like a number
-    if isinstance(value, str) and key in ("DATASETS.TRAIN", "DATASETS.TEST"):
-        value = [value]  # a single data set
     return value
 
 
@@ -161,7 +160,9 @@ def _converted(value: Any, default: Any, key: str = "") -> Any:
             str(name): _converted(item, default[name], f"{key}.{name}" if key else str(name))
             for name, item in value.items()
         }
-    value = _plain(value)
+    if isinstance(value, str) and key in ("DATASETS.TRAIN", "DATASETS.TEST"):
+        value = [value]  # a single data set
+    value = os.fspath(value) if isinstance(value, os.PathLike) else _plain(value)
     default = list(default) if isinstance(default, tuple) else default
     if default is None or value is None or type(value) is type(default):
         return value

@@ -31,9 +31,9 @@ def train(run: Run) -> None:
     if classes is not None:
         about["classes"] = classes.as_dict()
     weights = str(config.MODEL.WEIGHTS)
-    if config.MODEL.MASK_ON:
-        warn_if_all_warmup(config.MODEL.ROI_MASK_HEAD, int(config.SOLVER.LR_SCHEDULER.MAX_ITER))
     runner = make_runner(config, run.experiment.build_model, about, worker)
+    if config.MODEL.MASK_ON:
+        warn_if_all_warmup(config.MODEL.ROI_MASK_HEAD, int(runner.max_iter))
     last = worker.from_first(lambda: last_checkpoint(output)) if run.options.resume else None
     average = keep_average(runner, float(config.SOLVER.EMA.DECAY)) if config.SOLVER.EMA.ENABLED else None
     extras = _extras(run.read(str(last)), averaged=average is not None) if last is not None else {}

@@ -161,6 +161,13 @@ class RCNN(nn.Module):
             target[:, : image.shape[1], : image.shape[2]] = image
         return ImageBatch(tensor, sizes)
 
+    @staticmethod
+    def postprocess(
+        detections: Detections, masks: Tensor | None, size: ImageSize, output_size: ImageSize
+    ) -> dict[str, Tensor]:
+        """Scale the detections of one image from `size` to `output_size` and drop boxes that become empty."""
+        return _pasted(_scaled(detections, masks, size, output_size), output_size)
+
     def set_iteration(self, iteration: int) -> None:
         """Choose the mask head's explicit or implicit path for this training iteration, counted from 0."""
         set_phase(self, "explicit" if iteration < self.explicit_iterations else "implicit")

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 _METRIC, _PATIENCE = "SOLVER.BEST.METRIC", "SOLVER.BEST.PATIENCE"
 _LOSS = re.compile("(^|/)loss/[^/]+$")
-_OF_CLASS = re.compile("/AP-(.+)")  # the name of a class may contain a slash
+_OF_CLASS = re.compile("(?:^|/)(?:bbox|segm|boundary)/AP-(.+)")  # the name of a class may contain a slash
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Best:
     iteration: int = 0
     """The number of iterations after which it was found."""
     _waited: int = 0
+    _said: bool = False
 
     def add(self, iteration: int, metrics: Mapping[str, float | None]) -> bool:
         """Add an evaluation, its metrics by `ENTRY/TASK/NAME`; return whether it is better than all before."""
@@ -40,9 +41,13 @@ class Best:
             return False
         found = [value for name, value in metrics.items() if name == self.metric or name.endswith(f"/{self.metric}")]
         if not found:
-            known = ", ".join(sorted({"/".join(name.rsplit("/", 2)[-2:]) for name in metrics})) or "none"
-            logger.warning("%s is %s, but the metrics at iteration %d are %s", _METRIC, self.metric, iteration, known)
-        numbers = [math.nan if value is None else value for value in found] or [math.nan]
+            if not self._said:
+                known = ", ".join(sorted({"/".join(name.rsplit("/", 2)[-2:]) for name in metrics})) or "none"
+                text = "%s is %s, but the metrics after %d iterations are %s; it has no effect while it is missing"
+                logger.warning(text, _METRIC, self.metric, iteration, known)
+            self._said = True
+            return False
+        numbers = [math.nan if value is None else value for value in found]
         value = sum(numbers) / len(numbers)
         better = value < self.value if _LOSS.search(self.metric) else value > self.value
         if better or (math.isnan(self.value) and not math.isnan(value)):

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ifr.data.coco import KEEP_CROWDS, CocoDataset, share
-from ifr.data.coco_rules import usable_polygons
 from ifr.data.loader import evaluation_loader
 from ifr.errors import EvaluationError, Stopped
 from ifr.hosts.standalone.detector.rcnn import RCNN
@@ -25,6 +24,7 @@ from ifr.hosts.standalone.evaluation.coco_metrics import (
     default_backend,
     format_results,
     warn_of_crowded_images,
+    with_usable_masks,
 )
 from ifr.processes.remote_errors import RemoteError
 from ifr.processes.signals import kept_from_children
@@ -260,23 +260,8 @@ def score(
         part = share(crowds, len(truth["annotations"]), "objects")
         logger.info("%s: %s are crowds, which are not scored; %s scores them", dataset.source.name, part, KEEP_CROWDS)
     warn_of_crowded_images(truth, dataset.source.name, most)
-    masked = _with_usable_masks(truth, dataset.source.name) if len(kinds) > 1 else truth
+    masked = with_usable_masks(truth, dataset.source.name) if len(kinds) > 1 else truth
     return {kind: coco_metrics(truth if kind == "bbox" else masked, results, kind, most=most) for kind in kinds}
-
-
-def _with_usable_masks(truth: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Remove objects without a mask, and polygons of fewer than three points: pycocotools reads two points as a box."""
-    annotations = []
-    for annotation in truth["annotations"]:
-        segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list):
-            segmentation = usable_polygons(segmentation)
-        if segmentation:
-            annotations.append({**annotation, "segmentation": segmentation})
-    dropped = len(truth["annotations"]) - len(annotations)
-    if dropped:
-        logger.warning("%s: %d objects without a usable mask are excluded from the mask metrics", name, dropped)
-    return {**truth, "annotations": annotations}
 
 
 def _gather(results: list[dict[str, Any]], failure: Exception | None, worker: Worker) -> list[dict[str, Any]]:

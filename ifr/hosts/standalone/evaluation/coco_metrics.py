@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifr.data.annotation_file import classes_of, collection_paused
+from ifr.data.coco_rules import usable_polygons
 
 logger = logging.getLogger(__name__)
 
@@ -237,3 +238,27 @@ def warn_of_crowded_images(truth: Mapping[str, Any], name: str, most: int) -> No
         "%s: AP counts %d detections of a class in an image, but %d of %d images have more objects, up to %d; %s",
         *(name, limit, len(crowded), len(truth["images"]), objects, remedy),
     )
+
+
+def with_usable_masks(truth: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Remove polygons of fewer than three points, which pycocotools reads as a box if there are two.
+
+    What is found on an object without a mask counts neither as right nor as wrong: its box becomes a crowd.
+    """
+    annotations = []
+    excluded = 0
+    for annotation in truth["annotations"]:
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list):
+            segmentation = usable_polygons(segmentation)
+        if segmentation:
+            annotations.append({**annotation, "segmentation": segmentation})
+            continue
+        excluded += 1
+        left, top, width, height = annotation["bbox"]
+        right, bottom = left + max(width, 1), top + max(height, 1)
+        box = [left, top, right, top, right, bottom, left, bottom]
+        annotations.append({**annotation, "segmentation": [box], "iscrowd": 1})
+    if excluded:
+        logger.warning("%s: %d objects without a usable mask are excluded from the mask metrics", name, excluded)
+    return {**truth, "annotations": annotations}
