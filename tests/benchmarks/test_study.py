@@ -265,7 +265,8 @@ def test_tuned_heads_take_the_rate_with_the_best_mean_of_two_seeds():
     untuned = {head["name"]: head for head in report["heads"]}
     for head in tuned["heads"]:
         name = head["name"].removesuffix("_tuned")
-        chosen_for = name if name in ("conv_4_gn", "implicit") else "sharing_4"
+        head_of = name.removesuffix("_3x")
+        chosen_for = head_of if head_of in ("conv_4_gn", "implicit") else "sharing_4"
         rates = {1.0: chosen_for, 4.0: f"{chosen_for}_fastest", 8.0: f"{chosen_for}_lr8"}
         best = max(rates, key=lambda rate: quality(rates[rate]))
         assert head["settings"].pop("SOLVER.OPTIMIZER.MASK_HEAD_LR_FACTOR") == best

@@ -48,10 +48,9 @@ class RCNN(nn.Module):
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
         self.explicit_iterations = explicit_iterations
-        self.register_buffer(
-            "pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), persistent=False
-        )
-        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            floats = torch.tensor(values, dtype=torch.get_default_dtype())  # whole numbers would be an int64 tensor
+            self.register_buffer(name, floats.view(-1, 1, 1), persistent=False)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
 
