@@ -2,8 +2,8 @@
 
 Pictures are JPEG files of 640 x 480 pixels with 7 polygons each, resized to a short edge of 800 pixels and flipped with
 probability 0.5. "v2" is what torchvision's detection reference does with its transforms v2, with bitmap masks.
-detectron2 takes part where IFR_DETECTRON2 names a checkout or it is installed. All take the same files, in one thread
-and in a drawn order; medians of the seconds a picture are printed.
+detectron2 takes part where it can be imported. All take the same files, in one thread and in a drawn order; medians of
+the seconds a picture are printed.
 
     python benchmarks/loader.py [--pictures 100] [--repeats 5]
 """
@@ -92,7 +92,7 @@ def _merged(polygons: Any) -> Any:
 
 def detectron2_mapper(dataset: CocoDataset) -> Mapper | None:
     try:
-        importlib.import_module("ifr.hosts.detectron2")  # finds the checkout
+        importlib.import_module("ifr.hosts.detectron2")  # silences its warnings
     except ImportError as error:
         print(f"without detectron2: {error}")
         return None

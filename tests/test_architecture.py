@@ -20,7 +20,7 @@ FLOORS = (
     ("ifr.fonts", "ifr.visualize"),
     ("ifr.experiment", "ifr.description", "ifr.overrides"),
     ("ifr.runs",),
-    ("ifr.hosts.checkout", "ifr.hosts.heads", "ifr.hosts.settings", "ifr.hosts.recipes", "ifr.hosts.stand_in"),
+    ("ifr.hosts.heads", "ifr.hosts.settings", "ifr.hosts.recipes", "ifr.hosts.stand_in"),
     ("ifr.hosts.standalone", "ifr.hosts.cvpods", "ifr.hosts.detectron2", "ifr.hosts.torchvision", "ifr.hosts.mmdet"),
     ("ifr.hosts",),
     ("ifr.prediction", "ifr.training"),

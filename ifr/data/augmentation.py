@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from ifr.data.annotations import ImageSize
-from ifr.data.geometry import Cropped, Flipped, Geometry, Recolored, Resized, Turned, Unchanged
+from ifr.data.geometry import Cropped, Flipped, Geometry, Recolored, Resized, Turned
 from ifr.data.transforms import ResizeShortestEdge, build_steps
 
 OWN = ("LargeScaleJitter", "ColorJitter", "RandomRotation90")
@@ -58,7 +58,7 @@ class RandomFlip:
 
     def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
         """Draw a flip or no change."""
-        return Flipped(self.horizontal) if _uniform(0, 1, generator) < self.prob else Unchanged()
+        return Flipped(self.horizontal) if _uniform(0, 1, generator) < self.prob else Geometry()
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RandomRotation90:
     def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
         """Draw a turn or no change."""
         if _uniform(0, 1, generator) >= self.prob:
-            return Unchanged()
+            return Geometry()
         return Turned(int(torch.randint(1, 4, (), generator=generator)))
 
 
@@ -161,7 +161,7 @@ class ColorJitter:
     def draw(self, size: ImageSize, generator: torch.Generator) -> Geometry:
         """Draw the changes and their order."""
         if _uniform(0, 1, generator) >= self.prob:
-            return Unchanged()
+            return Geometry()
         spans = (self.brightness, self.contrast, self.saturation)
         brightness, contrast, saturation = (_uniform(1 - span, 1 + span, generator) for span in spans)
         hue = _uniform(-self.hue, self.hue, generator)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ifr.data.classes import Classes
-from ifr.data.geometry_rules import Geometry
+from ifr.data.geometry_rules import Shapes
 from ifr.data.leaving_out import BOX_OUTSIDE, CROWD, MASK_OUTSIDE, NO_MASK, NO_POLYGON, box_reason, mask_reason
 
 Segmentation = list[list[float]] | dict[str, Any]  # polygons x0, y0, x1, y1, ... in pixels, or a run-length encoding
@@ -168,14 +168,14 @@ class ColumnsBuilder:
         self._parts: list[tuple[NDArray[Any], ...]] = []
         self._annotated = False
 
-    def add(self, annotations: Sequence[Mapping[str, Any]], geometry: Geometry) -> None:
-        """Add annotations in the order of the file, with their geometry."""
+    def add(self, annotations: Sequence[Mapping[str, Any]], shapes: Shapes) -> None:
+        """Add annotations in the order of the file, with their shapes."""
         self._annotated = True
         masks = [item.get("segmentation") for item in annotations]
         images = [self._places[item["image_id"]] for item in annotations]
         sizes = [self._sizes[image] for image in images]
         runs = [json.dumps(mask).encode() if isinstance(mask, dict) else b"" for mask in masks]
-        boxes = geometry.boxes
+        boxes = shapes.boxes
         areas = np.array([item.get("area", np.nan) for item in annotations], dtype=np.float64)
         self._parts.append(
             (
@@ -186,9 +186,9 @@ class ColumnsBuilder:
                 np.array([bool(item.get("iscrowd")) for item in annotations], dtype=bool),
                 _reasons(map(mask_reason, masks, sizes)),
                 _reasons(map(box_reason, boxes.tolist(), sizes)),
-                geometry.numbers,
-                geometry.lengths,
-                geometry.coordinates,
+                shapes.numbers,
+                shapes.lengths,
+                shapes.coordinates,
                 _bytes(runs),
                 _integers(list(map(len, runs))),
             )
@@ -197,7 +197,7 @@ class ColumnsBuilder:
     def columns(self, note: str | None) -> Columns:
         """Return all; `note` says what was converted before. Nothing can be added afterwards."""
         if not self._parts:
-            self.add((), Geometry.of(()))
+            self.add((), Shapes.of(()))
             self._annotated = False
         columns = list(zip(*self._parts, strict=True))
         self._parts = []
@@ -249,7 +249,7 @@ def columns_of(content: Mapping[str, Any], note: str | None) -> Columns:
     """Convert the content of an annotation file without defects; `note` says what was converted in it."""
     builder = ColumnsBuilder(content["images"], content["categories"])
     if "annotations" in content:
-        builder.add(content["annotations"], Geometry.of(content["annotations"]))
+        builder.add(content["annotations"], Shapes.of(content["annotations"]))
     return builder.columns(note)
 
 

@@ -10,7 +10,7 @@ from ifr.data.coco_rules import annotation_defects, find_defects
 from ifr.data.columns import Columns, ColumnsBuilder, columns_of
 from ifr.data.exports import Tidying
 from ifr.data.file_names import FileNames, tidy_file_names
-from ifr.data.geometry_rules import Geometry, plain_geometry
+from ifr.data.geometry_rules import Shapes, plain_shapes
 from ifr.data.json_pieces import last_value
 
 _HEAD = ("images", "categories")
@@ -99,11 +99,11 @@ class _Pieces:
         self._tidying.section("annotations", annotations)
         self._tidying.masks(annotations, self._images)
         images = {item.get("image_id") for item in annotations}
-        geometry = plain_geometry(annotations, [self._sizes[image] for image in images if image in self._sizes])
+        shapes = plain_shapes(annotations, [self._sizes[image] for image in images if image in self._sizes])
         rules = (self._sizes, self._categories, self._known)
-        if any(annotation_defects(enumerate(annotations), *rules, geometry=geometry is None)):
+        if any(annotation_defects(enumerate(annotations), *rules, geometry=shapes is None)):
             raise ValueError("there are defects")
-        self._builder.add(annotations, geometry or Geometry.of(annotations))
+        self._builder.add(annotations, shapes or Shapes.of(annotations))
 
     def columns(self) -> tuple[Columns, FileNames]:
         """Return everything, like `read_whole`."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,24 +14,29 @@ from ifr.data.annotations import ImageSize
 from ifr.data.transforms import resize
 
 
-class Geometry(Protocol):
-    """A change for images of one size, with all random choices made."""
+@dataclass(frozen=True)
+class Geometry:
+    """A change for images of one size, with all random choices made; this one changes nothing."""
 
     def size(self, size: ImageSize) -> ImageSize:
         """Return the height and width after the change."""
+        return size
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Change an image (H, W, 3)."""
+        return image
 
     def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
         """Change points (n, 2), x and y in pixels, in an image of `size`."""
+        return points
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Change a mask (H, W)."""
+        return mask
 
 
 @dataclass(frozen=True)
-class Resized:
+class Resized(Geometry):
     """Scales to a new height and width."""
 
     new_size: ImageSize
@@ -59,14 +63,10 @@ class Resized:
 
 
 @dataclass(frozen=True)
-class Flipped:
+class Flipped(Geometry):
     """Mirrors left to right or upside down."""
 
     horizontal: bool
-
-    def size(self, size: ImageSize) -> ImageSize:
-        """Return `size`, which a flip keeps."""
-        return size
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Mirror the image; the result is a view."""
@@ -85,29 +85,8 @@ class Flipped:
 
 
 @dataclass(frozen=True)
-class Unchanged:
-    """Leaves the image and its annotations as they are."""
-
-    def size(self, size: ImageSize) -> ImageSize:
-        """Return `size`."""
-        return size
-
-    def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return `image`."""
-        return image
-
-    def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
-        """Return `points`."""
-        return points
-
-    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return `mask`."""
-        return mask
-
-
-@dataclass(frozen=True)
-class Turned:
-    """Turned counterclockwise by right angles.
+class Turned(Geometry):
+    """Turns counterclockwise by right angles.
 
     Args:
         quarters: the number of right angles, from 1 to 3.
@@ -136,8 +115,8 @@ class Turned:
 
 
 @dataclass(frozen=True)
-class Cropped:
-    """Scaled to a new size, of which only a window is kept.
+class Cropped(Geometry):
+    """Scales to a new size and keeps only a window.
 
     Args:
         scaled: height and width after scaling.
@@ -166,8 +145,8 @@ class Cropped:
 
 
 @dataclass(frozen=True)
-class Recolored:
-    """The same shapes in other colours.
+class Recolored(Geometry):
+    """Changes the colours and leaves all shapes as they are.
 
     Args:
         brightness: factor of the intensities; 1 changes nothing.
@@ -183,10 +162,6 @@ class Recolored:
     hue: float
     order: tuple[int, ...] = (0, 1, 2, 3)
 
-    def size(self, size: ImageSize) -> ImageSize:
-        """Return `size`."""
-        return size
-
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Change the colours of an image, BGR 0-255."""
         changed = _tensor(image).flip(0)
@@ -199,14 +174,6 @@ class Recolored:
         for number in self.order:
             changed = changes[number](changed)
         return _array(changed.flip(0))
-
-    def points(self, points: NDArray[np.float64], size: ImageSize) -> NDArray[np.float64]:
-        """Return `points`."""
-        return points
-
-    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return `mask`."""
-        return mask
 
 
 def _with_contrast(rgb: Tensor, factor: float) -> Tensor:

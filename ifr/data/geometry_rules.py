@@ -15,7 +15,7 @@ _NUMBERS = {int, float}
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Shapes:
     """The boxes and polygons of some annotations."""
 
     boxes: NDArray[np.float64]
@@ -27,7 +27,7 @@ class Geometry:
     coordinates: NDArray[np.float64]
 
     @classmethod
-    def of(cls, annotations: Sequence[Any]) -> "Geometry":
+    def of(cls, annotations: Sequence[Any]) -> "Shapes":
         """Convert those of annotations without defects."""
         lists, numbers = _polygons(annotations)
         lengths = np.array(list(map(len, lists)), dtype=np.int64)
@@ -39,8 +39,8 @@ class Geometry:
         )
 
 
-def plain_geometry(annotations: Sequence[dict[str, Any]], sizes: Iterable[Size]) -> Geometry | None:
-    """Return the geometry if the rules surely find no defect in it, else None: `find_defects` decides.
+def plain_shapes(annotations: Sequence[dict[str, Any]], sizes: Iterable[Size]) -> Shapes | None:
+    """Return the shapes if the rules surely find no defect in them, else None: `find_defects` decides.
 
     Args:
         annotations: the annotations.
@@ -54,7 +54,7 @@ def plain_geometry(annotations: Sequence[dict[str, Any]], sizes: Iterable[Size])
     if not set(map(type, values)) <= _NUMBERS:
         return None
     try:
-        found = Geometry.of(annotations)
+        found = Shapes.of(annotations)
     except OverflowError:  # an integer beyond floating point
         return None
     shortest = min(map(longest_outline, sizes), default=0.0)

@@ -94,30 +94,51 @@ def mask_classes(config: Any) -> int:
     return 1 if config.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK else int(config.MODEL.ROI_HEADS.NUM_CLASSES)
 
 
-def load_mask_head(head: MaskHead, source: str | Path | CheckpointFile) -> LoadReport:
-    """Load a mask head's weights from a checkpoint of IFR or of the published code, of a whole detector or the head.
+def load_mask_head(model: nn.Module, source: str | Path | CheckpointFile) -> LoadReport:
+    """Load the mask head's weights from a checkpoint of IFR or of the published code, of a whole detector or the head.
 
     Args:
-        head: the mask head of any detector.
+        model: a detector with IFR's mask head, or the head; every stage of a cascade gets the weights of the one head.
         source: see `ifr.checkpoints.load_weights`.
 
     Raises:
         CheckpointError: the file cannot be read, has no mask head, or has one of another size or refinement.
+        TypeError: the model has no mask head of IFR.
     """
+    parts = _mask_heads(model)
     checkpoint = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
     weights = {key: value for key, value in checkpoint.weights.items() if names.unwrapped(key).startswith(_PREFIX)}
     if not weights:
         raise CheckpointError(checkpoint.path, f"it has no mask head: none of its weights begins with {_PREFIX}")
-    report = load_weights(_under_published_names(head), dataclasses.replace(checkpoint, weights=weights))
+    head_only = dataclasses.replace(checkpoint, weights=weights)
+    reports = [load_weights(_under_published_names(head), head_only) for head in parts]
     left_out = len(checkpoint.weights) - len(weights)
-    text = "%s: only the mask head is loaded, %d other weights are not; its classes are taken in their order"
+    text = "%s: only the mask head is loaded, %d other weights are ignored; classes are matched by their order"
     logger.info(text, checkpoint.path, left_out)
-    return report
+    return reports[0]
 
 
-def save_mask_head(path: str | Path, head: MaskHead, **extras: Any) -> None:
-    """Write a mask head's weights in the published form; see `ifr.checkpoints.save_checkpoint`."""
-    save_checkpoint(path, _under_published_names(head), **extras)
+def save_mask_head(path: str | Path, model: nn.Module, stage: int = -1, **extras: Any) -> None:
+    """Write the mask head's weights in the published form; `load_weights` reads them in every host.
+
+    Args:
+        path: see `ifr.checkpoints.save_checkpoint`.
+        model: a detector with IFR's mask head, or the head.
+        stage: which mask head of a cascade, by default the last.
+        extras: see `ifr.checkpoints.save_checkpoint`.
+
+    Raises:
+        CheckpointWriteError: the file cannot be written.
+        TypeError: the model has no mask head of IFR, or an extra holds something that `read_checkpoint` would refuse.
+    """
+    save_checkpoint(path, _under_published_names(_mask_heads(model)[stage]), **extras)
+
+
+def _mask_heads(model: nn.Module) -> list[MaskHead]:
+    found = [part for part in model.modules() if isinstance(part, MaskHead)]
+    if not found:
+        raise TypeError(f"model must have IFR's mask head; {type(model).__name__} has none")
+    return found
 
 
 def _under_published_names(head: MaskHead) -> nn.Module:

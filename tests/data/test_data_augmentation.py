@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.v2 import functional as kernels
 
 from ifr.data.augmentation import ColorJitter, LargeScaleJitter, RandomFlip, RandomRotation90, build_augmentations
-from ifr.data.geometry import Cropped, Flipped, Recolored, Resized, Turned, Unchanged
+from ifr.data.geometry import Cropped, Flipped, Geometry, Recolored, Resized, Turned
 from ifr.data.transforms import ResizeShortestEdge
 
 
@@ -29,7 +29,7 @@ def _corner_image(height, width):
         Turned(3),
         Cropped((160, 200), (20, 10, 60, 90)),
         Cropped((40, 50), (10, 5, 30, 44)),
-        Unchanged(),
+        Geometry(),
     ],
 )
 def test_image_points_and_mask_agree(geometry):
@@ -75,7 +75,7 @@ def test_flip_probabilities():
     generator = torch.Generator().manual_seed(0)
     always, never = RandomFlip(1.0, horizontal=False, vertical=True), RandomFlip(0.0)
     assert all(always.draw((2, 2), generator) == Flipped(horizontal=False) for _ in range(20))
-    assert all(never.draw((2, 2), generator) == Unchanged() for _ in range(20))
+    assert all(never.draw((2, 2), generator) == Geometry() for _ in range(20))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_turns_are_counterclockwise_and_equally_likely():
     np.testing.assert_array_equal(Turned(1).image(image)[:, 0], image[0, ::-1])  # the top edge becomes the left one
     generator = torch.Generator().manual_seed(0)
     drawn = [RandomRotation90().draw((2, 3), generator) for _ in range(400)]
-    for geometry in (Unchanged(), Turned(1), Turned(2), Turned(3)):
+    for geometry in (Geometry(), Turned(1), Turned(2), Turned(3)):
         assert 65 < drawn.count(geometry) < 135  # of 400 with probability 1/4, within four standard deviations
 
 
@@ -180,4 +180,4 @@ def test_colours_are_drawn_within_their_spans():
         assert greatest - 0.1 * span < max(values) <= greatest
     assert {geometry.contrast for geometry in drawn} == {1.0}
     assert len({geometry.order for geometry in drawn}) > 12  # of 24
-    assert ColorJitter(prob=0.0).draw((2, 2), generator) == Unchanged()
+    assert ColorJitter(prob=0.0).draw((2, 2), generator) == Geometry()

@@ -1,7 +1,6 @@
 """detectron2's detectors with the settings of an experiment; skips the tests that import it where there is none."""
 
 import importlib.util
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-if not os.environ.get("IFR_DETECTRON2") and importlib.util.find_spec("detectron2") is None:
-    pytest.skip("IFR_DETECTRON2 does not name a checkout of detectron2, and none is installed", allow_module_level=True)
+if importlib.util.find_spec("detectron2") is None:
+    pytest.skip("detectron2 is neither installed nor on PYTHONPATH", allow_module_level=True)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    for name in ("ifr.hosts.detectron2", "detectron2.engine", "detectron2.evaluation"):  # the first finds the checkout
+    for name in ("ifr.hosts.detectron2", "detectron2.engine", "detectron2.evaluation"):
         importlib.import_module(name)
 
 

@@ -1,4 +1,4 @@
-"""What every host must compute; includes the frameworks that IFR_CVPODS and IFR_DETECTRON2 name, see conftest.py."""
+"""What every host must compute; includes cvpods and detectron2 where they are, see conftest.py."""
 
 from dataclasses import dataclass
 from pathlib import Path

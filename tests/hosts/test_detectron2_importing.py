@@ -1,10 +1,10 @@
 """Finding and importing detectron2, tested with small fake packages instead of the real one."""
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -36,7 +36,6 @@ def _another_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return [name for name in sys.modules if f"{name}.".startswith(("detectron2.", "ifr.hosts.detectron2."))]
 
     before = {name: sys.modules.pop(name) for name in parts()}
-    monkeypatch.delenv("IFR_DETECTRON2", raising=False)
     yield
     for name in parts():
         del sys.modules[name]
@@ -51,38 +50,33 @@ def make_checkout(folder: Path, **parts: str) -> Path:
     return folder
 
 
-def test_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ModuleNotFoundError, match=r"but it is not installed\. Clone .*pip install fvcore"):
+def test_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clone_in_working_directory = ModuleType("detectron2")
+    clone_in_working_directory.__path__ = []
+    for found in (None, clone_in_working_directory):
+        monkeypatch.setitem(sys.modules, "detectron2", found)
+        with pytest.raises(ModuleNotFoundError, match=r"cannot be found\. Clone .*PYTHONPATH.*pip install fvcore"):
             framework()
-    monkeypatch.setenv("IFR_DETECTRON2", str(tmp_path))
-    with pytest.raises(ModuleNotFoundError, match=rf"IFR_DETECTRON2 is '{tmp_path}', which has no detectron2/__init__"):
-        framework()
-    assert "detectron2" not in sys.modules
 
 
 def test_a_missing_dependency(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("IFR_DETECTRON2", str(make_checkout(tmp_path, config="import a_package_that_nobody_has")))
-    with pytest.raises(ModuleNotFoundError, match=r"a_package_that_nobody_has.*It needs pip install fvcore iopath"):
+    monkeypatch.syspath_prepend(make_checkout(tmp_path, config="import a_package_that_nobody_has"))
+    with pytest.raises(ModuleNotFoundError, match=r"needs pip install fvcore iopath.*a_package_that_nobody_has"):
         framework()
 
 
 @pytest.mark.parametrize(
     ("parts", "lacking"),
     [
-        ({"utils/events": ""}, r"detectron2\.utils\.events\.get_event_storage"),
-        (
-            {"modeling/roi_heads/mask_head": "import detectron2.modeling.nothing"},
-            r"detectron2\.modeling\.roi_heads\.mask_head\.BaseMaskRCNNHead",
-        ),
+        ({"utils/events": ""}, r"'get_event_storage' from 'detectron2\.utils\.events'"),
+        ({"modeling/roi_heads/mask_head": "import detectron2.modeling.nothing"}, r"'detectron2\.modeling\.nothing'"),
     ],
 )
 def test_a_foreign_version(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parts: dict[str, str], lacking: str
 ) -> None:
-    monkeypatch.setenv("IFR_DETECTRON2", str(make_checkout(tmp_path, **parts)))
-    with pytest.raises(ImportError, match=rf"{tmp_path}.* \(0\.1\) has no {lacking}; IFR was tried with .*02b5c4e2"):
+    monkeypatch.syspath_prepend(make_checkout(tmp_path, **parts))
+    with pytest.raises(ImportError, match=rf"{lacking}.*; IFR was tried with .*02b5c4e2"):
         framework()
 
 
@@ -90,14 +84,7 @@ def test_one_that_was_imported_before_is_used(monkeypatch: pytest.MonkeyPatch, t
     """A training script of detectron2 has imported its own."""
     monkeypatch.syspath_prepend(make_checkout(tmp_path / "own"))
     own = importlib.import_module("detectron2")
-    monkeypatch.setenv("IFR_DETECTRON2", str(make_checkout(tmp_path / "other")))
+    monkeypatch.syspath_prepend(make_checkout(tmp_path / "other"))
     framework()
     assert sys.modules["detectron2"] is own
     assert sys.modules["detectron2.config"].__file__ == str(tmp_path / "own/detectron2/config.py")
-
-
-def test_a_checkout_goes_before_an_installed_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(make_checkout(tmp_path / "installed"))
-    monkeypatch.setenv("IFR_DETECTRON2", str(make_checkout(tmp_path / "checkout")))
-    framework()
-    assert sys.modules["detectron2.config"].__file__ == str(tmp_path / "checkout/detectron2/config.py")

@@ -50,7 +50,7 @@ def test_same_features_in_same_masks_out(plugin: ModuleType, host: str, other: n
 def test_a_checkpoint_moves_there_and_back(plugin: ModuleType, host: str, other: nn.Module, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "whole.pth", other)
     head = twin(other.roi_heads.mask_head)
-    (report,) = plugin.load_mask_head(head, tmp_path / "whole.pth")
+    report = plugin.load_mask_head(head, tmp_path / "whole.pth")
     assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
     plugin.save_mask_head(tmp_path / "head.pth", head, iteration=3)
     assert read_checkpoint(tmp_path / "head.pth").extras["iteration"] == 3
@@ -75,7 +75,7 @@ def test_a_cascade_is_loaded_in_every_stage_and_saved_by_stage(plugin: ModuleTyp
     plugin.save_mask_head(tmp_path / "head.pth", detector())
     wanted = read_checkpoint(tmp_path / "head.pth").weights
     model = detector("htc")
-    assert len(plugin.load_mask_head(model, tmp_path / "head.pth")) == 3
+    plugin.load_mask_head(model, tmp_path / "head.pth")
     with torch.no_grad():
         model.roi_head.mask_head[0].head.predictor.bias.add_(1)
     for stage, changed in ((0, {f"{HEAD}predictor.bias"}), (1, set()), (-1, set())):
@@ -86,7 +86,7 @@ def test_a_cascade_is_loaded_in_every_stage_and_saved_by_stage(plugin: ModuleTyp
 
 def test_weights_that_do_not_fit_are_refused(plugin: ModuleType, tmp_path: Path) -> None:
     model = build(config_of("mask_rcnn"))
-    with pytest.raises(TypeError, match="model must have IFR's mask head, see use_ifr; MaskRCNN has none"):
+    with pytest.raises(TypeError, match="model must have IFR's mask head; MaskRCNN has none"):
         plugin.save_mask_head(tmp_path / "head.pth", model)
     torch.save(model.state_dict(), tmp_path / "mmdet.pth")
     with pytest.raises(CheckpointError, match="it has no mask head"):

@@ -119,7 +119,7 @@ def test_a_file_of_the_published_code_gives_its_logits(ifr_head: dict[str, Tenso
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     model = mask_rcnn()
-    with pytest.raises(TypeError, match="must have the mask head of replace_mask_head; got MaskRCNNHeads"):
+    with pytest.raises(TypeError, match="must have IFR's mask head; MaskRCNN has none"):
         save_mask_head(tmp_path / "head.pth", model)
     torch.save(model.state_dict(), tmp_path / "torchvision.pth")
     replace_mask_head(model, implicit())

@@ -16,7 +16,7 @@ PERMITTED = {
     ("checkpoints/files.py", "torch.load"): "with weights_only, behind a check of what the file asks for",
     ("checkpoints/files.py", "ArrayUnpickler"): "finds nothing but the stand-ins for numpy's classes",
     ("experiment.py", "importlib.util.spec_from_file_location"): "config.py and net.py of an experiment that is named",
-    ("hosts/checkout.py", "importlib.util.spec_from_file_location"): "the checkout of a framework that the user names",
+    ("hosts/cvpods/importing.py", "importlib.util.spec_from_file_location"): "the checkout that IFR_CVPODS names",
 }
 
 

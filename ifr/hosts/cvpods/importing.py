@@ -9,7 +9,6 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from ifr.errors import CvpodsBrokenError, CvpodsNotFoundError
-from ifr.hosts.checkout import spec_in
 from ifr.hosts.cvpods import extension, old_names
 
 VARIABLE = "IFR_CVPODS"
@@ -53,10 +52,12 @@ def _find() -> ModuleSpec:
                 "or IFR_HOST=standalone",
             )
         return spec
-    found = spec_in(checkout, _PACKAGE)
-    if found is None:
+    folder = Path(checkout).expanduser().resolve() / _PACKAGE
+    file = folder / "__init__.py"
+    found = importlib.util.spec_from_file_location(_PACKAGE, file, submodule_search_locations=[str(folder)])
+    if found is None or not file.is_file():
         raise CvpodsNotFoundError(
-            f"{VARIABLE} is {checkout!r}, but {Path(checkout) / _PACKAGE / '__init__.py'} does not exist",
+            f"{VARIABLE} is {checkout!r}, but {file} does not exist",
             f"set {VARIABLE} to a checkout, which contains the folder {_PACKAGE}, or set IFR_HOST=standalone",
         )
     return found

@@ -1,6 +1,5 @@
-"""IFR's mask head in mmdetection, and its weights under the published names."""
+"""IFR's mask head in mmdetection."""
 
-from pathlib import Path
 from typing import Any, cast
 
 from mmcv.cnn import ConvModule
@@ -9,7 +8,6 @@ from mmdet.registry import MODELS
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
-from ifr.checkpoints import CheckpointFile, LoadReport, read_checkpoint, resolve
 from ifr.hosts import heads
 from ifr.hosts.mmdet.config import full_settings
 from ifr.mask_head import MaskHead
@@ -107,48 +105,6 @@ class IFRHTCMaskHead(IFRMaskHead):
 def iteration() -> int:
     """Return the iteration of mmengine's current run, counted from 0; 0 outside of a run."""
     return int(MessageHub.get_current_instance().get_info("iter", 0))
-
-
-def load_mask_head(model: nn.Module, source: str | Path | CheckpointFile) -> tuple[LoadReport, ...]:
-    """Load the mask head's weights, into every stage of a cascade, from a checkpoint of any host or the published code.
-
-    Args:
-        model: a detector of mmdetection with IFR's mask head; `conv_res` of HTC keeps its weights.
-        source: see `ifr.checkpoints.load_weights`.
-
-    Returns:
-        A report for each stage.
-
-    Raises:
-        CheckpointError: the file cannot be read, has no mask head, or has one of another size or refinement.
-        TypeError: the model has no mask head of IFR.
-    """
-    parts = _mask_heads(model)
-    checkpoint = source if isinstance(source, CheckpointFile) else read_checkpoint(resolve(source))
-    return tuple(heads.load_mask_head(head, checkpoint) for head in parts)
-
-
-def save_mask_head(path: str | Path, model: nn.Module, stage: int = -1, **extras: Any) -> None:
-    """Write the mask head's weights in the published form; `load_weights` reads them in every host.
-
-    Args:
-        path: see `ifr.checkpoints.save_checkpoint`.
-        model: a detector of mmdetection with IFR's mask head.
-        stage: which mask head of a cascade, by default the last.
-        extras: see `ifr.checkpoints.save_checkpoint`.
-
-    Raises:
-        CheckpointWriteError: the file cannot be written.
-        TypeError: the model has no mask head of IFR, or an extra holds something that `read_checkpoint` would refuse.
-    """
-    heads.save_mask_head(path, _mask_heads(model)[stage], **extras)
-
-
-def _mask_heads(model: nn.Module) -> list[MaskHead]:
-    found = [part.head for part in model.modules() if isinstance(part, IFRMaskHead)]
-    if not found:
-        raise TypeError(f"model must have IFR's mask head, see use_ifr; {type(model).__name__} has none")
-    return found
 
 
 def _refuse_conv() -> nn.Module:

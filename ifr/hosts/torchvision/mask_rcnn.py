@@ -1,16 +1,12 @@
-"""The mask head in torchvision's Mask R-CNN, and its weights under the published names."""
+"""The mask head in torchvision's Mask R-CNN."""
 
 import copy
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from ifr.checkpoints import CheckpointFile, LoadReport
-from ifr.checkpoints.load import unwrapped
 from ifr.hosts import heads
 from ifr.mask_head import MaskHead
 from ifr.refine import Explicit, Implicit
@@ -57,40 +53,4 @@ def replace_mask_head(
     head = MaskHead(channels, classes, refinement, deconv_channels, gain).to(like).train(roi_heads.mask_head.training)
     roi_heads.mask_head, roi_heads.mask_predictor = head, BackgroundFirst()
     model.register_forward_hook(heads.add_penalties)
-    return head
-
-
-def load_mask_head(model: nn.Module, source: str | Path | CheckpointFile) -> LoadReport:
-    """Load the mask head's weights from a checkpoint of IFR or of the published code, of a whole detector or the head.
-
-    Args:
-        model: a torchvision Mask R-CNN with the mask head of `replace_mask_head`.
-        source: see `ifr.checkpoints.load_weights`.
-
-    Raises:
-        CheckpointError: the file cannot be read, has no mask head, or has one of another size or refinement.
-        TypeError: the model has no mask head of IFR.
-    """
-    return heads.load_mask_head(_mask_head(model), source)
-
-
-def save_mask_head(path: str | Path, model: nn.Module, **extras: Any) -> None:
-    """Write the mask head's weights in the published form; `load_weights` reads them in every host.
-
-    Args:
-        path: see `ifr.checkpoints.save_checkpoint`.
-        model: a torchvision Mask R-CNN with the mask head of `replace_mask_head`.
-        extras: see `ifr.checkpoints.save_checkpoint`.
-
-    Raises:
-        CheckpointWriteError: the file cannot be written.
-        TypeError: the model has no mask head of IFR, or an extra holds something that `read_checkpoint` would refuse.
-    """
-    heads.save_mask_head(path, _mask_head(model), **extras)
-
-
-def _mask_head(model: nn.Module) -> MaskHead:
-    head = getattr(getattr(unwrapped(model), "roi_heads", None), "mask_head", None)
-    if not isinstance(head, MaskHead):
-        raise TypeError(f"model must have the mask head of replace_mask_head; got {type(head).__name__}")
     return head
