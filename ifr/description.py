@@ -2,14 +2,14 @@
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ifr.checkpoints import CheckpointFile
 from ifr.data.classes import Classes
 from ifr.errors import CheckpointError, ConfigError
-from ifr.overrides import given_keys
+from ifr.overrides import given_keys, leaves
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def describe(
         "sizes", the quantiles of the object sizes seen in training, in pixels of the network's input.
     """
     settings: dict[str, Any] = {}
-    for key, value in _leaves(config.as_dict()):
+    for key, value in leaves(config.as_dict()):
         *sections, name = key.split(".")
         section = settings
         for part in sections:
@@ -64,8 +64,8 @@ def merge_settings(config: Any, file: CheckpointFile) -> None:
     Raises:
         CheckpointError: a value does not fit its setting.
     """
-    own = dict(_leaves(config.as_dict()))
-    stated = dict(_leaves(file.extras[KEY]["settings"]))
+    own = dict(leaves(config.as_dict()))
+    stated = dict(leaves(file.extras[KEY]["settings"]))
     for key, value in stated.items():
         if key not in own or key in _PLACES or value == own[key]:
             continue
@@ -94,7 +94,7 @@ def take_settings(
         ConfigError: an override does not fit.
     """
     if KEY in file.extras:
-        before = dict(_leaves(config.as_dict() if resumed is None else resumed))
+        before = dict(leaves(config.as_dict() if resumed is None else resumed))
         merge_settings(config, file)
         _say_differences(config, file, before, overrides, _DECIDED if resumed else _DECIDED + _TRAINING)
     config.merge_from_list(list(overrides))
@@ -106,7 +106,7 @@ def _say_differences(
     given = set(given_keys(overrides))
     differences = [
         f"{key} {_brief(value)} ({_brief(before[key])})"
-        for key, value in _leaves(config.as_dict())
+        for key, value in leaves(config.as_dict())
         if value != before[key] and key not in given and not key.startswith(silent)
     ]
     if differences:
@@ -134,14 +134,6 @@ def take_classes(config: Any, file: CheckpointFile, overrides: Sequence[Any]) ->
     if trained:
         config.merge_from_list(["MODEL.ROI_HEADS.NUM_CLASSES", len(trained["names"]), *overrides])
     return trained
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _brief(value: Any) -> str:

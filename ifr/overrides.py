@@ -20,6 +20,15 @@ def given_value(key: str, overrides: Sequence[Any]) -> Any:
     return found[-1] if found else None
 
 
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the full name and the value of every setting in nested sections."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     section = value
     if isinstance(value, str) and value.lstrip().startswith("{"):

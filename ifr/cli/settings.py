@@ -3,13 +3,14 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ifr.errors import UserError
 from ifr.hosts.standalone.defaults import DEFAULTS
 from ifr.hosts.standalone.supported import UNSUPPORTED
+from ifr.overrides import leaves
 
 # In a wheel setup.py has copied the page into the package.
 _PAGES = (Path(__file__).parents[1] / "settings.md", Path(__file__).parents[2] / "docs" / "settings.md")
@@ -41,18 +42,8 @@ def described() -> dict[str, tuple[Any, str]]:
     """Return the default and the meaning of every setting."""
     page = next(path for path in _PAGES if path.is_file()).read_text()
     meanings = {key: re.sub(r"`|\[([^]]*)\]\([^)]*\)", r"\1", text) for key, text in _ROW.findall(page)}
-    return {
-        key: (default, meanings.get(key) or (_KEPT if _is_kept(key) else "")) for key, default in _leaves(DEFAULTS, "")
-    }
+    return {key: (default, meanings.get(key) or (_KEPT if _is_kept(key) else "")) for key, default in leaves(DEFAULTS)}
 
 
 def _is_kept(key: str) -> bool:
     return any(key == fixed or key.startswith(f"{fixed}.") for fixed in UNSUPPORTED)
-
-
-def _leaves(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -10,7 +10,7 @@ from typing import Any
 
 from ifr.errors import RunError
 from ifr.overrides import given_keys
-from ifr.runs.settings import ITERATIONS, iterations
+from ifr.runs.settings import stretch
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +42,6 @@ def settle_epochs(config: Any, images: int, overrides: Sequence[Any]) -> None:
     before = int(config.SOLVER.LR_SCHEDULER.MAX_ITER)
     config.merge_from_list([_LENGTH, length])
     changes = [f"MAX_ITER {before} -> {length}"]
-    for key in ITERATIONS:
-        old = config
-        for part in key.split("."):
-            old = getattr(old, part)
-        if key == _LENGTH or key in given or not old or before < 1:
-            continue
-        new = iterations(old, length, before)
-        config.merge_from_list([key, new])
-        changes.append(f"{key.rpartition('.')[2]} {old} -> {new}")
+    if before >= 1:
+        changes += stretch(config, length, before, given | {_LENGTH})
     logger.info("%g epochs of %d iterations, from %d images: %s", epochs, batches, images, ", ".join(changes))

@@ -11,6 +11,7 @@ the IMS_PER_BATCH of config.py.
 
 import copy
 import logging
+import operator
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -205,23 +206,31 @@ def _check_batch(batch: int, world_size: int, parts: int) -> None:
 
 
 def _rescale(config: Any, reference: int, batch: int, given: set[str]) -> list[str]:
-    """Convert the schedule, but for the given settings; return the changes in words."""
-    changes = []
-    for key in (*ITERATIONS, _LEARNING_RATE):
-        old = config
-        for part in key.split("."):
-            old = getattr(old, part)
-        if key in given or not old:
-            continue
-        new: Any
-        new = float(old) * batch / reference if key == _LEARNING_RATE else iterations(old, reference, batch)
-        config.merge_from_list([key, new])
-        changes.append(f"{key.rpartition('.')[2]} {old} -> {new}")
+    """Convert the schedule except for the given settings; return one text for each change."""
+    changes = stretch(config, reference, batch, given)
+    rate = float(config.SOLVER.OPTIMIZER.BASE_LR)
+    if _LEARNING_RATE not in given and rate:
+        config.merge_from_list([_LEARNING_RATE, rate * batch / reference])
+        changes.append(f"BASE_LR {rate} -> {rate * batch / reference}")
     return changes
 
 
-def iterations(count: int | Sequence[int], times: int, parts: int) -> int | list[int]:
-    """Return a number of iterations, or several, times `times / parts`; positive numbers stay at least 1."""
+def stretch(config: Any, times: int, parts: int, given: set[str]) -> list[str]:
+    """Multiply whatever is counted in iterations by `times / parts`, except for the given settings.
+
+    Positive numbers stay at least 1. Returns a text for each change.
+    """
+    changes = []
+    for key in (each for each in ITERATIONS if each not in given):
+        old: int | Sequence[int] = operator.attrgetter(key)(config)
+        if old:
+            new = _stretched(old, times, parts)
+            config.merge_from_list([key, new])
+            changes.append(f"{key.rpartition('.')[2]} {old} -> {new}")
+    return changes
+
+
+def _stretched(count: int | Sequence[int], times: int, parts: int) -> int | list[int]:
     if isinstance(count, int):
         return max(count * times // parts, 1) if count > 0 else count
     return [max(int(step) * times // parts, 1) if step > 0 else int(step) for step in count]

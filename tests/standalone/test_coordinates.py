@@ -184,11 +184,11 @@ def test_pasting_outside_autocast(paste: Any) -> None:
     low = torch.rand(20, 2) * torch.tensor([1000.0, 20.0])
     boxes = torch.cat((low, low + 5 + torch.rand(20, 2) * torch.tensor([150.0, 30.0])), dim=1)
     probabilities = torch.rand(20, 28, 28)
-    expected = paste(probabilities, boxes, (64, 1200), 0.5)
+    expected = paste(probabilities, boxes, (64, 1200))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(paste(probabilities, boxes, (64, 1200), 0.5), expected)
+        assert torch.equal(paste(probabilities, boxes, (64, 1200)), expected)
     with default_dtype(torch.float64):
-        assert torch.equal(paste(probabilities, boxes, (64, 1200), 0.5), expected)
+        assert torch.equal(paste(probabilities, boxes, (64, 1200)), expected)
 
 
 def test_suppression_outside_autocast() -> None:

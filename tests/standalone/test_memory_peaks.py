@@ -74,10 +74,10 @@ def test_pasting_on_an_accelerator_in_parts_has_the_same_pixels(rows: int, monke
     low = torch.rand(9, 2) * 20
     boxes = torch.cat((low, low + 1 + torch.rand(9, 2) * 30), dim=1)
     probabilities = torch.rand(9, 28, 28)
-    expected = _paste_by_grid(probabilities, boxes, (31, 43), 0.5)
+    expected = _paste_by_grid(probabilities, boxes, (31, 43))
     assert 0 < int(expected.sum()) < expected.numel()
     monkeypatch.setattr(paste_module, "_MEMORY", 13 * 43 * rows)
-    assert torch.equal(_paste_by_grid(probabilities, boxes, (31, 43), 0.5), expected)
+    assert torch.equal(_paste_by_grid(probabilities, boxes, (31, 43)), expected)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_pasting_on_an_accelerator_takes_bounded_memory(count: int, size: tuple[
     """Each case used to take about 200 MB besides its masks; 100 masks at 800 x 1333 took 1.26 GB."""
     boxes = torch.tensor([[0.0, 0.0, size[1], size[0]]]).repeat(count, 1)
     with LiveBytes() as live:
-        masks = _paste_by_grid(torch.rand(count, 28, 28), boxes, size, 0.5)
+        masks = _paste_by_grid(torch.rand(count, 28, 28), boxes, size)
     assert live.peak < masks.numel() + 140e6
 
 

@@ -16,7 +16,7 @@ def test_pasting_equals_grid_sampling(count: int, size: tuple[int, int]) -> None
     boxes = torch.cat((corner, corner + 0.01 + torch.rand(count, 2) ** 3 * torch.tensor([width, height])), dim=1)
     boxes[:, 2::4].clamp_(max=width)
     probabilities = torch.rand(count, 28, 28)
-    own, other = (paste(probabilities, boxes, size, 0.5) for paste in (paste_masks, _paste_by_grid))
+    own, other = (paste(probabilities, boxes, size) for paste in (paste_masks, _paste_by_grid))
     assert int(other.sum()) > 10000
     # Rounding differs by 1e-7; about one pixel in a million is that close to the threshold.
     assert int((own != other).sum()) <= 2
@@ -75,9 +75,9 @@ def test_windows_hold_the_whole_masks(count: int, on_accelerator: bool) -> None:
     probabilities = probabilities.clamp(max=1)
     whole = _paste_by_grid if on_accelerator else paste_masks
     windows = _windows_by_grid if on_accelerator else paste_windows
-    expected = whole(probabilities, boxes, size, 0.5).numpy()
+    expected = whole(probabilities, boxes, size).numpy()
     found = np.zeros_like(expected)
-    for mask, (window, (top, left)) in zip(found, windows(probabilities, boxes, size, 0.5), strict=True):
+    for mask, (window, (top, left)) in zip(found, windows(probabilities, boxes, size), strict=True):
         mask[top : top + window.shape[0], left : left + window.shape[1]] = window
     assert np.array_equal(found, expected)
     assert found.any() == (count > 0)

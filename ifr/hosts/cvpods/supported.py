@@ -1,8 +1,8 @@
 """Rejects settings that cvpods' runner does not support, and warns of one that it ignores."""
 
-import functools
 import importlib.util
 import logging
+import operator
 from typing import Any
 
 from ifr.data.augmentation import OWN
@@ -30,7 +30,7 @@ def check_run(config: Any) -> None:
     if config.TEST.AUG.ENABLED:
         raise ValueError("TEST.AUG.ENABLED = True is not supported by IFR in cvpods")
     for key in STANDALONE:
-        value = functools.reduce(getattr, key.split("."), config)
+        value = operator.attrgetter(key)(config)
         if value:
             raise ValueError(f"{key} = {value!r} is a setting of the standalone host only; set IFR_HOST=standalone")
     own = [name for name, _ in config.INPUT.AUG.TRAIN_PIPELINES if name in OWN]

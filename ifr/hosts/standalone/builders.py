@@ -17,14 +17,13 @@ from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.rcnn import RCNN
 from ifr.hosts.standalone.detector.roi_heads import ProposalSampling, ROIHeads
 from ifr.hosts.standalone.detector.rpn import ProposalLimits, RegionProposalNetwork, RPNHead, RPNSettings
-from ifr.hosts.standalone.detector.sampling import Sampler, random_sample
 from ifr.hosts.standalone.detector.timm_backbone import PREFIX, TimmStages
 from ifr.hosts.standalone.supported import check_supported
 
 logger = logging.getLogger(__name__)
 
 
-def build_mask_rcnn(config: Any, sampler: Sampler = random_sample) -> RCNN:
+def build_mask_rcnn(config: Any) -> RCNN:
     """Build Mask R-CNN from `config`, on MODEL.DEVICE.
 
     Raises:
@@ -34,10 +33,10 @@ def build_mask_rcnn(config: Any, sampler: Sampler = random_sample) -> RCNN:
     boxes = config.MODEL.ROI_BOX_HEAD
     matcher = Matcher(list(config.MODEL.ROI_HEADS.IOU_THRESHOLDS), list(config.MODEL.ROI_HEADS.IOU_LABELS))
     stage = _box_stage(config, boxes.BBOX_REG_WEIGHTS, matcher, class_agnostic=boxes.CLS_AGNOSTIC_BBOX_REG)
-    return _rcnn(config, [stage], sampler)
+    return _rcnn(config, [stage])
 
 
-def build_cascade_rcnn(config: Any, sampler: Sampler = random_sample) -> RCNN:
+def build_cascade_rcnn(config: Any) -> RCNN:
     """Build Cascade R-CNN from `config`, on MODEL.DEVICE.
 
     Raises:
@@ -59,15 +58,15 @@ def build_cascade_rcnn(config: Any, sampler: Sampler = random_sample) -> RCNN:
         _box_stage(config, weights, Matcher([iou], [0, 1]), class_agnostic=True)
         for iou, weights in zip(cascade.IOUS, cascade.BBOX_REG_WEIGHTS, strict=True)
     ]
-    return _rcnn(config, stages, sampler)
+    return _rcnn(config, stages)
 
 
-def _rcnn(config: Any, stages: list[BoxStage], sampler: Sampler) -> RCNN:
+def _rcnn(config: Any, stages: list[BoxStage]) -> RCNN:
     backbone = _backbone(config)
     model = RCNN(
         backbone=backbone,
-        proposal_generator=_proposal_generator(config, backbone, sampler),
-        roi_heads=_roi_heads(config, backbone, stages, sampler),
+        proposal_generator=_proposal_generator(config, backbone),
+        roi_heads=_roi_heads(config, backbone, stages),
         pixel_mean=list(config.MODEL.PIXEL_MEAN),
         pixel_std=list(config.MODEL.PIXEL_STD),
         explicit_iterations=config.MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS,
@@ -114,7 +113,7 @@ def _resnet(config: Any) -> ResNetStages:
     )
 
 
-def _proposal_generator(config: Any, backbone: PyramidBackbone, sampler: Sampler) -> RegionProposalNetwork:
+def _proposal_generator(config: Any, backbone: PyramidBackbone) -> RegionProposalNetwork:
     rpn, anchors = config.MODEL.RPN, config.MODEL.ANCHOR_GENERATOR
     generator = AnchorGenerator(
         sizes=[list(s) for s in anchors.SIZES],
@@ -137,11 +136,11 @@ def _proposal_generator(config: Any, backbone: PyramidBackbone, sampler: Sampler
     )
     head = RPNHead(channels=backbone.channels, anchors_per_cell=generator.per_cell)
     return RegionProposalNetwork(
-        head=head, anchor_generator=generator, settings=settings, in_features=list(rpn.IN_FEATURES), sampler=sampler
+        head=head, anchor_generator=generator, settings=settings, in_features=list(rpn.IN_FEATURES)
     )
 
 
-def _roi_heads(config: Any, backbone: PyramidBackbone, stages: list[BoxStage], sampler: Sampler) -> ROIHeads:
+def _roi_heads(config: Any, backbone: PyramidBackbone, stages: list[BoxStage]) -> ROIHeads:
     roi = config.MODEL.ROI_HEADS
     strides = [backbone.strides[name] for name in roi.IN_FEATURES]
     return ROIHeads(
@@ -156,7 +155,6 @@ def _roi_heads(config: Any, backbone: PyramidBackbone, stages: list[BoxStage], s
             positive_fraction=roi.POSITIVE_FRACTION,
             append_truth=roi.PROPOSAL_APPEND_GT,
         ),
-        sampler=sampler,
         detection_filter=DetectionFilter(
             score_threshold=roi.SCORE_THRESH_TEST,
             nms_threshold=roi.NMS_THRESH_TEST,

@@ -1,6 +1,8 @@
 """Refuses cvpods settings that this host does not implement."""
 
+import functools
 import importlib.util
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,10 +113,8 @@ def check_run(config: Any) -> None:
 
 def _check_defaults(config: Any, keys: Sequence[str]) -> None:
     for key in keys:
-        value, default = config, DEFAULTS
-        for part in key.split("."):
-            value, default = getattr(value, part), default[part]
-        _check_default(key, value, default)
+        default = functools.reduce(operator.getitem, key.split("."), DEFAULTS)
+        _check_default(key, operator.attrgetter(key)(config), default)
 
 
 def _check_default(key: str, value: Any, default: Any) -> None:

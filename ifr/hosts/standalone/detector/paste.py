@@ -12,12 +12,13 @@ from torch import Tensor
 from ifr.data.annotations import ImageSize
 from ifr.hosts.standalone.detector.precision import outside_autocast
 
+_THRESHOLD = 0.5  # lowest probability of a mask pixel; a lower one could be reached outside the box's window
 _CACHE = 2**19  # limit on the float values of one batched product on a CPU
 _MEMORY = 2**27  # limit on the bytes of the coordinates and values that an accelerator holds at a time
 _KEPT = 2**29  # limit on the bytes of the masks of one image that stay on an accelerator
 
 
-def paste_masks(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float = 0.5) -> Tensor:
+def paste_masks(probabilities: Tensor, boxes: Tensor, size: ImageSize) -> Tensor:
     """Paste mask probabilities into the image in float32 and binarise them: (n, height, width) bool.
 
     Pixel centres are at +0.5; masks are interpolated bilinearly between their cell centres and are zero outside.
@@ -27,22 +28,21 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold
         probabilities: (n, side, side) in [0, 1].
         boxes: (n, 4) XYXY pixels, not empty.
         size: height and width of the image.
-        threshold: lowest probability of a mask pixel.
     """
     probabilities, boxes = probabilities.detach().float(), boxes.detach().float()
     with outside_autocast(probabilities.device):
         if probabilities.device.type != "cpu":
-            return _paste_by_grid(probabilities, boxes, size, threshold)
+            return _paste_by_grid(probabilities, boxes, size)
         # Not numpy.zeros: it requests huge pages, and compacting memory for them can take 0.15 s for 85 MB.
         canvases = torch.zeros((len(boxes), *size), dtype=torch.bool).numpy()
         for index, (top, left), window in _windows_by_product(probabilities, boxes, size):
             canvas = canvases[index, top : top + window.shape[0], left : left + window.shape[1]]
-            np.greater_equal(window, np.float32(threshold), out=canvas)
+            np.greater_equal(window, np.float32(_THRESHOLD), out=canvas)
         return torch.from_numpy(canvases)
 
 
 def paste_windows(
-    probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float = 0.5
+    probabilities: Tensor, boxes: Tensor, size: ImageSize
 ) -> list[tuple[NDArray[np.bool_], tuple[int, int]]]:
     """Paste masks like `paste_masks`, but only into the part of the image around each box.
 
@@ -50,7 +50,6 @@ def paste_windows(
         probabilities: see `paste_masks`, as `boxes`.
         boxes: (n, 4) XYXY pixels, not empty.
         size: height and width of the image.
-        threshold: lowest probability of a mask pixel, at least 0.5: a lower one may be reached outside the box.
 
     Returns:
         For every mask, the part of the image (h, w) bool on the CPU, and the row and column of its first pixel; the
@@ -59,9 +58,9 @@ def paste_windows(
     probabilities, boxes = probabilities.detach().float(), boxes.detach().float()
     with outside_autocast(probabilities.device):
         if probabilities.device.type != "cpu":
-            return _windows_by_grid(probabilities, boxes, size, threshold)
+            return _windows_by_grid(probabilities, boxes, size)
         found = {
-            index: (np.greater_equal(window, np.float32(threshold)), corner)
+            index: (np.greater_equal(window, np.float32(_THRESHOLD)), corner)
             for index, corner, window in _windows_by_product(probabilities, boxes, size)
         }
         return [found[index] for index in range(len(boxes))]
@@ -128,7 +127,7 @@ def _weights(low: Tensor, high: Tensor, first: Tensor, length: int, side: int) -
     return (cells[..., None] - torch.arange(side)).abs_().neg_().add_(1).clamp_(min=0)
 
 
-def _paste_by_grid(probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float) -> Tensor:
+def _paste_by_grid(probabilities: Tensor, boxes: Tensor, size: ImageSize) -> Tensor:
     height, width = size
     kept = len(boxes) * height * width <= _KEPT
     out = torch.empty((len(boxes), height, width), dtype=torch.bool, device=boxes.device if kept else "cpu")
@@ -139,12 +138,12 @@ def _paste_by_grid(probabilities: Tensor, boxes: Tensor, size: ImageSize, thresh
     x = torch.arange(width, dtype=torch.float32, device=boxes.device) + 0.5
     for start, top in itertools.product(range(0, len(boxes), chunk), range(0, height, rows)):
         some, window = slice(start, start + chunk), slice(top, top + rows)
-        out[some, window] = _resample(probabilities[some], boxes[some], x, y[window]) >= threshold
+        out[some, window] = _resample(probabilities[some], boxes[some], x, y[window]) >= _THRESHOLD
     return out
 
 
 def _windows_by_grid(
-    probabilities: Tensor, boxes: Tensor, size: ImageSize, threshold: float
+    probabilities: Tensor, boxes: Tensor, size: ImageSize
 ) -> list[tuple[NDArray[np.bool_], tuple[int, int]]]:
     """Paste on an accelerator; the windows of all boxes are copied together, or as many as `_MEMORY` holds."""
     y, x = (torch.arange(side, dtype=torch.float32, device=boxes.device) + 0.5 for side in size)
@@ -153,7 +152,7 @@ def _windows_by_grid(
     waiting: list[Tensor] = []
     for index, (left, top, width, height) in enumerate(windows):
         own = (probabilities[index, None], boxes[index, None])
-        waiting.append((_resample(*own, x[left : left + width], y[top : top + height]) >= threshold).flatten())
+        waiting.append((_resample(*own, x[left : left + width], y[top : top + height]) >= _THRESHOLD).flatten())
         if sum(map(len, waiting)) > _MEMORY or index == len(windows) - 1:
             found += np.split(torch.cat(waiting).cpu().numpy(), np.cumsum([len(part) for part in waiting[:-1]]))
             waiting = []

@@ -17,7 +17,7 @@ from ifr.hosts.standalone.detector.boxes import nonempty
 from ifr.hosts.standalone.detector.mask_targets import MaskTargets
 from ifr.hosts.standalone.detector.pooling import PyramidPooler
 from ifr.hosts.standalone.detector.precision import at_least_float32
-from ifr.hosts.standalone.detector.sampling import Sampler, share_of_samples
+from ifr.hosts.standalone.detector.sampling import Sampler, random_sample, share_of_samples
 from ifr.hosts.standalone.detector.structures import Detections, LabelledProposals, Proposals
 
 
@@ -46,7 +46,6 @@ class ROIHeads(nn.Module):
         in_features: names of the pyramid levels to crop from.
         num_classes: number of classes without the background.
         sampling: how many proposals enter the losses.
-        sampler: chooses these proposals.
         detection_filter: selects the boxes that become detections.
     """
 
@@ -60,7 +59,6 @@ class ROIHeads(nn.Module):
         in_features: Sequence[str],
         num_classes: int,
         sampling: ProposalSampling,
-        sampler: Sampler,
         detection_filter: DetectionFilter,
     ) -> None:
         super().__init__()
@@ -71,7 +69,7 @@ class ROIHeads(nn.Module):
         self.in_features = list(in_features)
         self.num_classes = num_classes
         self.sampling = sampling
-        self.sampler = sampler
+        self.sampler: Sampler = random_sample
         self.detection_filter = detection_filter
 
     def losses(

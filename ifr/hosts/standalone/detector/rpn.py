@@ -12,7 +12,7 @@ from ifr.hosts.standalone.detector.anchors import AnchorGenerator
 from ifr.hosts.standalone.detector.boxes import BoxCoder, Matcher, clip, nonempty, suppress
 from ifr.hosts.standalone.detector.layers import init_normal
 from ifr.hosts.standalone.detector.precision import at_least_float32, outside_autocast
-from ifr.hosts.standalone.detector.sampling import Sampler
+from ifr.hosts.standalone.detector.sampling import Sampler, random_sample
 from ifr.hosts.standalone.detector.structures import Proposals
 
 
@@ -77,14 +77,13 @@ class RegionProposalNetwork(nn.Module):
         anchor_generator: AnchorGenerator,
         settings: RPNSettings,
         in_features: Sequence[str],
-        sampler: Sampler,
     ) -> None:
         super().__init__()
         self.rpn_head = head
         self.anchor_generator = anchor_generator
         self.settings = settings
         self.in_features = list(in_features)
-        self.sampler = sampler
+        self.sampler: Sampler = random_sample
 
     def forward(
         self, features: dict[str, Tensor], sizes: Sequence[ImageSize], annotations: Sequence[Annotations] | None = None

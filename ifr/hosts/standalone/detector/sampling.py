@@ -1,28 +1,15 @@
 """Chooses the labelled anchors or proposals that enter a loss."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
 
 from ifr.data.device_copy import device_copy
 
-
-class Sampler(Protocol):
-    """Chooses positive and negative samples; an argument of the detector, so that tests can make it deterministic."""
-
-    def __call__(self, labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
-        """Return the indices of the chosen positives and negatives.
-
-        Args:
-            labels: (n,) int64; -1 is ignored, `background` is negative, all others are positive.
-            count: largest total number of samples.
-            positive_fraction: largest fraction of `count` that is positive.
-            background: label of the negatives.
-        """
-        ...
+Sampler = Callable[[Tensor, int, float, int], tuple[Tensor, Tensor]]
+"""Chooses positive and negative samples; arguments and result are those of `random_sample`."""
 
 
 def split_labels(labels: Tensor, background: int) -> tuple[Tensor, Tensor]:
@@ -39,10 +26,10 @@ def random_sample(
     background: int,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sample uniformly without replacement, see `Sampler`.
+    """Return the indices of positives and of negatives, drawn uniformly without replacement.
 
     Args:
-        labels: see `Sampler`, as `count`, `positive_fraction` and `background`.
+        labels: (n,) int64; -1 is ignored, `background` is negative, all others are positive.
         count: largest total number of samples.
         positive_fraction: largest fraction of `count` that is positive.
         background: label of the negatives.
@@ -73,7 +60,7 @@ class SeededSampler:
         self._generators = itertools.cycle([torch.Generator().manual_seed(seed) for seed in seeds])
 
     def __call__(self, labels: Tensor, count: int, positive_fraction: float, background: int) -> tuple[Tensor, Tensor]:
-        """See `Sampler`; before the first `begin`, same as `random_sample`."""
+        """See `random_sample`, which it equals before the first `begin`."""
         return random_sample(labels, count, positive_fraction, background, next(self._generators, None))
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,46 +12,6 @@ logger = logging.getLogger(__name__)
 _WARMUPS = ("linear", "constant")
 Decay = Callable[[int], float]
 """Maps an iteration, counted from 0, to a factor of the learning rate."""
-
-
-@dataclass(frozen=True)
-class MultiStep:
-    """A factor that is multiplied by `gamma` at each of `steps`.
-
-    Args:
-        steps: iterations at which the rate drops, ascending.
-        gamma: factor applied at each step.
-
-    Raises:
-        ValueError: the steps are not ascending.
-    """
-
-    steps: Sequence[int]
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if list(self.steps) != sorted(self.steps):
-            raise ValueError(f"SOLVER.LR_SCHEDULER.STEPS must be ascending, got {list(self.steps)}")
-
-    def __call__(self, iteration: int) -> float:
-        """Return the factor of this iteration."""
-        return self.gamma ** bisect_right(self.steps, iteration)
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """A factor that falls from 1 to 0 along half a cosine (I. Loshchilov and F. Hutter, SGDR, 2017).
-
-    Args:
-        iterations: length of the fall, which begins with the warm-up, as in cvpods.
-    """
-
-    iterations: int
-
-    def __call__(self, iteration: int) -> float:
-        """Return the factor of this iteration."""
-        return 0.5 * (1 + math.cos(math.pi * min(iteration / self.iterations, 1)))
 
 
 @dataclass(frozen=True)
@@ -102,9 +62,13 @@ def build_schedule(config: Any) -> Schedule:
     settings = config.SOLVER.LR_SCHEDULER
     decay: Decay
     if settings.NAME == "WarmupMultiStepLR":
-        decay = MultiStep(tuple(settings.STEPS), float(settings.GAMMA))
-    elif settings.NAME == "WarmupCosineLR":
-        decay = Cosine(int(settings.MAX_ITER))
+        steps, gamma = list(settings.STEPS), float(settings.GAMMA)
+        if steps != sorted(steps):
+            raise ValueError(f"SOLVER.LR_SCHEDULER.STEPS must be ascending, got {steps}")
+        decay = lambda iteration: gamma ** bisect_right(steps, iteration)  # noqa: E731
+    elif settings.NAME == "WarmupCosineLR":  # half a cosine (I. Loshchilov and F. Hutter, SGDR, 2017)
+        length = int(settings.MAX_ITER)  # begins with the warm-up, as in cvpods
+        decay = lambda iteration: 0.5 * (1 + math.cos(math.pi * min(iteration / length, 1)))  # noqa: E731
         logger.info("the learning rate falls along a cosine; SOLVER.LR_SCHEDULER.STEPS and GAMMA are ignored")
     else:
         raise ValueError(
