@@ -34,7 +34,7 @@ def groups_of(x: Tensor, *, solved: bool) -> Sequence[Tensor]:
 
 
 def in_graph() -> bool:
-    """Whether this call makes a graph, which is for any number of regions."""
+    """Whether this call is traced, exported or compiled into a graph, which must work for any number of regions."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 

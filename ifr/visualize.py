@@ -194,7 +194,7 @@ class _Label:
 
 
 def _write(canvas: ImageDraw.ImageDraw, labels: Sequence[_Label]) -> None:
-    """Write labels in order, each above its box, or inside it at the upper edge; only the last if room is short."""
+    """Draw the labels in order, each above its box or inside its upper edge; without enough room, only the last."""
     extents = [canvas.textbbox((0, 0), label.text, font=label.font) for label in labels]
     area = canvas.im.size[0] * canvas.im.size[1]
     room = area * _ALL_LABELS

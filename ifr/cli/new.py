@@ -81,7 +81,7 @@ def new(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         for script in _SCRIPTS:
             shutil.copyfile(find_experiment(_BASES[False]).folder / script, draft / script)
         draft.rename(folder)
-    logger.info("%s, on the base of %s: %s", folder, base.folder.name, found)
+    logger.info("%s, based on %s: %s", folder, base.folder.name, found)
     for choice in choices:
         logger.info("%s", choice.reason)
     logger.info("config.py has the settings; next: ifr train %s", shlex.quote(args.name))
@@ -165,7 +165,7 @@ class _Code(str):
 def _config(title: str, base: str, choices: Sequence[Choice]) -> Iterator[str]:
     """Yield the lines of config.py."""
     title = title.replace("\\", "\\\\").replace('"', '\\"')
-    yield f'"""{title}. Written by `ifr new`; change what you know better."""'
+    yield f'"""{title}. Written by `ifr new`; edit it freely."""'
     own_files = any("{HERE}" in repr(choice.settings) for choice in choices)
     yield from ("", "from pathlib import Path") * own_files
     yield from ("", "from ifr.experiment import load_experiment", "")

@@ -91,7 +91,7 @@ def parsed(text: bytes) -> Any:
     if _HAS_ORJSON:
         import orjson
 
-        with contextlib.suppress(ValueError, RecursionError):  # json accepts more, and words the errors
+        with contextlib.suppress(ValueError, RecursionError):  # json accepts more, and its errors are the ones shown
             return orjson.loads(text)
     return json.loads(text)
 

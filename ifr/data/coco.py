@@ -157,7 +157,7 @@ class CocoDataset(Dataset[CocoImage]):
         if missing:
             raise DatasetError(
                 f"{self.source.json}: {share(len(missing), len(names), 'pictures')} are not in {self.source.images}, "
-                f"such as {missing[0]}: put them there, or give the folder in which their names begin"
+                f"such as {missing[0]}: put them there, or give the folder that the file names are relative to"
             )
 
     @property

@@ -71,7 +71,7 @@ def _is_large(source: DatasetSource) -> bool:
     try:
         return source.json.stat().st_size >= annotation_file.LARGE
     except OSError:
-        return False  # reading it words the error
+        return False  # reading the file raises the error
 
 
 def _kept(source: DatasetSource) -> Columns:
@@ -84,7 +84,7 @@ def _kept(source: DatasetSource) -> Columns:
 
 @contextlib.contextmanager
 def _others_waiting(path: Path) -> Iterator[None]:
-    """Have other processes wait that want to read the same annotation file, if the file system has locks."""
+    """Make other processes that want the same annotation file wait, if the file system has locks."""
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("rb"))

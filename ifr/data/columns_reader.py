@@ -30,7 +30,7 @@ def read_whole(source: DatasetSource) -> tuple[Columns, FileNames]:
 def read_large(source: DatasetSource) -> tuple[Columns, FileNames]:
     """Read like `read_whole`, but hold only one piece of the file's content in memory as Python's objects.
 
-    What has defects, or cannot be split, is read as a whole, which words the error.
+    A file that has defects or cannot be split is read as a whole; `read_whole` then raises the error.
 
     Raises:
         DatasetError: see `read_whole`.

@@ -67,7 +67,7 @@ def tidy(content: Any, folder: Path) -> FileNames:
 
 
 class Tidying:
-    """The conversions of `tidy` that need no other items than those at hand, and their numbers."""
+    """The conversions of `tidy` that need only the items at hand, and how often each was made."""
 
     def __init__(self) -> None:
         self.done: Counter[str] = Counter()

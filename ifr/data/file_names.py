@@ -73,8 +73,8 @@ def tidy_file_names(images: Iterable[dict[str, Any]], folder: Path) -> FileNames
     if unread:
         problem = (
             f"{len(unread)} file names have {_kinds(unread)}, such as {min(unread)!r:.80}; {folder} has no pictures of "
-            "these names, nor a picture of its own for each in another reading: give the folder in which the names "
-            "begin, or correct them"
+            "these names, nor a picture of its own for each in another reading: give the folder that the "
+            "file names are relative to, or correct them"
         )
     for item in changed:
         item["file_name"] = found[item["file_name"]]

@@ -154,9 +154,7 @@ def _require_acceptable(image: Image.Image, path: str | Path, size: Size | None,
 
 @functools.cache
 def _say_high_bits() -> None:
-    text = (
-        "pictures of 16 bits per colour channel are read by their high 8 bits; those of 12 bits would be almost black"
-    )
+    text = "pictures with 16 bits per colour channel are read by their high 8 bits; 12-bit data would be almost black"
     logger.warning(text)
 
 

@@ -54,7 +54,7 @@ def members(text: bytes, parse: Callable[[bytes], Any]) -> Iterator[tuple[str, A
 
 
 def last_value(text: bytes, key: str) -> tuple[Any, int]:
-    """Return the value behind the last mention of a key, which need not be the object's own, and the place behind it.
+    """Return the value after the last occurrence of a key, which may be another object's, and the position after it.
 
     Raises:
         ValueError: there is none.

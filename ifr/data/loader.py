@@ -189,7 +189,7 @@ def open_validation_sets(config: Any, classes: Classes | None) -> dict[str, Coco
 
 
 def validation_loader(config: Any, dataset: CocoDataset, *, rank: int = 0, world_size: int = 1) -> Batches:
-    """Build a loader of this process's share of a data set with its annotations, resized as in testing, one by one.
+    """Build a loader of this process's share of a data set with annotations, resized as in testing, in batches of one.
 
     Args:
         config: the settings.

@@ -189,7 +189,7 @@ def _implicit(head: Any) -> Implicit:
         )
     if head.SOLVE_DTYPE:
         logger.info(
-            "the mask head evaluates its block in %s, but the last time (MODEL.ROI_MASK_HEAD.SOLVE_DTYPE)",
+            "the mask head evaluates its block in %s, except for the last evaluation (MODEL.ROI_MASK_HEAD.SOLVE_DTYPE)",
             head.SOLVE_DTYPE,
         )
     return Implicit(

@@ -56,7 +56,7 @@ def implicit_that_converges() -> dict[str, Any]:
         "F_THRES": 7,  # maximum steps of the forward solver
         "B_THRES": 5,  # of the adjoint solver: a cosine of 0.999 to the true gradient if the block contracts
         "GAIN": 0.75,  # initial weight of the block's last group normalisation
-        "CONTRACTION_PENALTY": 3.0,  # weight of the loss that keeps the contraction factor below a half
+        "CONTRACTION_PENALTY": 3.0,  # weight of the loss on contraction factors above a half
     }
 
 

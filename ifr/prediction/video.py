@@ -81,7 +81,7 @@ class Clip:
                 gap, usual = seconds - before, 1 / self.rate
                 if even and index and abs(gap - usual) > max(_UNEVEN * usual, _CLOCK):
                     even = False
-                    text = "%s has a variable rate: frame %d comes after %.3f s, the mean is %.3f s, which is written"
+                    text = "%s has a variable rate: frame %d comes after %.3f s; the output has the mean, %.3f s"
                     logger.info(text, self.path, index, gap, usual)
                 yield Frame(index, seconds, pixels)
                 index, before = index + 1, seconds

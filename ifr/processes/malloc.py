@@ -12,7 +12,7 @@ _KEPT = 40_000_000  # free bytes at the end of the heap
 def keep_large_buffers_apart() -> None:
     """Make glibc map every buffer of 20 MB and more on its own, so that freed ones leave no holes in the heap.
 
-    Its own limit grows to 32 MB, more than many activations. docs/benchmarks.md has what this saves and costs. The
+    Its own limit grows to 32 MB, more than many activations. docs/benchmarks.md says what this saves and costs. The
     environment variable MALLOC_MMAP_THRESHOLD_ takes precedence; other allocators and systems are left alone.
     """
     if not sys.platform.startswith("linux") or "MALLOC_MMAP_THRESHOLD_" in os.environ:

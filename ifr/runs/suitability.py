@@ -174,8 +174,8 @@ def other_scale(trained: Sequence[float] | None, tested: Sequence[float] | None)
     if 1 / _TWOFOLD < now / before < _TWOFOLD:
         return None
     return (
-        f"at network size, objects are {now:.0f} pixels large, and were {before:.0f} in training; the model finds "
-        f"objects of the size that it was trained on: multiply short_edge_length and max_size in "
+        f"at network size, objects are {now:.0f} pixels large, and were {before:.0f} in training; the model detects "
+        f"best at the size that it was trained on: multiply short_edge_length and max_size in "
         f"INPUT.AUG.TEST_PIPELINES by {before / now:.2g}"
     )
 

@@ -115,7 +115,7 @@ def move_predictors(file: CheckpointFile, model: nn.Module, trained: Classes, cl
     if found == list(range(len(trained.names))):
         return file
     new = [name for name, label in zip(classes.names, found, strict=True) if label is None]
-    kept = f"initial values for {', '.join(map(str, new))}" if new else "none keep their initial values"
+    kept = f"initial values for {', '.join(map(str, new))}" if new else "no class keeps its initial values"
     logger.info("%s: predictors take the rows of the classes with the same names; %s", file.path, kept)
     state, keys = model.state_dict(), published_keys(model)
     own = {name: state[key] for key, name in keys.items()}

@@ -56,8 +56,8 @@ class Predictor:
     ) -> list[dict[str, Tensor]]:
         """Detect the objects in several images.
 
-        Images of one size share a batch, so that no image is padded for its neighbours: each has the detections that
-        it has alone, but for rounding.
+        Images of one size share a batch, so that no image is padded for its neighbours: each has the same detections
+        as on its own, up to rounding.
 
         Args:
             images: each (H, W, 3) BGR 0-255.

@@ -17,8 +17,8 @@ class WarmStart:
     """Maps the crops of one frame after the other to mask logits, with the implicit mask head of a model.
 
     A region starts from the refined features of the region in the frame before whose box overlaps its own the most,
-    with an IoU of at least `LEAST_IOU`, and else from zero. Features of a region have the frame of its box, so those of
-    a moving object stay in place. A converged solve has the equilibrium that it has from zero, within the tolerance,
+    with an IoU of at least `LEAST_IOU`, and else from zero. Features are relative to the region's box, so they do not
+    shift when the object moves. A converged solve has the equilibrium that it has from zero, within the tolerance,
     if the block contracts; one that ends before depends on its start (cf. C. Ertenli, E. Akbas and R. G. Cinbis,
     Streaming Multiscale Deep Equilibrium Models, ECCV 2022).
 

@@ -23,7 +23,7 @@ class Best:
 
     Args:
         metric: `TASK/NAME`, the mean over the data sets, or `ENTRY/TASK/NAME`; empty for none.
-        patience: evaluations in a row without a better value that exhaust it; 0 never.
+        patience: number of evaluations in a row without a better value after which it is exhausted; 0 for never.
     """
 
     metric: str
@@ -58,7 +58,7 @@ class Best:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the latest evaluations brought nothing better for as long as `patience`."""
+        """Whether the last `patience` evaluations found no better value."""
         return 0 < self.patience <= self._waited
 
 

@@ -42,8 +42,7 @@ class TrainingLoop:
         output: OUTPUT_DIR.
         start: number of completed iterations.
         signals: requests to stop this worker.
-        begin: called on all workers after the first step; a run that fails before it leaves an earlier run's
-            checkpoints, metrics and settings.
+        begin: called on all workers after the first step; if a run fails earlier, an earlier run's files are kept.
     """
 
     config: Any
@@ -241,7 +240,7 @@ class TrainingLoop:
         return results
 
     def _conclude(self) -> None:
-        """Say what the run has reached, and draw its curves."""
+        """Log the best evaluation, and draw the curves."""
         if self.best.iteration:
             where = self.output / folder.BEST
             logger.info(
