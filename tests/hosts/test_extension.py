@@ -1,14 +1,8 @@
 """The operators of the stand-in for cvpods' compiled extension, tested without cvpods."""
 
-import copy
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 import torchvision
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ifr.hosts.cvpods.extension import make_extension
 
@@ -66,103 +60,3 @@ def test_any_other_operator_raises_and_names_itself(name: str) -> None:
     with pytest.raises(NotImplementedError, match=rf"cvpods\._C\.{name}: this cvpods is not built"):
         operator(torch.zeros(1), threshold=0.5)
     assert not hasattr(EXTENSION, "__path__")
-
-
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_coco_evaluation(kind: str) -> None:
-    """The steps of cvpods' evaluation reproduce pycocotools' numbers."""
-    truth, found = make_sets()
-    wanted = evaluation(truth, found, kind)
-    wanted.evaluate()
-    wanted.accumulate()
-
-    own = evaluation(truth, found, kind)
-    params = own.params
-    params.imgIds, params.catIds = list(np.unique(params.imgIds)), list(np.unique(params.catIds))
-    own._prepare()
-    pairs = [[(image, label) for label in params.catIds] for image in params.imgIds]
-    overlaps = [[own.computeIoU(*pair) for pair in row] for row in pairs]
-
-    def convert(items: list[dict[str, Any]]) -> list[Any]:
-        return [
-            EXTENSION.InstanceAnnotation(
-                item["id"], item.get("score", 0.0), item["area"], bool(item.get("iscrowd")), bool(item.get("ignore"))
-            )
-            for item in items
-        ]
-
-    matches = EXTENSION.COCOevalEvaluateImages(
-        params.areaRng,
-        params.maxDets[-1],
-        params.iouThrs,
-        overlaps,
-        [[convert(own._gts[pair]) for pair in row] for row in pairs],
-        [[convert(own._dts[pair]) for pair in row] for row in pairs],
-    )
-    result = EXTENSION.COCOevalAccumulate(copy.deepcopy(params), matches)
-    assert list(result["counts"]) == list(wanted.eval["counts"])
-    assert 0.1 < wanted.eval["precision"][wanted.eval["precision"] > -1].mean() < 0.9
-    for name in ("precision", "recall", "scores"):
-        assert np.array_equal(result[name], wanted.eval[name]), name
-
-
-def make_sets() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Make annotations of three classes on four images, some of them crowds, and noisy detections of them."""
-    random = np.random.default_rng(0)
-    annotations: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for image in range(1, 5):
-        for _ in range(6):
-            left, top, width, height = (*random.uniform(0, 60, 2), *random.uniform(5, 60, 2))
-            label = int(random.integers(1, 4))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image,
-                    "category_id": label,
-                    "bbox": [left, top, width, height],
-                    "area": width * height,
-                    "iscrowd": int(len(annotations) % 9 == 0),
-                    "segmentation": [corners(left, top, width, height)],
-                }
-            )
-            moved = [left + random.normal(0, 3), top + random.normal(0, 3), width, height]
-            results.append(
-                {
-                    "image_id": image,
-                    "category_id": label if random.random() < 0.8 else label % 3 + 1,
-                    "bbox": moved,
-                    "score": random.random(),
-                    "segmentation": [corners(*moved)],
-                }
-            )
-    images = [{"id": image, "height": 150, "width": 150} for image in range(1, 5)]
-    categories = [{"id": label, "name": str(label)} for label in range(1, 4)]
-    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}, results
-
-
-def corners(left: float, top: float, width: float, height: float) -> list[float]:
-    return [left, top, left + width, top, left + width, top + height, left, top + height]
-
-
-def evaluation(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> COCOeval:
-    known = COCO()
-    known.dataset = copy.deepcopy(truth)
-    known.dataset["annotations"] = [
-        {**item, "segmentation": COCO.annToRLE(_sized(truth), item)} if item["iscrowd"] else item
-        for item in known.dataset["annotations"]
-    ]
-    known.createIndex()
-    dropped = "bbox" if kind == "segm" else "segmentation"
-    entries = [{key: value for key, value in item.items() if key != dropped} for item in results]
-    if kind == "segm":
-        for item in entries:
-            item["segmentation"] = COCO.annToRLE(_sized(truth), item)
-    return COCOeval(known, known.loadRes(entries), kind)
-
-
-def _sized(truth: dict[str, Any]) -> COCO:
-    sized = COCO()
-    sized.dataset = truth
-    sized.createIndex()
-    return sized

@@ -52,6 +52,7 @@ def succeeded(process: subprocess.CompletedProcess[str]) -> None:
     assert process.returncode == 0, process.stderr[-3000:]
 
 
+@pytest.mark.parametrize("host", ["standalone", "cvpods"])
 def test_trained_in_one_host_tested_in_both(
     host: str, checkout: Path, script: Script, digits: Path, tmp_path: Path
 ) -> None:
