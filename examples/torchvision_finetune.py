@@ -13,9 +13,10 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.models import get_model
 from torchvision.transforms import v2
 
+from ifr.contraction import Contraction
 from ifr.hosts.torchvision import follow_training, replace_mask_head, save_mask_head
 from ifr.refine import Implicit
-from ifr.solvers import GMRES, Broyden
+from ifr.solvers import GMRES, Anderson
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("images", help="folder of images")
@@ -34,6 +35,8 @@ data = CocoDetection(arguments.images, arguments.annotations)
 data.ids = [image for image in data.ids if data.coco.getAnnIds(image, iscrowd=False)]
 data.transforms = v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)])
 data = wrap_dataset_for_transforms_v2(data, target_keys=("boxes", "labels", "masks", "iscrowd"))
+if len(data) < arguments.batch_size:
+    parser.error(f"{len(data)} images have objects, fewer than --batch-size {arguments.batch_size}")
 loader = DataLoader(data, arguments.batch_size, shuffle=True, drop_last=True, collate_fn=lambda batch: batch)
 
 if arguments.weights:
@@ -44,7 +47,8 @@ if arguments.weights:
 else:
     model = get_model(arguments.model, weights="DEFAULT")
 model.transform.min_size = (arguments.size,)
-head = replace_mask_head(model, Implicit(Broyden(), adjoint=GMRES()))
+refinement = Implicit(Anderson(7), adjoint=GMRES(5), penalty=Contraction(3.0))  # settings with which solves converge
+head = replace_mask_head(model, refinement, gain=0.75)
 
 model.to(arguments.device).requires_grad_(False).train()
 head.requires_grad_(True)
@@ -63,7 +67,8 @@ while schedule.last_epoch < arguments.iterations:
         for _, target in batch:
             objects = torch.tensor(target.pop("iscrowd")) == 0
             targets.append({name: value[objects].to(arguments.device) for name, value in target.items()})
-        loss = model(images, targets)["loss_mask"]
+        losses = model(images, targets)
+        loss = losses["loss_mask"] + losses.get("loss_equilibrium", 0)  # the penalty, once solves have begun
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

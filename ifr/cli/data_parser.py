@@ -55,7 +55,7 @@ def add_data(commands: Any) -> argparse.ArgumentParser:
         help="make digits_train and digits_val",
         description="Make digits_train and digits_val: overlapping handwritten digits on photographs, with exact "
         "masks. Existing sets are kept if their seed and sizes are the same, otherwise replaced. The same seed and "
-        "sizes always give the same files. Needs scikit-learn.",
+        "sizes always give the same files. Needs the extra demo.",
         usage="ifr data make [--root DIR] [--seed S] [--train N] [--val N] [--study]",
         allow_abbrev=False,
     )

@@ -136,7 +136,7 @@ def _refinement(name: str | None) -> Iterator[Choice]:
         return
     reason, settings = "The mask head was given as --refinement", {"MODEL.ROI_MASK_HEAD.REFINEMENT": name}
     if name == "conv":
-        reason += "; its convolutions have group norms, with which they were the best in docs/results.md"
+        reason += "; its convolutions have group norms, as in IFR's own comparisons"
         settings["MODEL.ROI_MASK_HEAD.NORM"] = "GN"
     yield Choice(f"{reason}.", settings)
 

@@ -44,4 +44,6 @@ def settle_epochs(config: Any, images: int, overrides: Sequence[Any]) -> None:
     changes = [f"MAX_ITER {before} -> {length}"]
     if before >= 1:
         changes += stretch(config, length, before, given | {_LENGTH})
-    logger.info("%g epochs of %d iterations, from %d images: %s", epochs, batches, images, ", ".join(changes))
+    logger.info(
+        "SOLVER.EPOCHS %g, of %d iterations each, from %d images: %s", epochs, batches, images, ", ".join(changes)
+    )

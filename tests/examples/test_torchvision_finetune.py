@@ -36,3 +36,6 @@ def test_the_example_trains_a_mask_head(tmp_path: Path) -> None:
     replace_mask_head(model, Implicit(Broyden(), adjoint=GMRES()))
     report = load_mask_head(model, tmp_path / "head.pth")
     assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
+    command[command.index("--batch-size") + 1] = "5"
+    refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert (refused.returncode, "4 images have objects, fewer than --batch-size 5" in refused.stderr) == (2, True)

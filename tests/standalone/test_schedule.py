@@ -75,7 +75,7 @@ def test_a_length_in_epochs_keeps_the_shares_of_the_schedule(config: RCNNFPNConf
     merge_and_rescale(config, ["SOLVER.EPOCHS", "12"], world_size=8)
     settle_epochs(config, images=1609, overrides=["SOLVER.EPOCHS", "12"])  # 100 batches, and 9 images left over
     assert schedule_of(config) == (16, 2, 1200, [800, 1066], 13, 66, 666, 0.02)
-    assert "12 epochs of 100 iterations, from 1609 images: MAX_ITER 90000 -> 1200" in caplog.text
+    assert "SOLVER.EPOCHS 12, of 100 iterations each, from 1609 images: MAX_ITER 90000 -> 1200" in caplog.text
     before = schedule_of(config)
     settle_epochs(config, images=1609, overrides=[])  # as in a resumed run that takes its checkpoint's settings
     assert schedule_of(config) == before
