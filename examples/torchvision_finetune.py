@@ -68,12 +68,16 @@ while schedule.last_epoch < arguments.iterations:
             objects = torch.tensor(target.pop("iscrowd")) == 0
             targets.append({name: value[objects].to(arguments.device) for name, value in target.items()})
         losses = model(images, targets)
-        loss = losses["loss_mask"] + losses.get("loss_equilibrium", 0)  # the penalty, once solves have begun
+        penalty = losses.get("loss_equilibrium", 0)  # once solves have begun
+        loss = losses["loss_mask"] + penalty
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if schedule.last_epoch % 20 == 0:
-            print(f"iteration {schedule.last_epoch}: {head.refinement.phase}, loss {loss.item():.4f}", flush=True)
+            print(
+                f"iteration {schedule.last_epoch}: {head.refinement.phase}, loss {loss:.4f}, penalty {penalty:.4f}",
+                flush=True,
+            )
         schedule.step()
         if schedule.last_epoch == arguments.iterations:
             break

@@ -1,10 +1,14 @@
 """The operators of the stand-in for cvpods' compiled extension, tested without cvpods."""
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import pytest
 import torch
 import torchvision
+from pycocotools.cocoeval import COCOeval
 
-from ifr.hosts.cvpods.extension import make_extension
+from ifr.hosts.cvpods.extension import NAME, make_extension, use_plain_evaluation
 
 EXTENSION = make_extension()
 
@@ -60,3 +64,13 @@ def test_any_other_operator_raises_and_names_itself(name: str) -> None:
     with pytest.raises(NotImplementedError, match=rf"cvpods\._C\.{name}: this cvpods is not built"):
         operator(torch.zeros(1), threshold=0.5)
     assert not hasattr(EXTENSION, "__path__")
+
+
+@pytest.mark.parametrize(("installed", "wanted"), [(EXTENSION, COCOeval), (ModuleType("built"), "cvpods' own")])
+def test_an_unbuilt_cvpods_evaluates_with_pycocotools(
+    monkeypatch: pytest.MonkeyPatch, installed: ModuleType, wanted: object
+) -> None:
+    monkeypatch.setitem(sys.modules, NAME, installed)
+    evaluation = SimpleNamespace(COCOeval="cvpods' own")
+    use_plain_evaluation(evaluation)
+    assert evaluation.COCOeval is wanted

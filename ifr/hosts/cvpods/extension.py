@@ -1,12 +1,14 @@
 """Stands in for `cvpods._C`, the compiled extension, which does not build on PyTorch newer than 1.10.
 
-ROIAlign and NMS are from torchvision. Other operators raise when called; framework.py replaces the COCO evaluation.
+ROIAlign and NMS are from torchvision, and COCO is evaluated by pycocotools. Other operators raise when called.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torchvision
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from ifr.hosts.stand_in import Extension, pool_regions, pooling_gradient
@@ -52,6 +54,12 @@ def roi_align_backward(
 def ml_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
     """Return the indices of the boxes (n, 4) that NMS within each label keeps, best first."""
     return torchvision.ops.batched_nms(boxes, scores, labels, threshold)
+
+
+def use_plain_evaluation(evaluation: Any) -> None:
+    """Make the module `cvpods.evaluation.coco_evaluation` use pycocotools' COCOeval, unless cvpods is built."""
+    if isinstance(sys.modules.get(NAME), Extension):
+        evaluation.COCOeval = COCOeval
 
 
 def version() -> str:

@@ -5,16 +5,12 @@ Raises:
 """
 
 import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
-from pycocotools.cocoeval import COCOeval
-
 from ifr.errors import CvpodsBrokenError, CvpodsTooOldError
-from ifr.hosts.cvpods.extension import NAME
+from ifr.hosts.cvpods.extension import use_plain_evaluation
 from ifr.hosts.cvpods.importing import import_cvpods
-from ifr.hosts.stand_in import Extension
 
 OLDEST = "76eb481 (November 2021)"
 
@@ -56,8 +52,7 @@ build_evaluator = _part("evaluation", "build_evaluator")
 inference_on_dataset = _part("evaluation", "inference_on_dataset")
 print_csv_format = _part("evaluation", "print_csv_format")
 verify_results = _part("evaluation", "verify_results")
-if isinstance(sys.modules.get(NAME), Extension):  # not built: cvpods' faster evaluation of COCO has no operators
-    _part("evaluation", "coco_evaluation").COCOeval = COCOeval
+use_plain_evaluation(_part("evaluation", "coco_evaluation"))
 
 comm = _part("utils", "comm")
 get_event_storage = _part("utils", "get_event_storage")

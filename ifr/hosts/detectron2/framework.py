@@ -20,15 +20,16 @@ try:
         from detectron2.utils.events import get_event_storage
 except ImportError as error:
     name = error.name or ""
-    if name in ("detectron2", "detectron2.config"):  # the second if a clone lies in the working directory
+    absent = isinstance(error, ModuleNotFoundError)
+    if absent and name in ("detectron2", "detectron2.config"):  # the second if a clone lies in the working directory
         raise ModuleNotFoundError(
             "detectron2 cannot be found. Clone github.com/facebookresearch/detectron2, put the clone on PYTHONPATH or "
             f"install it (pip install --no-build-isolation -e detectron2), and pip install {_NEEDS}",
             name=name,
         ) from error
-    if name.startswith("detectron2."):
+    if f"{name}.".startswith("detectron2."):
         raise ImportError(f"{error}; IFR was tried with detectron2 {_TRIED}", name=name) from error
-    if isinstance(error, ModuleNotFoundError):
+    if absent:
         raise ModuleNotFoundError(f"detectron2 needs pip install {_NEEDS}: {error}", name=name) from error
     raise
 
