@@ -68,16 +68,13 @@ while schedule.last_epoch < arguments.iterations:
             objects = torch.tensor(target.pop("iscrowd")) == 0
             targets.append({name: value[objects].to(arguments.device) for name, value in target.items()})
         losses = model(images, targets)
-        penalty = losses.get("loss_equilibrium", 0)  # once solves have begun
-        loss = losses["loss_mask"] + penalty
+        losses = {name: losses[name] for name in ("loss_mask", "loss_equilibrium") if name in losses}
         optimizer.zero_grad()
-        loss.backward()
+        sum(losses.values()).backward()
         optimizer.step()
         if schedule.last_epoch % 20 == 0:
-            print(
-                f"iteration {schedule.last_epoch}: {head.refinement.phase}, loss {loss:.4f}, penalty {penalty:.4f}",
-                flush=True,
-            )
+            values = ", ".join(f"{name} {loss.item():.4f}" for name, loss in losses.items())
+            print(f"iteration {schedule.last_epoch}: {head.refinement.phase}, {values}", flush=True)
         schedule.step()
         if schedule.last_epoch == arguments.iterations:
             break
