@@ -137,7 +137,10 @@ def save_mask_head(path: str | Path, model: nn.Module, stage: int = -1, **extras
 def _mask_heads(model: nn.Module) -> list[MaskHead]:
     found = [part for part in model.modules() if isinstance(part, MaskHead)]
     if not found:
-        raise TypeError(f"model must have IFR's mask head; {type(model).__name__} has none")
+        raise TypeError(
+            f"model must have IFR's mask head; {type(model).__name__} has none. In torchvision, `replace_mask_head` gives "
+            "it one, in mmdetection `use_ifr`"
+        )
     return found
 
 

@@ -60,25 +60,26 @@ def build_schedule(config: Any) -> Schedule:
         ValueError: the schedule or the warm-up method is unknown, or the steps are not ascending.
     """
     settings = config.SOLVER.LR_SCHEDULER
-    decay: Decay
+    return Schedule(
+        base=float(config.SOLVER.OPTIMIZER.BASE_LR),
+        decay=_decay(settings),
+        warmup_iterations=int(settings.WARMUP_ITERS),
+        warmup_factor=float(settings.WARMUP_FACTOR),
+        warmup_method=str(settings.WARMUP_METHOD),
+    )
+
+
+def _decay(settings: Any) -> Decay:
     if settings.NAME == "WarmupMultiStepLR":
         steps, gamma = list(settings.STEPS), float(settings.GAMMA)
         if steps != sorted(steps):
             raise ValueError(f"SOLVER.LR_SCHEDULER.STEPS must be ascending, got {steps}")
-        decay = lambda iteration: gamma ** bisect_right(steps, iteration)  # noqa: E731
-    elif settings.NAME == "WarmupCosineLR":  # half a cosine (I. Loshchilov and F. Hutter, SGDR, 2017)
+        return lambda iteration: gamma ** bisect_right(steps, iteration)
+    if settings.NAME == "WarmupCosineLR":  # half a cosine (I. Loshchilov and F. Hutter, SGDR, 2017)
         length = int(settings.MAX_ITER)  # begins with the warm-up, as in cvpods
-        decay = lambda iteration: 0.5 * (1 + math.cos(math.pi * min(iteration / length, 1)))  # noqa: E731
         logger.info("the learning rate falls along a cosine; SOLVER.LR_SCHEDULER.STEPS and GAMMA are ignored")
-    else:
-        raise ValueError(
-            "SOLVER.LR_SCHEDULER.NAME must be 'WarmupMultiStepLR' or 'WarmupCosineLR' in the standalone host, "
-            f"got {settings.NAME!r}"
-        )
-    return Schedule(
-        base=float(config.SOLVER.OPTIMIZER.BASE_LR),
-        decay=decay,
-        warmup_iterations=int(settings.WARMUP_ITERS),
-        warmup_factor=float(settings.WARMUP_FACTOR),
-        warmup_method=str(settings.WARMUP_METHOD),
+        return lambda iteration: 0.5 * (1 + math.cos(math.pi * min(iteration / length, 1)))
+    raise ValueError(
+        "SOLVER.LR_SCHEDULER.NAME must be 'WarmupMultiStepLR' or 'WarmupCosineLR' in the standalone host, "
+        f"got {settings.NAME!r}"
     )
