@@ -138,8 +138,8 @@ def _mask_heads(model: nn.Module) -> list[MaskHead]:
     found = [part for part in model.modules() if isinstance(part, MaskHead)]
     if not found:
         raise TypeError(
-            f"model must have IFR's mask head; {type(model).__name__} has none. In torchvision, `replace_mask_head` gives "
-            "it one, in mmdetection `use_ifr`"
+            f"model must have IFR's mask head; {type(model).__name__} has none. `replace_mask_head` gives one to "
+            "torchvision's detectors, `use_ifr` to mmdetection's"
         )
     return found
 
