@@ -252,21 +252,22 @@ def test_the_grids_of_the_repository_fit_the_protocol():
 
 
 def test_tuned_heads_take_the_rate_with_the_best_mean_of_two_seeds():
-    """As the protocol's eighth amendment says; otherwise they are the heads of the report."""
+    """As the protocol's amendments 8 and 11 say (`conv_4` has one seed); otherwise they are the heads of the report."""
     report, tuned = (json.loads((ROOT / f"benchmarks/study_{name}.json").read_text()) for name in ("digits", "tuned"))
     trials = json.loads((ROOT / "benchmarks/results/study_tuning/study_tuning.json").read_text())["heads"]
     assert (tuned["test"], tuned["first_seed"], tuned["measures"]) == ("digits_report", 1, report["measures"])
 
     def quality(trial: str) -> float:
         found = trials[trial]["means"]["mask IoU"]
-        assert found["seeds"] == 2
+        assert found["seeds"] == (1 if trial.startswith("conv_4") and "gn" not in trial else 2)
         return found["mean"]
 
+    derived_from = {"conv_8_gn": "conv_4_gn", "implicit_plain": "implicit", "implicit_2021": "implicit"}
     untuned = {head["name"]: head for head in report["heads"]}
     for head in tuned["heads"]:
         name = head["name"].removesuffix("_tuned")
         head_of = name.removesuffix("_3x")
-        chosen_for = head_of if head_of in ("conv_4_gn", "implicit") else "sharing_4"
+        chosen_for = head_of if head_of in trials else derived_from.get(head_of, "sharing_4")
         rates = {1.0: chosen_for, 4.0: f"{chosen_for}_fastest", 8.0: f"{chosen_for}_lr8"}
         best = max(rates, key=lambda rate: quality(rates[rate]))
         assert head["settings"].pop("SOLVER.OPTIMIZER.MASK_HEAD_LR_FACTOR") == best
