@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 from convergence import convergence, gradients
+from evaluations import one_evaluation
 from measure import Counts, counted, counting, memory, timed
-from setting import STEPS, Setting, random_setting, trained_setting
+from setting import CHANNELS, STEPS, Setting, random_setting, trained_setting
 from torch import Tensor
 
 from ifr.refine import Implicit
@@ -244,11 +245,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--tf32", action="store_true", help="on a GPU, round float32 to TF32; IFR does not by default")
     parser.add_argument("--regions", default=32, type=int, help="batch size N")
+    parser.add_argument("--channels", default=CHANNELS, type=int, help="channels C of the block with random weights")
     parser.add_argument("--rounds", default=5, type=int, help="number of repetitions; medians are printed")
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("--experiment", type=Path, help="folder of the experiment that --weights belongs to")
     parser.add_argument("--weights", nargs="*", default=[], type=Path, help="files of trained models with it")
-    every = (evaluation, convergence, training, gradients, leaving, half_precision, graph)
+    every = (evaluation, one_evaluation, convergence, training, gradients, leaving, half_precision, graph)
     parts = {part.__name__: part for part in every}
     parser.add_argument("--parts", nargs="+", choices=parts, metavar="PART", help=f"{', '.join(parts)}; default all")
     arguments = parser.parse_args()
@@ -258,7 +260,7 @@ def main() -> None:
     hardware = torch.cuda.get_device_name(arguments.device) if cuda else f"CPU, {arguments.threads} threads"
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, {hardware}")
     print(f"TF32: {arguments.tf32}")
-    settings = [random_setting(arguments.regions, arguments.device)]
+    settings = [random_setting(arguments.regions, arguments.device, arguments.channels)]
     for weights in arguments.weights:
         settings.append(trained_setting(arguments.experiment, weights, arguments.regions, arguments.device))
     for setting in settings:

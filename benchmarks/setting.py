@@ -36,10 +36,10 @@ class Setting:
             return timed(lambda: [f(self.zero) for _ in range(repeats)], self.device) / repeats
 
 
-def random_setting(regions: int, device: torch.device) -> Setting:
+def random_setting(regions: int, device: torch.device, channels: int = CHANNELS) -> Setting:
     torch.manual_seed(0)
-    block = RefinementBlock(CHANNELS).to(device)
-    x = torch.randn(regions, CHANNELS, SIDE, SIDE, device=device)
+    block = RefinementBlock(channels).to(device)
+    x = torch.randn(regions, channels, SIDE, SIDE, device=device)
     return Setting("random weights", block, x, x)
 
 
