@@ -154,35 +154,29 @@ def _is_channels_last(z: Tensor) -> bool:
 
 
 class Monitor(PerSample):
-    """The best iterate, residual and status of every sample, updated after each evaluation of f."""
+    """Each sample's best iterate, residual and steps, and whether it is active; updated after each evaluation of f."""
 
     def __init__(self, samples: int, device: torch.device, tol: float, roundoff: float) -> None:
         self._tol, self._roundoff = tol, roundoff
-        self._status = torch.full((samples,), int(Status.MAX_STEPS), device=device)
-        self._steps = torch.zeros_like(self._status)
         self.active = torch.ones(samples, dtype=torch.bool, device=device)
+        self._steps = torch.zeros(samples, dtype=torch.int64, device=device)
         self._results = Results(samples, device)
 
     def update(self, step: int, z: Tensor, image: Tensor, residuals: Tensor) -> None:
         """Record the iterate z (N, D) after `step` steps, its image f(z) and f(z) - z = `residuals`, both (N, D)."""
         residual = root_mean_square(residuals)
-        finite = residual.isfinite()
         if step == 0:
-            self._limit = DIVERGENCE_FACTOR * residual
-            self._best, self._image = z, image
-            self._residual = torch.where(finite, residual, torch.inf)
+            self._limit = (DIVERGENCE_FACTOR * residual).clamp(max=torch.finfo(residual.dtype).max)
+            self._best, self._image, self._last = z, image, residual
+            self._residual = torch.where(residual.isfinite(), residual, torch.inf)
         else:
             better = self.active & (residual < self._residual)
             self._best, self._image = select(better, z, self._best), select(better, image, self._image)
             self._residual = torch.where(better, residual, self._residual)
-        self._steps = torch.where(self.active, step, self._steps)
-        for ended, status in (
-            (residual <= tolerance(z, self._tol, self._roundoff), Status.CONVERGED),
-            (residual > self._limit, Status.DIVERGED),
-            (~finite, Status.NONFINITE),
-        ):
-            self._status = torch.where(self.active & ended, int(status), self._status)
-        self.active = self._status == int(Status.MAX_STEPS)
+            self._last = torch.where(self.active, residual, self._last)
+            self._steps = self._steps + self.active
+        going_on = (residual > tolerance(z, self._tol, self._roundoff)) & (residual <= self._limit)  # false for NaN
+        self.active = self.active & going_on
 
     def keep(self, index: Tensor) -> None:
         """Continue with the samples at `index` (K,); the results of the others are kept."""
@@ -190,7 +184,10 @@ class Monitor(PerSample):
         super().keep(index)
 
     def _state(self) -> tuple[Tensor, ...]:
-        return self._best, self._residual, self._steps, self._status, self._image
+        diverged = torch.where(self._last > self._limit, int(Status.DIVERGED), int(Status.CONVERGED))
+        stopped = torch.where(self._last.isfinite(), diverged, int(Status.NONFINITE))
+        status = torch.where(self.active, int(Status.MAX_STEPS), stopped)
+        return self._best, self._residual, self._steps, status, self._image
 
     def hold(self, z: Tensor) -> Tensor:
         """Return the next iterate (N, D): `z` for active samples, the best iterate for stopped ones."""
