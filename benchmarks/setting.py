@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure import timed
@@ -43,24 +44,35 @@ def random_setting(regions: int, device: torch.device, channels: int = CHANNELS)
     return Setting("random weights", block, x, x)
 
 
+def trained_head(experiment: Path, weights: Path, device: torch.device) -> tuple[Any, nn.Module, MaskHead]:
+    """Return the configuration, the trained model and its implicit mask head."""
+    model = build_model(experiment, weights, device)
+    heads = (part for part in model.modules() if isinstance(part, MaskHead) and isinstance(part.refinement, Implicit))
+    return load_experiment(experiment).config, model, next(heads)
+
+
+@torch.no_grad()
+def regions_of_test_set(config: Any, model: nn.Module, head: MaskHead, most: int) -> tuple[Tensor, Tensor]:
+    """Return the features (N, C, H, W) and classes (N,) of the first detections in the experiment's first test set."""
+    features: list[Tensor] = []
+    classes: list[Tensor] = []
+    handle = head.register_forward_pre_hook(
+        lambda _, inputs: (features.append(inputs[0]), classes.append(inputs[1]))[0]
+    )
+    loader = iter(evaluation_loader(config, next(iter(open_test_sets(config, None).values()))))
+    for batch in itertools.takewhile(lambda _: sum(map(len, features)) < most, loader):
+        model(batch)
+    handle.remove()
+    return torch.cat(features)[:most].clone(), torch.cat(classes)[:most].clone()
+
+
 def trained_setting(experiment: Path, weights: Path, regions: int, device: torch.device) -> Setting:
     """Take the block of a trained model and the features of its first detections in the experiment's first test set.
 
     The gradient is that of the mean binary cross-entropy between the masks and themselves, thresholded.
     """
-    config = load_experiment(experiment).config
-    model = build_model(experiment, weights, device)
-    head = next(
-        part for part in model.modules() if isinstance(part, MaskHead) and isinstance(part.refinement, Implicit)
-    )
-    found: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
-    loader = iter(evaluation_loader(config, next(iter(open_test_sets(config, None).values()))))
-    with torch.no_grad():
-        for batch in itertools.takewhile(lambda _: sum(map(len, found)) < regions, loader):
-            model(batch)
-    handle.remove()
-    x = torch.cat(found)[:regions].clone()
+    config, model, head = trained_head(experiment, weights, device)
+    x, _ = regions_of_test_set(config, model, head, regions)
     with torch.no_grad():
         z = Anderson(100, 1e-6).solve(head.repeat_block.at(x), torch.zeros_like(x)).z
     z.requires_grad_()
