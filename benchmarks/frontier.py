@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ def _cell(summary: Mapping[str, Any] | None) -> str:
 
 
 def draw(heads: Sequence[Head], costs: Mapping[str, tuple[float, float]], means: Mapping[str, Any], file: Path) -> None:
-    """Plot mask AP by seconds, with a line for heads with the same weights or whose names differ in a last number."""
+    """Plot mask AP by seconds, with a line for heads with the same weights or whose names differ only in a number."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5))
@@ -108,11 +109,11 @@ def draw(heads: Sequence[Head], costs: Mapping[str, tuple[float, float]], means:
     for head in heads:
         if (mean := means.get(head.name, {}).get("means", {}).get("mask AP", {}).get("mean")) is not None:
             own = head.accelerate is not None or not head.weights_of
-            family = head.name.rstrip("0123456789") if own else head.weights_of
+            family = re.sub(r"_\d+", "", head.name) if own else head.weights_of
             families.setdefault(family, []).append((costs[head.name][1], mean))
     for family, points in families.items():
         seconds, values = zip(*sorted(points), strict=True)
-        axis.plot(seconds, values, marker="o", label=family.rstrip("_"))
+        axis.plot(seconds, values, marker="o", label=family)
     axis.set(xlabel="seconds of the mask head, relative to IFR's four convolutions with group norm", ylabel="mask AP")
     axis.legend()
     axis.grid(alpha=0.3)
