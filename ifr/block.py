@@ -39,7 +39,8 @@ def _channel_norm(weight: Tensor) -> Tensor:
 class RefinementBlock(nn.Module):
     """The residual block f(z; x) that is iterated to refine the features x of a region (figure 2 of the paper).
 
-    With h = z + x: f(z; x) = gn3(relu(gn2(conv2(relu(gn1(conv1 h)))) + h)).
+    With h = z + x: f(z; x) = gn3(relu(gn2(conv2(relu(gn1(conv1 h)))) + h)). The weights of the convolutions are used,
+    but the modules are not called: change them by torch.nn.utils.parametrize, as hooks on them have no effect.
 
     Args:
         channels: number of channels C of x and z.
@@ -77,7 +78,8 @@ class RefinementBlock(nn.Module):
             raise TypeError(f"x must be floating point; got {x.dtype}")
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must be (N, {self.channels}, H, W); got {tuple(x.shape)}")
-        return RoundedMap(_BlockMap(self, x, self.conv1.weight, self.conv2.weight), convolution_roundoff(x))
+        weight1, weight2 = self.conv1.weight, self.conv2.weight
+        return RoundedMap(_BlockMap(self, x, weight1, weight2), convolution_roundoff(x, weight1))
 
 
 class _BlockMap:

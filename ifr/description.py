@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,16 @@ _PLACES = ("MODEL.DEVICE", "OUTPUT_DIR", "DATALOADER.NUM_WORKERS")
 _DECIDED = ("MODEL.WEIGHTS", "MODEL.ROI_HEADS.NUM_CLASSES", "SEED", "SOLVER.IMS_PER_DEVICE")
 # Nor are these unless training resumes: nothing else depends on them.
 _TRAINING = ("SOLVER.", "DATALOADER.", "GLOBAL.", "DATASETS.TRAIN", "INPUT.AUG.TRAIN_PIPELINES")
+_DATA = ("DATASETS.TRAIN", "DATASETS.TEST")
 _SHOWN = 8  # settings in one message
 
 
 def describe(
-    config: Any, builder: str | None, classes: Classes | None, sizes: Sequence[float] | None
+    config: Any,
+    builder: str | None,
+    classes: Classes | None,
+    sizes: Sequence[float] | None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Return the entries of a checkpoint, plain data as JSON has it, that make it enough by itself.
 
@@ -33,10 +39,11 @@ def describe(
         builder: the name in `ifr.hosts` of the function that builds the model; None if net.py has its own.
         classes: the classes of the model, if they are known.
         sizes: `ifr.data.objects.Objects.quantiles` of the training data, if it is known.
+        folder: that of the experiment, which may be moved or renamed together with data sets in it.
 
     Returns:
-        `classes`: "names" and "category_ids". `description`: "model", the builder; "settings", as nested dicts; and
-        "sizes", the quantiles of the object sizes seen in training, in pixels of the network's input.
+        `classes`: "names" and "category_ids". `description`: "model", the builder; "settings", as nested dicts;
+        "sizes", the quantiles of the object sizes seen in training, in pixels of the network's input; and "folder".
     """
     settings: dict[str, Any] = {}
     for key, value in leaves(config.as_dict()):
@@ -48,7 +55,8 @@ def describe(
             section[name] = value
     entries: dict[str, Any] = {} if classes is None else {"classes": classes.as_dict()}
     seen = None if sizes is None else list(sizes)
-    return {**entries, KEY: {"model": builder, "settings": settings, "sizes": seen}}
+    place = None if folder is None else str(folder)
+    return {**entries, KEY: {"model": builder, "settings": settings, "sizes": seen, "folder": place}}
 
 
 def sizes_seen(extras: Mapping[str, Any]) -> list[float] | None:
@@ -57,15 +65,20 @@ def sizes_seen(extras: Mapping[str, Any]) -> list[float] | None:
     return sizes
 
 
-def merge_settings(config: Any, file: CheckpointFile) -> None:
+def merge_settings(config: Any, file: CheckpointFile, folder: Path | None = None) -> None:
     """Replace settings by those that a checkpoint states; those that are unknown here, such as those of
     another host or a newer IFR, are named in a warning.
+
+    Data sets that lay in the experiment's folder are taken from the `folder` of today, if they are there.
 
     Raises:
         CheckpointError: a value does not fit its setting.
     """
     own = dict(leaves(config.as_dict()))
     stated = dict(leaves(file.extras[KEY]["settings"]))
+    before = file.extras[KEY].get("folder")
+    if folder is not None and before:
+        stated |= {key: _moved(stated[key], before, str(folder)) for key in _DATA if key in stated}
     for key, value in stated.items():
         if key not in own or key in _PLACES or value == own[key]:
             continue
@@ -79,7 +92,11 @@ def merge_settings(config: Any, file: CheckpointFile) -> None:
 
 
 def take_settings(
-    config: Any, file: CheckpointFile, overrides: Sequence[Any], resumed: Mapping[str, Any] | None = None
+    config: Any,
+    file: CheckpointFile,
+    overrides: Sequence[Any],
+    resumed: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Replace the settings of config.py by those that a checkpoint states, if any, and log in one line which differ.
 
@@ -88,6 +105,7 @@ def take_settings(
         file: the checkpoint.
         overrides: settings on the command line, which take precedence over both.
         resumed: if training resumes, the settings that it would have by config.py, as nested dicts.
+        folder: that of the experiment; see `merge_settings`.
 
     Raises:
         CheckpointError: a value in the file does not fit its setting.
@@ -95,9 +113,15 @@ def take_settings(
     """
     if KEY in file.extras:
         before = dict(leaves(config.as_dict() if resumed is None else resumed))
-        merge_settings(config, file)
+        merge_settings(config, file, folder)
         _say_differences(config, file, before, overrides, _DECIDED if resumed else _DECIDED + _TRAINING)
     config.merge_from_list(list(overrides))
+
+
+def _moved(entries: Sequence[str], before: str, now: str) -> Sequence[str]:
+    """Replace the folder `before` by `now` in the entries of data sets whose annotations are then found."""
+    moved = [entry.replace(f"{before}{os.sep}", f"{now}{os.sep}") for entry in entries]
+    return tuple(b if Path(b.rpartition(":")[2]).exists() else a for a, b in zip(entries, moved, strict=True))
 
 
 def _say_differences(

@@ -142,16 +142,19 @@ def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, c
         deconv: from C to C' channels, with a kernel of 2x2 and a stride of 2; its weights are used, it is not called.
         predictor: from C' to num_classes channels, 1 for a class-agnostic head, with a kernel of 1x1.
         z: (N, C, H, W).
-        classes: (N,) of the regions; None for the logits of all classes.
+        classes: (N,) of the regions, int64; None for the logits of all classes.
 
     Returns:
         Mask logits (N, num_classes, 2H, 2W), or (N, 2H, 2W) with `classes`.
 
     Raises:
+        TypeError: classes are not integers of 32 or 64 bits.
         ValueError: classes is not (N,).
     """
     if classes is not None and classes.shape != z.shape[:1]:
         raise ValueError(f"classes must be ({len(z)},), one of each region; got {tuple(classes.shape)}")
+    if classes is not None and classes.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"classes must be int64; got {classes.dtype}")  # torch would take uint8 and bool for a mask
 
     def predict(z: Tensor, classes: Tensor | None) -> Tensor:
         count, _, height, width = z.shape
@@ -183,5 +186,5 @@ def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, c
     chosen = [None] * len(regions) if classes is None else torch.split(classes, size)
     run: Callable[..., Tensor] = predict
     if torch.is_grad_enabled():
-        run = partial(checkpoint, predict, use_reentrant=False, preserve_rng_state=False)
+        run = partial(checkpoint, predict, use_reentrant=False)
     return torch.cat([run(*part) for part in zip(regions, chosen, strict=True)])

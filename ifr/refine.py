@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -58,8 +57,8 @@ class Implicit(nn.Module):
         budget: number of evaluations of f in evaluation mode; training always takes the `max_steps` + 1 of the solver.
             With 1 the result is f(0; x), and nothing is solved. Fewer are spent only if all regions have converged
             before. Computing gradients in evaluation mode costs one more.
-        penalty: computes a loss from f and z*; in the implicit phase, `take_penalty` returns that of every fourth
-            solved region. It has no gradient in x, because the features are not what makes f contract.
+        penalty: computes a loss from f and z*; after each call in the implicit phase, `take_penalty` returns that of
+            every fourth solved region. It has no gradient in x, as the features are not what makes f contract.
         solve_dtype: torch.bfloat16 or torch.float16, to which all evaluations of f but the last are autocast in
             evaluation; the state of the solver stays in float32. None for no autocast.
         correction: in the implicit phase, the first third of the regions is refined by this many applications of f from
@@ -75,8 +74,8 @@ class Implicit(nn.Module):
     Copies and pickles drop `observe` and a penalty that has not been taken: they belong to one object in one process.
 
     Raises:
-        TypeError: solver or adjoint is not a solver, warmup_steps, correction or the budget is not an integer, or a
-            solver without max_steps is given with budget or solve_dtype.
+        TypeError: solver or adjoint is not a solver, the penalty cannot be called, warmup_steps, correction or the
+            budget is not an integer, or a solver without max_steps is given with budget or solve_dtype.
         ValueError: warmup_steps or budget is below 1, correction is below 0, phase or solve_dtype is unknown, solver is
             `GMRES`, or budget or solve_dtype is given with as_published.
     """
@@ -100,16 +99,16 @@ class Implicit(nn.Module):
         super().__init__()
         _check_count("warmup_steps", warmup_steps, 1)
         _check_count("correction", correction, 0)
-        for name, value in (("solver", solver), ("adjoint", adjoint)):
-            if not callable(getattr(value, "solve", None)) and not (name == "adjoint" and value is None):
+        for name, value in (("solver", solver), *([] if adjoint is None else [("adjoint", adjoint)])):
+            if isinstance(value, type) or not callable(getattr(value, "solve", None)):
                 raise TypeError(f"{name} must be a solver, such as ifr.solvers.Broyden(); got {value!r}")
         if isinstance(solver, GMRES):
             raise ValueError("solver must handle nonlinear maps; GMRES solves only affine ones, such as the adjoint")
-        if budget is not None:
-            _check_count("budget", budget, 1)
+        if penalty is not None and not callable(penalty):
+            raise TypeError(f"penalty must be a function, such as ifr.contraction.Contraction(3.0); got {penalty!r}")
         if solve_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"solve_dtype must be torch.bfloat16, torch.float16 or None; got {solve_dtype!r}")
-        if budget is not None or solve_dtype is not None:
+        if solve_dtype is not None:
             _check_steps(solver, as_published)
         self.solver = solver
         self.adjoint = adjoint
@@ -147,57 +146,49 @@ class Implicit(nn.Module):
         """
         if start is not None and start.shape != x.shape:
             raise ValueError(f"start must have the shape of x, {tuple(x.shape)}; got {tuple(start.shape)}")
+        if self._to_penalise is not None:
+            self._to_penalise = None
         if not self.training:
             return self._evaluate(block, x, start)
-        self._to_penalise = None
         if self.phase == "explicit":
             return _unroll(block.at(x), _zeros(block, x), self.warmup_steps)
         count = len(x) // 3 if self.correction else 0
         early, solved = x[:count], x[count:]
         z = self._solve(block, solved, self.solver)
-        if self.penalty is not None and torch.is_grad_enabled():
+        if self.penalty is not None and not torch.is_inference_mode_enabled():
             self._to_penalise = block, solved[::PENALISED].detach(), z[::PENALISED].detach()
         return torch.cat((_unroll(block.at(early), _zeros(block, early), self.correction), z)) if count else z
 
     def _evaluate(self, block: RefinementBlock, x: Tensor, start: Tensor | None) -> Tensor:
         if self.solve_dtype is None or self.budget == 1:
-            return self._solve(block, x, self._solver(self.budget, start), start)
+            return self._solve(block, x, self.solver_of(self.budget, start), start)
         evaluations = self.budget or self.solver.max_steps + 1  # type: ignore[attr-defined]
         with torch.autocast(x.device.type, self.solve_dtype):
-            z = self._solve(block, x, self._solver(evaluations - 1, start), start)
+            z = self._solve(block, x, self.solver_of(evaluations - 1, start), start)
         return self._solve(block, x, None, z)
 
     def _solve(self, block: RefinementBlock, x: Tensor, solver: Solver | None, start: Tensor | None = None) -> Tensor:
         """Return f(z*; x), or f(start; x) without a solver."""
         per_sample = solver is None or (solver.per_sample and (self.adjoint is None or self.adjoint.per_sample))
-        groups = groups_of(x, solved=True) if per_sample else [x]
-        starts: Iterable[Tensor] = (_zeros(block, group) for group in groups)
-        if start is not None:
-            starts = groups_of(start, solved=True) if per_sample else [start]
+        split = functools.partial(groups_of, solved=True) if per_sample else lambda whole: [whole]
+        groups = split(x)
+        starts = (_zeros(block, group) for group in groups) if start is None else split(start)
         parts = zip(groups, starts, strict=True)
         if solver is None:
             return join([block.at(group)(z) for group, z in parts])
         refuse_tracing("an implicit refinement")
-        refined = [
-            fixed_point(
-                block.at(group),
-                z,
-                solver=solver,
-                adjoint=self.adjoint,
-                observe=self.observe,
-                return_image=self.training or not self.as_published,
-                jacobian_at_image=self.as_published,
-            )
-            for group, z in parts
-        ]
-        return join(refined)
+        solve = functools.partial(fixed_point, solver=solver, adjoint=self.adjoint, observe=self.observe)
+        image, published = self.training or not self.as_published, self.as_published
+        return join([solve(block.at(x), z, return_image=image, jacobian_at_image=published) for x, z in parts])
 
     def take_penalty(self) -> Tensor | None:
-        """Return, once, the penalty (N,) of regions that the latest step has solved; None if there is none."""
+        """Return, once, the penalty (N,) of regions that the latest call in training has solved; None without any."""
         given, self._to_penalise = self._to_penalise, None
-        return None if given is None or self.penalty is None else self.penalty(given[0].at(given[1]), given[2])
+        if given is None or self.penalty is None or not torch.is_grad_enabled():
+            return None
+        return self.penalty(given[0].at(given[1]), given[2])
 
-    def _solver(self, evaluations: int | None, start: Tensor | None) -> Solver | None:
+    def solver_of(self, evaluations: int | None, start: Tensor | None = None) -> Solver | None:
         """Return the solver of an evaluation, with so many evaluations of f if given; None for one."""
         if evaluations == 1:
             return None
@@ -206,6 +197,18 @@ class Implicit(nn.Module):
             settings = solver.max_steps, solver.tol  # type: ignore[attr-defined]
             solver = Learned(self.accelerator, *settings, from_zero=start is None)
         return solver if evaluations is None else dataclasses.replace(solver, max_steps=evaluations - 1)  # type: ignore[type-var]
+
+    @property
+    def budget(self) -> int | None:
+        """The number of evaluations of f in evaluation mode; see above."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: int | None) -> None:
+        if budget is not None:
+            _check_count("budget", budget, 1)
+            _check_steps(self.solver, self.as_published)
+        self._budget = budget
 
     @property
     def phase(self) -> str:
@@ -239,9 +242,7 @@ def _check_steps(solver: Solver, as_published: bool) -> None:
     if as_published:
         raise ValueError("as_published reproduces the 2021 code, which has no budget and no solve_dtype")
     if not (dataclasses.is_dataclass(solver) and hasattr(solver, "max_steps")):
-        raise TypeError(
-            f"budget and solve_dtype need a solver with max_steps, such as ifr.solvers.Broyden(); got {solver!r}"
-        )
+        raise TypeError(f"budget and solve_dtype need a solver with max_steps, such as Broyden(); got {solver!r}")
 
 
 class Refiner(nn.Module):

@@ -47,6 +47,8 @@ def accelerate(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if beside.is_relative_to(cache_folder()):  # its weights were fetched
         beside = Path(beside.name)
     output = Path(args.output or beside).expanduser()
+    if output.suffix != ".pth" or output.is_dir():
+        raise UserError(f"--output {output} is not a name of a .pth file", "`ifr convert` writes .safetensors from it")
     head.refinement.budget = 1  # only its regions are wanted
     block = head.repeat_block.requires_grad_(False)
     most = args.regions or max(1, _FIT_ELEMENTS // (block.channels * 14 * 14))

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ifr.errors import CheckpointError, CheckpointWriteError, ConfigError, UserError, advise, explained
 from ifr.experiment import Experiment, experiment_folders, load_experiment
@@ -129,3 +130,11 @@ def helpful(folder: Path, *, resumes: bool = False) -> Iterator[None]:
         raise
     except Exception as error:
         raise explained(error) from error
+
+
+def lowest_score(args: argparse.Namespace, overrides: Sequence[str], config: Any) -> float:
+    """Return the lowest score of a detection that is kept: --score, else the setting if it is given, else 0.5."""
+    if args.score is not None:
+        return float(args.score)
+    given = "MODEL.ROI_HEADS.SCORE_THRESH_TEST" in given_keys(overrides)
+    return float(config.MODEL.ROI_HEADS.SCORE_THRESH_TEST) if given else 0.5

@@ -156,7 +156,7 @@ def _add_show(commands: Any) -> argparse.ArgumentParser:
         "OUTPUT_DIR/pictures. " + _SETTINGS,
     )
     parser.add_argument("--samples", type=positive, default=8, metavar="N", help="images to draw (default 8)")
-    parser.add_argument("--score", type=probability, default=0.5, metavar="T", help="lowest score (default 0.5)")
+    parser.add_argument("--score", type=probability, metavar="T", help="lowest score (default 0.5)")
     return parser
 
 

@@ -14,24 +14,28 @@ import torch
 
 from ifr.checkpoints import read_checkpoint, resolve
 from ifr.cli.clips import clip_files, find_clips, is_named_clip, predict_clips, results_file
-from ifr.cli.experiments import find_experiment, require_standalone, trained_weights, with_budget, with_weights
+from ifr.cli.experiments import (
+    find_experiment,
+    lowest_score,
+    require_standalone,
+    trained_weights,
+    with_budget,
+    with_weights,
+)
 from ifr.cli.pictures import Picture, find_pictures, is_named_picture, number_pictures, output_files, pictures_of
 from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
 from ifr.data.loader import open_test_set
 from ifr.errors import CheckpointError, DatasetError, ImageError, UserError, advise
-from ifr.overrides import given_keys
 from ifr.prediction import Model
 
 logger = logging.getLogger(__name__)
-_DEFAULT_SCORE = 0.5
 _LONGEST_JPEG = 65_500  # of libjpeg
-_SCORE_KEY = "MODEL.ROI_HEADS.SCORE_THRESH_TEST"
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")  # of a setting
 
 
 def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Carry out `ifr predict`; images that cannot be read are skipped and named at the end.
+    """Carry out `ifr predict`; images that cannot be read or drawn are skipped and named at the end.
 
     Raises:
         UserError: the arguments do not fit together, or an image cannot be read.
@@ -40,7 +44,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if clips := find_clips(given, args):
         files = clip_files(clips, args)
         model = _build(args, with_budget(args, overrides))
-        predict_clips(args, files, model, _score(args, overrides, model))
+        predict_clips(args, files, model, lowest_score(args, overrides, model.config))
         return
     dataset = _open(args.dataset) if args.dataset else None
     paths = find_pictures(given) if given else None
@@ -55,38 +59,45 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     suffix = args.format or "jpg"
     targets = output_files(pictures, Path(args.output).expanduser(), f".{suffix}")
     model = _build(args, with_budget(args, overrides))
-    score = _score(args, overrides, model)
+    score = lowest_score(args, overrides, model.config)
     category_ids = None if dataset is None else _category_ids(model, dataset)
+    if args.json is not None and Path(args.json).expanduser().is_dir():
+        raise UserError(f"--json {args.json} is a folder", "give the name of a file in it")
     results: list[dict[str, Any]] = []
-    unreadable = []
-    for picture, target in zip(pictures, targets, strict=True):
-        try:
-            image = read_image(picture.path, picture.size, model.intensity)
-        except (ImageError, MemoryError) as error:
-            logger.error("%s", error)
-            unreadable.append(str(error))
-            continue
-        with advise("use --device cpu, or fewer pixels with INPUT.AUG.TEST_PIPELINES", torch.cuda.OutOfMemoryError):
-            found = model(image, score=score, bgr=True, tile=args.tile)
-        with advise("choose an --output that can be written", OSError):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            drawn = found.plot(args.labels, args.line_width, args.scale)
-            if suffix == "jpg" and max(drawn.size) > _LONGEST_JPEG:
-                raise UserError(f"{picture.path}: a JPEG has at most {_LONGEST_JPEG} pixels a side", "use --format png")
-            drawn.save(target, quality=92)
-        logger.info("%s: %d objects found, drawn in %s", picture.path, len(found), target)
-        if args.json is not None:  # kept only if needed, to save memory
-            own = found.to_coco(picture.image_id, category_ids)
-            results += [{**result, "file_name": picture.name} for result in own]
-    if len(unreadable) == len(pictures):
-        raise UserError(f"no image could be read: {'; '.join(unreadable)}", "give images as --input")
+    failed = []
+    try:
+        for picture, target in zip(pictures, targets, strict=True):
+            try:
+                image = read_image(picture.path, picture.size, model.intensity)
+                if suffix == "jpg" and max(image.shape[:2]) * args.scale > _LONGEST_JPEG:
+                    longest = f"a JPEG has at most {_LONGEST_JPEG} pixels a side; use --format png"
+                    raise ImageError(f"{picture.path}: {longest}")
+            except (ImageError, MemoryError) as error:
+                logger.error("%s", error)
+                failed.append(str(error))
+                continue
+            with advise("use --device cpu, or fewer pixels with INPUT.AUG.TEST_PIPELINES", torch.cuda.OutOfMemoryError):
+                found = model(image, score=score, bgr=True, tile=args.tile)
+            with advise("choose an --output that can be written", OSError):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                found.plot(args.labels, args.line_width, args.scale).save(target, quality=92)
+            logger.info("%s: %d objects found, drawn in %s", picture.path, len(found), target)
+            if args.json is not None:  # kept only if needed, to save memory
+                own = found.to_coco(picture.image_id, category_ids)
+                results += [{**result, "file_name": picture.name} for result in own]
+    except BaseException:
+        if args.json is not None and results:
+            _write(results, Path(args.json).expanduser())
+        raise
+    if len(failed) == len(pictures):
+        raise UserError(f"no image could be read or drawn: {'; '.join(failed)}", "give images as --input")
     if args.json is not None:
         _write(results, Path(args.json).expanduser())
         if dataset is None:
             logger.info("%s: the image ids are %s; --dataset takes them from a data set", args.json, _ids_are(pictures))
-    if unreadable:
+    if failed:
         raise UserError(
-            f"{len(unreadable)} of {len(pictures)} images could not be read: {'; '.join(unreadable)}",
+            f"{len(failed)} of {len(pictures)} images could not be read or drawn: {'; '.join(failed)}",
             "replace or remove them; the results of the others are written",
         )
 
@@ -110,15 +121,6 @@ def _is_named(text: str) -> bool:
     return is_named_picture(Path(text)) or is_named_clip(Path(text)) or Path(text).is_dir()
 
 
-def _score(args: argparse.Namespace, overrides: Sequence[str], model: Model) -> float:
-    """Return the lowest score that is kept: --score, else the setting if it is given, else 0.5."""
-    if args.score is not None:
-        return float(args.score)
-    return (
-        float(model.config.MODEL.ROI_HEADS.SCORE_THRESH_TEST) if _SCORE_KEY in given_keys(overrides) else _DEFAULT_SCORE
-    )
-
-
 def _open(entry: str) -> CocoDataset:
     with advise("give --dataset IMAGES_FOLDER:ANNOTATIONS.json; `ifr data check` lists all problems", DatasetError):
         return open_test_set(entry)
@@ -132,7 +134,12 @@ def _category_ids(model: Model, dataset: CocoDataset) -> Sequence[int | None]:
     """
     with advise("give a --dataset with the same categories, or leave it out", DatasetError):
         if model.knows_classes and model.config.DATASETS.MATCH_CLASSES == "name":
-            return dataset.classes.numbered_like(model.classes, str(dataset.source.json)).category_ids
+            ids = dataset.classes.numbered_like(model.classes, str(dataset.source.json)).category_ids
+            lacking = [name for name, number in zip(model.classes.names, ids, strict=True) if number is None]
+            if lacking:
+                text = "%s lacks classes of the model, whose objects are drawn but not written: %s"
+                logger.info(text, dataset.source.json, ", ".join(lacking))
+            return ids
         count, own = len(dataset.class_names), len(model.classes.names)
         if count != own:
             raise DatasetError(f"{dataset.source.json} has {count} classes, the weights have {own}")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ifr.cli.data import draw_truth
-from ifr.cli.experiments import find_experiment, helpful, require_standalone, with_weights
+from ifr.cli.experiments import find_experiment, helpful, lowest_score, require_standalone, with_weights
 from ifr.data.catalog import find_dataset
 from ifr.data.coco import CocoDataset
 from ifr.data.images import read_image
@@ -29,7 +29,7 @@ from ifr.refine import Implicit, RefinementBlock
 from ifr.runs.folder import newest_checkpoint
 from ifr.runs.settings import apply_tf32, output_folder, requested_device, settle
 from ifr.runs.weights import load_trained, match_classes, read_once, trained_classes
-from ifr.solvers import Anderson, Broyden, Picard, Solver, Status
+from ifr.solvers import Anderson, Broyden, Learned, Picard, Solver, Status
 from ifr.solvers.iteration import as_rows, root_mean_square
 from ifr.visualize import contact_sheet, draw_detections, plot_residuals
 
@@ -57,10 +57,10 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         if weights is None:
             raise UserError(f"{output} has no model_*.pth", "train first, or give MODEL.WEIGHTS or OUTPUT_DIR")
         file = experiment.file or read_once(weights, Worker())
-        settle(config, overrides, Worker(), device, output, training=False, file=file)
+        settle(config, overrides, Worker(), device, output, training=False, file=file, folder=experiment.folder)
         check_run(config)
         apply_tf32(config)
-        config.merge_from_list(["MODEL.ROI_HEADS.SCORE_THRESH_TEST", args.score])
+        config.merge_from_list(["MODEL.ROI_HEADS.SCORE_THRESH_TEST", lowest_score(args, overrides, config)])
         if not config.DATASETS.TEST:
             raise ValueError("no data set: DATASETS.TEST is empty")
         entry, classes = config.DATASETS.TEST[0], trained_classes(file, config)
@@ -120,7 +120,10 @@ def _draw_residuals(model: Any, x: Tensor, target: Path) -> None:
         "plain iteration": Picard(_STEPS, 0.0),
         "published": Broyden.published(_STEPS, 0.0),
     }
-    block = model.roi_heads.mask_head.repeat_block
+    head = model.roi_heads.mask_head
+    block, accelerator = head.repeat_block, head.refinement.accelerator
+    if accelerator is not None and head.refinement.accelerate:
+        solvers["learned"] = Learned(accelerator, _STEPS, 0.0)
     curves = {name: residuals_by_evaluation(block, x, solver) for name, solver in solvers.items()}
     (target / "residuals.json").write_text(
         json.dumps({name: curve.median(1).values.tolist() for name, curve in curves.items()})
@@ -134,7 +137,8 @@ def _draw_residuals(model: Any, x: Tensor, target: Path) -> None:
 def _describe(model: Any, x: Tensor, target: Path) -> None:
     """Write and log what `describe_equilibrium` finds for the regions x (N, C, H, W)."""
     head = model.roi_heads.mask_head
-    found = describe_equilibrium(head.repeat_block, head.refinement.solver, x[:: -(-len(x) // _REGIONS)])
+    solver = head.refinement.solver_of(head.refinement.budget) or Picard(1)  # a budget of 1 gives f(0)
+    found = describe_equilibrium(head.repeat_block, solver, x[:: -(-len(x) // _REGIONS)])
     reached = found["equilibrium"]
     plain = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN
     (target / "equilibrium.json").write_text(json.dumps(plain, indent=1))

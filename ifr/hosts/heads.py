@@ -15,7 +15,7 @@ from ifr.contraction import Contraction, JacobianNorm, Penalty
 from ifr.errors import CheckpointError
 from ifr.hosts.settings import ADDED, SOLVING, TRAINING, check_budget, check_training
 from ifr.mask_head import MaskHead
-from ifr.refine import Explicit, Implicit, set_phase
+from ifr.refine import Explicit, Implicit
 from ifr.solvers import Picard, Solver, make_solver
 
 logger = logging.getLogger(__name__)
@@ -73,15 +73,16 @@ def mask_head_arguments(config: Any) -> dict[str, Any]:
 
 
 def penalties(module: nn.Module) -> dict[str, Tensor]:
-    """Return the penalty of the latest training step, a mean over regions, as a loss by name; empty without one.
+    """Return the penalties of the latest training step, a mean over regions, as a loss by name; empty without any.
 
     It is 0 without regions. A step's penalty is returned once.
     """
-    for part in module.modules():
-        penalty = part.take_penalty() if isinstance(part, Implicit) else None
-        if penalty is not None:
-            return {"loss_equilibrium": penalty.sum() / max(len(penalty), 1)}
-    return {}
+    taken = [part.take_penalty() for part in module.modules() if isinstance(part, Implicit)]
+    found = [penalty for penalty in taken if penalty is not None]
+    if not found:
+        return {}
+    penalty = torch.cat(found)
+    return {"loss_equilibrium": penalty.sum() / max(len(penalty), 1)}
 
 
 def add_penalties(model: nn.Module, _inputs: Any, outputs: Any) -> Any:
@@ -149,14 +150,16 @@ def _under_published_names(head: MaskHead) -> nn.Module:
 
 
 def follow_training(module: nn.Module, explicit_iterations: int, iteration: Callable[[], int]) -> None:
-    """Make a module select the phase of its refinements from the training iteration, in every forward pass.
+    """Make the refinements of a module select their phase from the training iteration, in every forward pass.
 
     Args:
         module: a mask head, or another module with `Implicit` refinements.
         explicit_iterations: number of iterations on the explicit path at the start of training.
         iteration: returns the trainer's current iteration, counted from 0 and restored when it resumes.
     """
-    module.register_forward_pre_hook(functools.partial(_choose_phase, explicit_iterations, iteration))
+    for part in module.modules():
+        if isinstance(part, Implicit):
+            part.register_forward_pre_hook(functools.partial(_choose_phase, explicit_iterations, iteration))
 
 
 def warn_if_all_warmup(settings: Any, iterations: int) -> None:
@@ -174,9 +177,9 @@ def warn_if_all_warmup(settings: Any, iterations: int) -> None:
         )
 
 
-def _choose_phase(explicit_iterations: int, iteration: Callable[[], int], module: nn.Module, _inputs: Any) -> None:
-    if module.training:
-        set_phase(module, "explicit" if iteration() < explicit_iterations else "implicit")
+def _choose_phase(explicit_iterations: int, iteration: Callable[[], int], part: Implicit, _inputs: Any) -> None:
+    if part.training:
+        part.phase = "explicit" if iteration() < explicit_iterations else "implicit"
 
 
 def _implicit(head: Any) -> Implicit:

@@ -186,9 +186,14 @@ def _schedule(base: Any, batch: int, images: int, area: float, machine: Machine)
         "SOLVER.LR_SCHEDULER.WARMUP_ITERS": min(int(old.WARMUP_ITERS), length // 20),
         "SOLVER.CHECKPOINT_PERIOD": length // 5,
     }
+    if base.SOLVER.EPOCHS:
+        settings["SOLVER.EPOCHS"] = 0.0  # MAX_ITER counts
+    if base.TEST.EVAL_PERIOD:
+        settings["TEST.EVAL_PERIOD"] = max(1, round(base.TEST.EVAL_PERIOD * stretch))
     head = base.MODEL.ROI_MASK_HEAD
     if base.MODEL.MASK_ON and head.REFINEMENT == "implicit" and head.PRETRAINED_STEPS:
-        first = round(head.PRETRAINED_STEPS * stretch)
+        all_warmup = head.PRETRAINED_STEPS >= old.MAX_ITER  # as in a base with another mask head
+        first = length // 3 if all_warmup else round(head.PRETRAINED_STEPS * stretch)
         settings["MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS"] = first
         reason += f"; in the first {first} the mask head applies its block a fixed number of times, afterwards it "
         reason += "solves for the equilibrium"

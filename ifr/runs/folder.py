@@ -193,15 +193,17 @@ def checkpoints_to_test(output: Path, options: Any) -> list[str]:
         options: `ifr.runs.start.TestOptions`.
 
     Raises:
-        ValueError: no checkpoint is found.
+        ValueError: no checkpoint is found, or weights and a range of iterations are given.
     """
+    given = given_value("MODEL.WEIGHTS", options.overrides)
     if options.start_iter is not None or options.end_iter is not None:
+        if given is not None:
+            raise ValueError(f"MODEL.WEIGHTS {given} and a range of iterations are both given; leave one of them out")
         first, last = options.start_iter or 0, math.inf if options.end_iter is None else options.end_iter
         found = periodic_checkpoints(output, first, last)
         if not found:
             raise ValueError(f"{output} has no model_iter_*.pth from {first} to {last}")
         return [str(path) for path in found]
-    given = given_value("MODEL.WEIGHTS", options.overrides)
     if given is not None:
         return [str(given)]
     newest = newest_checkpoint(output)

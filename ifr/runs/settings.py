@@ -102,6 +102,7 @@ def settle(
     *,
     training: bool,
     file: CheckpointFile | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Change the settings of config.py to those of the run.
 
@@ -113,17 +114,18 @@ def settle(
         output: the result of `output_folder`.
         training: whether to convert the schedule to the batch of the run.
         file: the checkpoint to resume from or to test; the settings that it states replace those of config.py.
+        folder: the experiment's folder.
 
     Raises:
         ValueError: a setting does not exist, or its value does not fit.
         CheckpointError: a setting of the file does not fit.
     """
     if training and file is not None and KEY in file.extras:
-        _resume_settings(config, file, overrides, worker.world_size)
+        _resume_settings(config, file, overrides, worker.world_size, folder)
     elif training:
         merge_and_rescale(config, overrides, worker.world_size)
     elif file is not None:
-        take_settings(config, file, overrides)
+        take_settings(config, file, overrides, folder=folder)
     else:
         config.merge_from_list(list(overrides))
     config.merge_from_list([_DEVICE, str(worker.device(device))])
@@ -133,13 +135,15 @@ def settle(
     torch.backends.cudnn.benchmark = bool(config.CUDNN_BENCHMARK)
 
 
-def _resume_settings(config: Any, file: CheckpointFile, overrides: Sequence[Any], world_size: int) -> None:
+def _resume_settings(
+    config: Any, file: CheckpointFile, overrides: Sequence[Any], world_size: int, folder: Path | None
+) -> None:
     expected, reference = copy.deepcopy(config), int(config.SOLVER.IMS_PER_BATCH)
     batch = int(file.extras.get("batch_size", reference))
     expected.merge_from_list(["SOLVER.IMS_PER_BATCH", batch])
     if expected.SOLVER.RESCALE and batch != reference:
         _rescale(expected, reference, batch, set())
-    take_settings(config, file, overrides, resumed=expected.as_dict())
+    take_settings(config, file, overrides, expected.as_dict(), folder)
     _share_batch(config, set(given_keys(overrides)), world_size, resumed=True)
 
 

@@ -114,7 +114,8 @@ def _work(worker: Worker, work: Work, check: Check, experiment: Experiment, opti
             stack.enter_context(log_file(output / "log.txt"))
         chosen, file = _choose(worker, experiment, options, output)
         first = file or (read_once(chosen[0], worker) if chosen else None)
-        settle(config, options.overrides, worker, device, output, training=training, file=first)
+        given = config, options.overrides, worker, device, output
+        settle(*given, training=training, file=first, folder=experiment.folder)
         check(config)
         with deterministic(config):
             apply_tf32(config)

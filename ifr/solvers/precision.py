@@ -35,14 +35,18 @@ def autocast_enabled(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def convolution_roundoff(x: Tensor) -> float:
-    """Return the unit roundoff of a convolution of x under the current autocast mode and TF32 settings."""
-    if autocast_enabled(x.device.type) and x.dtype != torch.float64:
+def convolution_roundoff(x: Tensor, weight: Tensor | None = None) -> float:
+    """Return the unit roundoff of a convolution of x under the current autocast mode and TF32 settings.
+
+    Outside autocast, it is that of the more precise of x and the weight.
+    """
+    dtype = x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+    if autocast_enabled(x.device.type) and dtype != torch.float64:
         return ROUNDOFF[torch.get_autocast_dtype(x.device.type)]
     # Older GPUs ignore the setting, which is on by default.
-    if x.is_cuda and x.dtype == torch.float32 and torch.cuda.get_device_capability(x.device) >= (8, 0):
-        return ROUNDOFF[TF32 if torch.backends.cudnn.conv.fp32_precision == TF32 else x.dtype]  # type: ignore[attr-defined]
-    return ROUNDOFF[x.dtype]
+    if x.is_cuda and dtype == torch.float32 and torch.cuda.get_device_capability(x.device) >= (8, 0):
+        return ROUNDOFF[TF32 if torch.backends.cudnn.conv.fp32_precision == TF32 else dtype]  # type: ignore[attr-defined]
+    return ROUNDOFF[dtype]
 
 
 def full_precision(

@@ -95,13 +95,13 @@ def test_regions_are_collected_without_a_solve(
     experiment: Path, folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budgets: list[int | None] = []
-    solver = Implicit._solver
+    solver = Implicit.solver_of
 
     def observed(refinement: Implicit, evaluations: int | None, start: Tensor | None) -> Solver | None:
         budgets.append(evaluations)
         return solver(refinement, evaluations, start)
 
-    monkeypatch.setattr(Implicit, "_solver", observed)
+    monkeypatch.setattr(Implicit, "solver_of", observed)
     assert accelerate(experiment, folder, "--output", str(tmp_path / "x.pth"), "MODEL.WEIGHTS", str(trained)) == 0
     assert set(budgets) == {1}
 
@@ -210,6 +210,8 @@ def test_misuse(
         (pictures, weights, "has 2 pictures, which are too few"),
         (folder, [], "there are no trained weights"),
         (folder, [*weights, "MODEL.ROI_MASK_HEAD.SOLVER", "nonsense"], "unknown solver 'nonsense'"),
+        (folder, ["--output", "x.safetensors", *weights], "x.safetensors is not a name of a .pth file"),
+        (folder, ["--output", str(folder), *weights], "is not a name of a .pth file"),
     ):
         assert accelerate(experiment, images, *rest) == 1
         assert message in capsys.readouterr().err

@@ -17,6 +17,7 @@ from ifr.data.images import read_image
 from ifr.errors import CheckpointError
 from ifr.experiment import build_model, load_experiment
 from ifr.hosts.standalone.predictor import Predictor
+from ifr.prediction.result import Result
 
 # pycocotools 2.0.11 has an outdated __array__ signature; numpy 2 warns about it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -97,10 +98,34 @@ def test_an_unreadable_image_is_named_and_the_others_are_processed(run, pictures
     (pictures / "000000000001.jpg").write_bytes(b"\xff\xd8\xff no picture")
     code, errors = run(pictures, "--json", tmp_path / "r.json")
     assert code == 1
-    assert "1 of 3 images could not be read" in errors[-2]
+    assert "1 of 3 images could not be read or drawn" in errors[-2]
     assert "000000000001.jpg" in errors[-2]
     assert len(list((tmp_path / "out").iterdir())) == 2
     assert (tmp_path / "r.json").exists()
+
+
+def test_results_before_an_error_are_written(run, pictures, tmp_path, monkeypatch):
+    (pictures / "000000000999.png").write_bytes((pictures / "000000000285.png").read_bytes())
+    plot = Result.plot
+
+    def full_disk(found, *options):
+        if full_disk.drawn == 2:
+            raise OSError("no space left")
+        full_disk.drawn += 1
+        return plot(found, *options)
+
+    full_disk.drawn = 0
+    monkeypatch.setattr(Result, "plot", full_disk)
+    code, errors = run(pictures, "--json", tmp_path / "r.json", "--score", "0")
+    assert code == 1
+    assert "no space left" in errors[-2]
+    assert {entry["image_id"] for entry in json.loads((tmp_path / "r.json").read_text())} == {139, 285}
+
+
+def test_results_need_a_file(run, pictures, tmp_path):
+    code, errors = run(pictures, "--json", tmp_path)
+    assert code == 1
+    assert "is a folder" in errors[-2]
 
 
 def test_old_results_stay_if_no_image_can_be_read(run, tmp_path):

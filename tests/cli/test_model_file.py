@@ -137,6 +137,27 @@ def test_resuming_needs_none_of_the_first_settings(
     assert one.extras["description"] == other.extras["description"]
 
 
+def test_data_sets_in_the_folder_of_an_experiment_move_with_it(run: Path, tiny: Path, tmp_path: Path) -> None:
+    file = read_checkpoint(run / "model_final.pth")
+    before, now = Path("/the folder of old"), tmp_path / "moved"
+    now.mkdir()
+    (now / "val.json").touch()
+    settings = load_experiment(tiny).config.as_dict()
+    settings["DATASETS"] |= {"TRAIN": (f"images:{before}/train.json",), "TEST": (f"images:{before}/val.json", "coco")}
+    described = {**file.extras["description"], "settings": settings, "folder": str(before)}
+    stated = CheckpointFile(file.path, {}, {**file.extras, "description": described})
+    for training in (False, True):
+        config = load_experiment(tiny).config
+        settle(config, [], Worker(), "cpu", tmp_path, training=training, file=stated, folder=now)
+        train, test = config.DATASETS.TRAIN, config.DATASETS.TEST
+        assert test == (f"images:{now}/val.json", "coco")
+        assert train == (f"images:{before}/train.json",)  # which is not there
+
+
+def test_the_folder_of_the_experiment_is_stated(run: Path, tiny: Path) -> None:
+    assert read_checkpoint(run / "model_final.pth").extras["description"]["folder"] == str(tiny.resolve())
+
+
 def test_a_resumed_run_keeps_its_batch_and_schedule_with_any_number_of_workers(
     run: Path, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,7 +61,7 @@ def test_every_unreadable_picture_is_named_with_its_reason(experiment, tmp_path,
     command += ["--json", str(tmp_path / "r.json"), "MODEL.WEIGHTS", str(experiment / "weights.pth")]
     assert main(command) == 1
     error, remedy = capsys.readouterr().err.splitlines()[-2:]
-    assert "6 of 7 images could not be read" in error
+    assert "6 of 7 images could not be read or drawn" in error
     for reason in (
         "cut.png: the picture is damaged (image file is truncated)",
         "deep.png: mode I;16 is not supported; convert the picture to 8 bits per channel, or set INPUT.INTENSITY",

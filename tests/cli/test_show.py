@@ -66,6 +66,12 @@ def test_show_writes_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert found["solver"].startswith("Anderson(max_steps=3")
     assert found["equilibrium"]["spectral_radius"]["median"] > 0
     assert "equilibrium of" in caplog.text
+    lowest = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0"]  # in place of --score
+    for budget, solver in ((1, "Picard(max_steps=1"), (2, "Anderson(max_steps=1"), (9, "Anderson(max_steps=8")):
+        given = [*settings, *lowest, "MODEL.ROI_MASK_HEAD.BUDGET", str(budget)]
+        assert main(["show", str(tiny), "--samples", "1", *given]) == 0
+        described = json.loads((tmp_path / "run/pictures/equilibrium.json").read_text())
+        assert described["solver"].startswith(solver)
 
 
 def test_residuals_that_are_not_finite_are_left_out_of_the_plot(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,9 @@ from torch import nn
 from ifr.contraction import Contraction, JacobianNorm
 from ifr.hosts.heads import build_mask_head, penalties
 from ifr.hosts.settings import check_added
+from ifr.mask_head import MaskHead
 from ifr.refine import Implicit
-from ifr.solvers import Picard
+from ifr.solvers import GMRES, Anderson, Picard
 
 HEAD = "MODEL.ROI_MASK_HEAD"
 EXPERIMENT = "mask_rcnn.ifr.res18.fpn.digits"
@@ -107,6 +108,20 @@ def test_other_heads_are_as_before(
     assert penalties(heads[1]) == {}
     lines = [record.getMessage() for record in caplog.records if "ignores" in record.getMessage()]
     assert lines[-1].split("ROI_MASK_HEAD.")[1] == ", ".join(["GAIN", "CONTRACTION_PENALTY", *ignored])
+
+
+def test_the_penalties_of_several_heads_are_averaged_over_their_regions() -> None:
+    heads = nn.ModuleList(MaskHead(8, 3, Implicit(Anderson(7), GMRES(5), penalty=Contraction(9.0))) for _ in range(2))
+    features = torch.randn(12, 8, 5, 5), torch.randn(4, 8, 5, 5)
+    for head, x in zip(heads, features, strict=True):
+        head(x)
+    found = penalties(heads)["loss_equilibrium"]
+    for head, x in zip(heads, features, strict=True):
+        head(x)
+    parts = [head.refinement.take_penalty() for head in heads]
+    assert [len(part) for part in parts] == [3, 1]
+    torch.testing.assert_close(found, torch.cat(parts).mean())
+    assert found > 0
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,13 @@ def test_the_phase_follows_the_trainers_iteration() -> None:
     assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
 
+def test_the_phase_follows_in_a_loop_of_ones_own() -> None:
+    head = MaskHead(8, 3, implicit())
+    follow_training(head, explicit_iterations=1000, iteration=lambda: 0)
+    head.predict(head.refine(torch.randn(2, 8, 7, 7)))
+    assert head.refinement.phase == "explicit"
+
+
 @pytest.mark.parametrize("phase", ["explicit", "implicit"])
 def test_the_head_learns_on_a_frozen_detector(phase: str) -> None:
     model, (images, targets) = mask_rcnn(), pictures(4)

@@ -183,8 +183,13 @@ def test_misuse_names_the_value() -> None:
     for wrong in (0, -1, 2.5, True, "3"):
         with pytest.raises((TypeError, ValueError), match=f"budget must be .*; got {wrong!r}"):
             Implicit(Broyden(), GMRES(), budget=wrong)  # type: ignore[arg-type]
+        refinement = Implicit(Broyden(), GMRES(), solve_dtype=torch.bfloat16)
+        with pytest.raises((TypeError, ValueError), match=f"budget must be .*; got {wrong!r}"):
+            refinement.budget = wrong  # type: ignore[assignment]
     with pytest.raises(ValueError, match="as_published reproduces the 2021 code, which has no budget"):
         Implicit(Broyden.published(), GMRES(), as_published=True, budget=3)
+    with pytest.raises(ValueError, match="as_published reproduces the 2021 code, which has no budget"):
+        Implicit.published().budget = 3
 
     class Foreign:
         per_sample = True

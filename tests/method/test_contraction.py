@@ -11,6 +11,7 @@ from maps import Affine, weights
 from maps import Contraction as Tanh
 from test_implicit_gradient import CountedProduct
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ifr.contraction import PENALISED, Contraction, JacobianNorm, Penalty
 from ifr.equilibrium import fixed_point
@@ -150,6 +151,28 @@ def test_a_loss_without_gradients_has_no_penalty(
     with mode():
         refine(block, x.detach())
         assert refine.take_penalty() is None
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_the_head_keeps_the_penalty(reentrant: bool) -> None:
+    """A re-entrant checkpoint runs the forward pass without gradients."""
+    block, x = block_and_features()
+    refine = refinement(penalty=Contraction(0.5, limit=0.1)).train()
+    refine(block, x)
+    expected = refine.take_penalty()
+    checkpoint(refine, block, x, use_reentrant=reentrant)
+    found = refine.take_penalty()
+    assert found is not None
+    assert found.requires_grad
+    torch.testing.assert_close(found, expected)
+
+
+def test_evaluation_drops_the_penalty_of_training() -> None:
+    block, x = block_and_features()
+    refine = refinement(penalty=Contraction(0.5, limit=0.1)).train()
+    refine(block, x)
+    refine.eval()(block, x)
+    assert refine.take_penalty() is None
 
 
 @each_penalty

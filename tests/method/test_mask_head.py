@@ -184,6 +184,23 @@ def test_classes_of_other_regions_are_refused(regions: int) -> None:
         head(x, torch.zeros(2, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32])
+def test_classes_that_are_no_indices_are_refused(dtype: torch.dtype) -> None:
+    """torch takes the first two for a mask."""
+    with pytest.raises(TypeError, match=f"classes must be int64; got {dtype}"):
+        MaskHead(8, 8, Explicit())(torch.randn(8, 8, 4, 4), torch.ones(8, dtype=dtype))
+
+
+def test_many_regions_get_the_gradient_of_the_masks_that_a_random_predictor_gave() -> None:
+    """Logits are linear in the weights, so that these times the gradient of the sum of squares are twice that sum."""
+    head = MaskHead(8, 3, Explicit(1))
+    weight = head.predictor.weight
+    head.predictor = nn.Sequential(nn.Dropout(0.5), head.predictor)  # type: ignore[assignment]
+    loss = head(torch.randn(20, 8, 4, 4)).square().sum()
+    (gradient,) = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close((weight * gradient).sum(), 2 * loss)
+
+
 def test_misuse_names_the_value() -> None:
     with pytest.raises(ValueError, match=r"x must be \(N, 8, H, W\); got \(2, 9, 6, 6\)"):
         MaskHead(8, 3, implicit())(torch.zeros(2, 9, 6, 6))

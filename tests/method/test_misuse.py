@@ -77,6 +77,9 @@ def test_a_solver_of_affine_maps_is_refused_for_the_equilibrium() -> None:
         (lambda: Explicit(4.0), TypeError, r"steps must be an integer; got 4\.0"),  # type: ignore[arg-type]
         (lambda: Explicit(0), ValueError, "steps must be at least 1; got 0"),
         (lambda: Implicit(Broyden(), GMRES(), 2.5), TypeError, r"warmup_steps must be an integer; got 2\.5"),  # type: ignore[arg-type]
+        (lambda: Implicit(Broyden, GMRES()), TypeError, "solver must be a solver.*; got <class"),  # type: ignore[arg-type]
+        (lambda: Implicit(Broyden(), GMRES), TypeError, "adjoint must be a solver.*; got <class"),  # type: ignore[arg-type]
+        (lambda: Implicit(Broyden(), GMRES(), penalty=3.0), TypeError, r"penalty must be a function.*; got 3\.0"),  # type: ignore[arg-type]
         (lambda: Implicit(Broyden(), GMRES(), correction=2.5), TypeError, r"correction must be an integer; got 2\.5"),  # type: ignore[arg-type]
         (lambda: Implicit(Broyden(), GMRES(), correction=-1), ValueError, "correction must be at least 0; got -1"),
         (lambda: Implicit(Broyden(), GMRES(), solve_dtype="bfloat16"), ValueError, "or None; got 'bfloat16'"),  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Maps that round more than the solver's state: TF32, emulated on a CPU, and autocast."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -154,6 +155,19 @@ def test_the_roundoff_of_a_convolution(monkeypatch: pytest.MonkeyPatch, tf32_set
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         torch.backends.cudnn.conv.fp32_precision = setting
         assert convolution_roundoff(on_gpu) == ROUNDOFF[expected]
+
+
+def test_half_precision_features_are_solved_in_the_precision_of_the_block() -> None:
+    """z + x is float32 there, and so is f."""
+    block, x = RefinementBlock(8), torch.randn(4, 8, 6, 6).bfloat16()
+    with torch.no_grad():
+        block.gn3.weight.mul_(0.3)
+    solutions: dict[torch.dtype, Solution] = {}
+    for features in (x, x.float()):
+        observe = partial(lambda dtype, _, solution: solutions.update({dtype: solution}), features.dtype)
+        Implicit(Anderson(40), GMRES(), observe=observe).eval()(block, features)
+    assert solutions[torch.bfloat16].steps.tolist() == solutions[torch.float32].steps.tolist()
+    assert float(solutions[torch.bfloat16].residual.max()) < 2e-5
 
 
 @pytest.fixture

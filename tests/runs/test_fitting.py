@@ -82,6 +82,19 @@ def test_the_schedule_keeps_the_proportions_of_its_base(base: str, machine: Mach
     )
 
 
+@pytest.mark.parametrize(("warmup", "expected"), [(300, 0.3), (1000, 1 / 3)])
+def test_all_of_the_schedule_of_an_own_base_is_stretched(warmup: int, expected: float) -> None:
+    """A base with another mask head may have more warm-up than iterations."""
+    base = load_experiment(DIGITS).config
+    base.merge_from_list(["SOLVER.EPOCHS", 3.0, "TEST.EVAL_PERIOD", 100])
+    base.merge_from_list(["MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS", warmup])
+    choices = fit(base, objects(12, 3, (20, 60)), LAPTOP)
+    found = {key: value for choice in choices for key, value in choice.settings.items()}
+    length = found["SOLVER.LR_SCHEDULER.MAX_ITER"]
+    assert (found["SOLVER.EPOCHS"], found["TEST.EVAL_PERIOD"]) == (0.0, length // 10)
+    assert found["MODEL.ROI_MASK_HEAD.PRETRAINED_STEPS"] == pytest.approx(expected * length, abs=1)
+
+
 def test_larger_pictures_train_in_smaller_batches_for_fewer_iterations() -> None:
     small, large = fitted(objects(50, 5, (20, 60), (192, 192))), fitted(objects(50, 5, (8, 20), (640, 640)))
     assert large["SOLVER.IMS_PER_BATCH"] < small["SOLVER.IMS_PER_BATCH"]

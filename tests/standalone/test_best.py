@@ -154,6 +154,7 @@ def test_a_run_without_progress_stops_and_stays_stopped(tiny: Path, tmp_path: Pa
     run(tiny, output, *still, resume=True)
     assert len(losses(output)) == 3
     assert "nothing to do: 3 of 3" in (output / "log.txt").read_text()
+    assert "SOLVER.BEST.PATIENCE 2 ended this run after 3 of " in (output / "log.txt").read_text()
     (output / "model_final.pth").unlink()  # as if killed before it was written
     (output / "last_checkpoint").write_text("model_iter_0000003.pth")
     run(tiny, output, *still, resume=True)

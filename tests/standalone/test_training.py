@@ -283,6 +283,9 @@ def test_testing_the_newest_checkpoint_a_named_one_or_a_range(tiny: Path, uninte
     assert [Path(path).name for path in ranged] == ["model_iter_0000006.pth", "model_final.pth"]
     with pytest.raises(ValueError, match=r"from 10 to 20"):
         start(run_test, check_run, load_experiment(tiny), TestOptions(start_iter=10, end_iter=20, overrides=common))
+    both = TestOptions(start_iter=4, overrides=(*common, "MODEL.WEIGHTS", "x.pth"))
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS x\.pth and a range of iterations are both given"):
+        start(run_test, check_run, load_experiment(tiny), both)
     empty = ("OUTPUT_DIR", str(tmp_path / "empty"), "MODEL.DEVICE", "cpu")
     with pytest.raises(ValueError, match=re.escape("has no model_*.pth")):
         start(run_test, check_run, load_experiment(tiny), TestOptions(overrides=empty))

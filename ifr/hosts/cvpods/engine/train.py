@@ -26,7 +26,7 @@ def train(run: Run) -> None:
     config, worker, output = run.config, run.worker, run.output
     name = run.experiment.folder.name
     logger.info("training %s on %d x %s, output in %s", name, worker.world_size, run.device, output)
-    about = describe(config, run.experiment.builder, None, None)  # `prepare` renames the data sets
+    about = describe(config, run.experiment.builder, None, None, run.experiment.folder)  # `prepare` renames the sets
     classes = prepare(run)
     if classes is not None:
         about["classes"] = classes.as_dict()

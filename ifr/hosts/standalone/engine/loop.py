@@ -93,7 +93,9 @@ class TrainingLoop:
         """Finish what a killed run left undone: its evaluation and its final checkpoint."""
         if self.start > 0 and self._evaluates(self.start) and self.missed:
             self._evaluate(self.start)
-        if self.best.exhausted:
+        if self.best.exhausted and self.start < self.stop:
+            text = "SOLVER.BEST.PATIENCE %d ended this run after %d of %d iterations; a larger one, or 0, continues it"
+            logger.info(text, self.best.patience, self.start, self.stop)
             self.stop = self.start
         if self.start >= self.stop:
             logger.info("nothing to do: %d of %d iterations are done", self.start, self.stop)

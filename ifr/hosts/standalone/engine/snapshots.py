@@ -84,7 +84,11 @@ def resume(file: CheckpointFile, trainer: Trainer, *, batch_size: int) -> int:
         if extras.get("scaler"):
             trainer.scaler.load_state_dict(extras["scaler"])
     except (ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(path, f"its optimizer state belongs to another model ({error})") from error
+        raise CheckpointError(
+            path,
+            f"its optimizer state belongs to another model or to other groups of parameters ({error})",
+            "keep the factors and weight decays of SOLVER.OPTIMIZER, which make the groups, or start a new run",
+        ) from error
     average = extras.get("ema")
     if (average is None) != (trainer.average is None):
         enabled = f"SOLVER.EMA.ENABLED {average is not None}"

@@ -80,7 +80,7 @@ def train(run: Run) -> None:
         worker.from_first(lambda: _replace_earlier(config, output, begins=begins))
 
     sizes = objects_of(sets, build_augmentations(config.INPUT.AUG.TRAIN_PIPELINES)).quantiles
-    about = describe(config, run.experiment.builder, classes, sizes)
+    about = describe(config, run.experiment.builder, classes, sizes, run.experiment.folder)
     del last  # free the checkpoint's weights
     with StopSignals() as signals:
         TrainingLoop(config, trainer, sets, test_sets, truth_sets, about, output, start, signals, begin).go()
