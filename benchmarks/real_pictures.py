@@ -216,7 +216,7 @@ def report(folder: Path) -> Iterator[str]:
                 assert average.image_ids == identities
                 on_truth = mean_over_objects(entries, "iou", identities, draws)
                 tables["mask IoU"].setdefault(head, {})[seed] = on_truth
-                tables["mask AP"].setdefault(head, {})[seed] = np.array([average(weights) for weights in draws])
+                tables["mask AP"].setdefault(head, {})[seed] = average(draws)
         yield f"\n{name}: {len(identities)} tiles, {len(truth['annotations'])} objects\n"
         yield "| head, or difference | measure | seeds | value | bootstrap 95 % | t 95 % |"
         yield "|---|---|---|---|---|---|"

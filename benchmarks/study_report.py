@@ -187,8 +187,7 @@ class Bootstrap:
         found = json.loads(source.read_text())
         if task == "truth":
             return mean_over_objects(found, _FIELDS[metric], self.dataset.image_ids, self.draws)
-        average = AveragePrecision(self.dataset.truth, found, task)
-        return np.array([average(weights) for weights in self.draws])
+        return AveragePrecision(self.dataset.truth, found, task)(self.draws)
 
 
 def _last_line(log: Path) -> str:

@@ -19,6 +19,8 @@ from scipy import stats
 REPLICATES = 2000
 LEVEL = (2.5, 97.5)  # percentiles: a 95 % interval
 _RECALLS = np.linspace(0, 1, 101)
+_THRESHOLDS = 10  # of IoU
+_AT_ONCE = 50  # weightings
 
 Array = NDArray[np.float64]
 Weights = NDArray[np.int16]
@@ -48,10 +50,10 @@ class _Class:
 
     images: NDArray[np.int64]
     """(D,) positions of their images."""
-    hit: NDArray[np.bool_]
-    """(T, D) matched to an object, by IoU threshold."""
+    hits: list[NDArray[np.intp]]
+    """The numbers of those that are matched to an object and not ignored, for each of T IoU thresholds."""
     counted: NDArray[np.bool_]
-    """(T, D) not ignored."""
+    """(T, D) not ignored; (1, D) if that is the same for all thresholds."""
     objects: NDArray[np.int64]
     """(n,) objects by image."""
 
@@ -66,10 +68,16 @@ class AveragePrecision:
         found = evaluation.evalImgs
         self.classes = [_class(found[start : start + per_class]) for start in range(0, len(found), per_class)]
 
-    def __call__(self, weights: Weights) -> float:
-        """AP in percent when image i counts weights[i] times."""
-        values = [value for value in (_average(one, weights) for one in self.classes) if value is not None]
-        return 100 * float(np.mean(values)) if values else float("nan")
+    def __call__(self, weights: Weights) -> Array:
+        """AP in percent when image i counts weights[b, i] times, (B, I) to (B,); NaN without objects."""
+        parts = np.array_split(weights, -(-len(weights) // _AT_ONCE))
+        return np.concatenate([self._average(part) for part in parts])
+
+    def _average(self, weights: Weights) -> Array:
+        values = np.stack([_average(one, weights) for one in self.classes])
+        known = np.isfinite(values)
+        count = known.sum(0)
+        return np.where(count, 100 * np.where(known, values, 0).sum(0) / np.maximum(count, 1), np.nan)
 
 
 def _evaluated(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str) -> COCOeval:
@@ -115,31 +123,35 @@ def _class(found: Sequence[Any]) -> _Class:
     )
     matched = [(number, each) for number, each in enumerate(found) if each is not None]
     if not matched:
-        return _Class(np.zeros(0, np.int64), np.zeros((10, 0), bool), np.zeros((10, 0), bool), objects)
+        return _Class(np.zeros(0, np.int64), [], np.zeros((1, 0), bool), objects)
     scores = np.concatenate([each["dtScores"] for _, each in matched])
     order = np.argsort(-scores, kind="mergesort")
     images = np.concatenate([np.full(len(each["dtScores"]), number) for number, each in matched])[order]
     hit = np.concatenate([each["dtMatches"] for _, each in matched], axis=1)[:, order] > 0
-    ignored = np.concatenate([each["dtIgnore"] for _, each in matched], axis=1)[:, order].astype(bool)
-    return _Class(images, hit, ~ignored, objects)
+    counted = ~np.concatenate([each["dtIgnore"] for _, each in matched], axis=1)[:, order].astype(bool)
+    hits = [np.flatnonzero(row) for row in hit & counted]
+    return _Class(images, hits, counted[:1] if (counted == counted[0]).all() else counted, objects)
 
 
-def _average(one: _Class, weights: Weights) -> float | None:
-    """The class's AP in [0, 1]; None without objects."""
-    total = int(one.objects @ weights)
-    if total == 0:
-        return None
-    own = weights[one.images].astype(np.float64)
-    hits = np.cumsum((one.hit & one.counted) * own, axis=1)
-    misses = np.cumsum((~one.hit & one.counted) * own, axis=1)
-    precision = hits / np.maximum(hits + misses, 1e-9)
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    values = np.zeros((len(hits), len(_RECALLS)))
-    for row, recall in enumerate(hits / total):
-        at = np.searchsorted(recall, _RECALLS, side="left")
-        reached = at < len(recall)
-        values[row, reached] = precision[row, at[reached]]
-    return float(values.mean())
+def _average(one: _Class, weights: Weights) -> Array:
+    """The class's AP in [0, 1] for weights (B, I), (B,); NaN without objects.
+
+    Precision is largest where the last detection is a hit, so that only these are looked at.
+    """
+    total = weights @ one.objects
+    own = weights[:, one.images].astype(np.float64)
+    average = np.zeros(len(weights))
+    for row, hits in enumerate(one.hits):
+        if row < len(one.counted):
+            counted = np.cumsum(one.counted[row] * own, axis=1)
+        found = np.cumsum(own[:, hits], axis=1)
+        precision = found / np.maximum(counted[:, hits], 1e-9)
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        recall = found / np.maximum(total, 1)[:, None]
+        at = np.stack([np.searchsorted(each, _RECALLS, side="left") for each in recall])
+        reached = np.take_along_axis(np.pad(precision, ((0, 0), (0, 1))), at, axis=1)
+        average += reached.mean(axis=1) / _THRESHOLDS
+    return np.where(total > 0, average, np.nan)
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,10 @@ def test_ap_of_drawn_images_is_that_of_a_set_with_these_images(scene, kind):
     truth, results = scene
     results = [{**item, "score": item["score"] + 1e-4 * number} for number, item in enumerate(results)]
     untied = AveragePrecision(truth, results, kind)
-    assert average(np.ones(8, np.int16)) == pytest.approx(coco_metrics(*scene, kind)["AP"], abs=1e-9)
-    for weights in image_draws(8, 5):
-        assert untied(weights) == pytest.approx(coco_metrics(*repeated(truth, results, weights), kind)["AP"], abs=1e-9)
+    assert average(np.ones((1, 8), np.int16)) == pytest.approx(coco_metrics(*scene, kind)["AP"], abs=1e-9)
+    draws = image_draws(8, 5)
+    expected = [coco_metrics(*repeated(truth, results, weights), kind)["AP"] for weights in draws]
+    assert untied(draws) == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_mean_of_drawn_images_counts_objects():
