@@ -56,9 +56,12 @@ def regions_of_test_set(config: Any, model: nn.Module, head: MaskHead, most: int
     """Return the features (N, C, H, W) and classes (N,) of the first detections in the experiment's first test set."""
     features: list[Tensor] = []
     classes: list[Tensor] = []
-    handle = head.register_forward_pre_hook(
-        lambda _, inputs: (features.append(inputs[0]), classes.append(inputs[1]))[0]
-    )
+
+    def record(_: nn.Module, inputs: Any) -> None:
+        features.append(inputs[0])
+        classes.append(inputs[1])
+
+    handle = head.register_forward_pre_hook(record)
     loader = iter(evaluation_loader(config, next(iter(open_test_sets(config, None).values()))))
     for batch in itertools.takewhile(lambda _: sum(map(len, features)) < most, loader):
         model(batch)

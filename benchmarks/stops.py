@@ -18,7 +18,6 @@ from setting import regions_of_test_set, trained_head
 from torch import Tensor
 
 from ifr.mask_head import MaskHead
-from ifr.refine import Implicit
 from ifr.solvers import Anderson
 from ifr.solvers.iteration import as_rows, root_mean_square
 
@@ -79,7 +78,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config, model, head = trained_head(arguments.experiment, arguments.weights, torch.device("cpu"))
-    assert isinstance(head.refinement, Implicit)
     x, classes = regions_of_test_set(config, model, head, arguments.regions)
     compare(head, x, classes)
 

@@ -20,7 +20,7 @@ REPLICATES = 2000
 LEVEL = (2.5, 97.5)  # percentiles: a 95 % interval
 _RECALLS = np.linspace(0, 1, 101)
 _THRESHOLDS = 10  # of IoU
-_AT_ONCE = 50  # weightings
+_AT_ONCE = 50  # draws
 
 Array = NDArray[np.float64]
 Weights = NDArray[np.int16]

@@ -39,8 +39,10 @@ def _channel_norm(weight: Tensor) -> Tensor:
 class RefinementBlock(nn.Module):
     """The residual block f(z; x) that is iterated to refine the features x of a region (figure 2 of the paper).
 
-    With h = z + x: f(z; x) = gn3(relu(gn2(conv2(relu(gn1(conv1 h)))) + h)). The weights of the convolutions are used,
-    but the modules are not called: change them by torch.nn.utils.parametrize, as hooks on them have no effect.
+    With h = z + x: f(z; x) = gn3(relu(gn2(conv2(relu(gn1(conv1 h)))) + h)).
+
+    The convolutions are not called, only their weights are read, so hooks on them have no effect.
+    torch.nn.utils.parametrize works: on `weight`, or on `weight_g` and `weight_v` with weight normalisation.
 
     Args:
         channels: number of channels C of x and z.

@@ -39,7 +39,7 @@ def describe(
         builder: the name in `ifr.hosts` of the function that builds the model; None if net.py has its own.
         classes: the classes of the model, if they are known.
         sizes: `ifr.data.objects.Objects.quantiles` of the training data, if it is known.
-        folder: that of the experiment, which may be moved or renamed together with data sets in it.
+        folder: that of the experiment; data sets in it are found again after it is moved or renamed.
 
     Returns:
         `classes`: "names" and "category_ids". `description`: "model", the builder; "settings", as nested dicts;
@@ -65,6 +65,12 @@ def sizes_seen(extras: Mapping[str, Any]) -> list[float] | None:
     return sizes
 
 
+def folder_stated(extras: Mapping[str, Any]) -> Path | None:
+    """Return the experiment's folder that a checkpoint with these extras states."""
+    folder = (extras.get(KEY) or {}).get("folder")
+    return Path(folder) if folder else None
+
+
 def merge_settings(config: Any, file: CheckpointFile, folder: Path | None = None) -> None:
     """Replace settings by those that a checkpoint states; those that are unknown here, such as those of
     another host or a newer IFR, are named in a warning.
@@ -76,9 +82,9 @@ def merge_settings(config: Any, file: CheckpointFile, folder: Path | None = None
     """
     own = dict(leaves(config.as_dict()))
     stated = dict(leaves(file.extras[KEY]["settings"]))
-    before = file.extras[KEY].get("folder")
-    if folder is not None and before:
-        stated |= {key: _moved(stated[key], before, str(folder)) for key in _DATA if key in stated}
+    before = folder_stated(file.extras)
+    if folder is not None and before is not None:
+        stated |= {key: _moved(stated[key], before, folder) for key in _DATA if key in stated}
     for key, value in stated.items():
         if key not in own or key in _PLACES or value == own[key]:
             continue
@@ -118,7 +124,7 @@ def take_settings(
     config.merge_from_list(list(overrides))
 
 
-def _moved(entries: Sequence[str], before: str, now: str) -> Sequence[str]:
+def _moved(entries: Sequence[str], before: Path, now: Path) -> Sequence[str]:
     """Replace the folder `before` by `now` in the entries of data sets whose annotations are then found."""
     moved = [entry.replace(f"{before}{os.sep}", f"{now}{os.sep}") for entry in entries]
     return tuple(b if Path(b.rpartition(":")[2]).exists() else a for a, b in zip(entries, moved, strict=True))

@@ -79,6 +79,7 @@ class MaskHead(nn.Module):
         Without regions (N = 0) every parameter is still part of the graph and gets a zero gradient.
 
         Raises:
+            TypeError: classes are not int64 or int32.
             ValueError: x is not (N, C, H, W), or classes is not (N,).
         """
         return self.predict(self.refine(x), classes)
@@ -95,6 +96,7 @@ class MaskHead(nn.Module):
         """Predict the mask logits of `forward` from refined features z (N, C, H, W).
 
         Raises:
+            TypeError: classes are not int64 or int32.
             ValueError: classes is not (N,).
         """
         return predict_masks(self.deconv, self.predictor, z, classes)
@@ -142,19 +144,20 @@ def predict_masks(deconv: nn.ConvTranspose2d, predictor: nn.Conv2d, z: Tensor, c
         deconv: from C to C' channels, with a kernel of 2x2 and a stride of 2; its weights are used, it is not called.
         predictor: from C' to num_classes channels, 1 for a class-agnostic head, with a kernel of 1x1.
         z: (N, C, H, W).
-        classes: (N,) of the regions, int64; None for the logits of all classes.
+        classes: (N,) of the regions, int64 or int32; None for the logits of all classes.
 
     Returns:
         Mask logits (N, num_classes, 2H, 2W), or (N, 2H, 2W) with `classes`.
 
     Raises:
-        TypeError: classes are not integers of 32 or 64 bits.
+        TypeError: classes are not int64 or int32.
         ValueError: classes is not (N,).
     """
     if classes is not None and classes.shape != z.shape[:1]:
         raise ValueError(f"classes must be ({len(z)},), one of each region; got {tuple(classes.shape)}")
     if classes is not None and classes.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"classes must be int64; got {classes.dtype}")  # torch would take uint8 and bool for a mask
+        # torch would take uint8 and bool for a mask.
+        raise TypeError(f"classes must be int64 or int32; got {classes.dtype}")
 
     def predict(z: Tensor, classes: Tensor | None) -> Tensor:
         count, _, height, width = z.shape

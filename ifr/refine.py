@@ -182,7 +182,7 @@ class Implicit(nn.Module):
         return join([solve(block.at(x), z, return_image=image, jacobian_at_image=published) for x, z in parts])
 
     def take_penalty(self) -> Tensor | None:
-        """Return, once, the penalty (N,) of regions that the latest call in training has solved; None without any."""
+        """Return the penalty (N,) of the latest call in training, once and before `backward`; None if there is none."""
         given, self._to_penalise = self._to_penalise, None
         if given is None or self.penalty is None or not torch.is_grad_enabled():
             return None

@@ -38,6 +38,9 @@ def accelerate(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         UserError: the weights do not fit, their mask head has no equilibrium, or the pictures show too few objects.
     """
     require_standalone("accelerate")
+    if args.output and (Path(args.output).suffix != ".pth" or Path(args.output).expanduser().is_dir()):
+        remedy = "give FILE.pth; `ifr convert` writes .safetensors from it"
+        raise UserError(f"--output must name a .pth file; got {args.output}", remedy)
     paths = find_pictures([args.images])
     held_out = paths[_HELD_OUT - 1 :: _HELD_OUT]
     if not held_out:
@@ -47,8 +50,6 @@ def accelerate(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if beside.is_relative_to(cache_folder()):  # its weights were fetched
         beside = Path(beside.name)
     output = Path(args.output or beside).expanduser()
-    if output.suffix != ".pth" or output.is_dir():
-        raise UserError(f"--output {output} is not a name of a .pth file", "`ifr convert` writes .safetensors from it")
     head.refinement.budget = 1  # only its regions are wanted
     block = head.repeat_block.requires_grad_(False)
     most = args.regions or max(1, _FIT_ELEMENTS // (block.channels * 14 * 14))
@@ -77,6 +78,11 @@ def _build(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Checkpoi
         raise UserError(
             f"no equilibrium: MODEL.ROI_MASK_HEAD.REFINEMENT is {model.config.MODEL.ROI_MASK_HEAD.REFINEMENT}",
             "give an experiment whose REFINEMENT is implicit",
+        )
+    if heads[0].refinement.as_published:
+        raise UserError(
+            "MODEL.ROI_MASK_HEAD.SOLVER broyden-published does not use a learned start and solver",
+            "add MODEL.ROI_MASK_HEAD.SOLVER anderson",
         )
     return file, heads[0], model
 

@@ -15,7 +15,7 @@ from ifr.checkpoints.names import is_published_duplicate
 from ifr.checkpoints.save import published_weights
 from ifr.cli.experiments import find_experiment, helpful, require_standalone
 from ifr.data.classes import Classes
-from ifr.description import describe, sizes_seen, take_classes, take_settings
+from ifr.description import describe, folder_stated, sizes_seen, take_classes, take_settings
 from ifr.errors import CheckpointError, UserError, advise
 from ifr.whole_file import whole_file
 
@@ -44,7 +44,7 @@ def convert(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         model = experiment.build_model(config)
         load_weights(model, file, allow_backbone_only=False)
     named = None if classes is None else Classes.from_dict(classes)
-    about = describe(config, experiment.builder, named, sizes_seen(file.extras))
+    about = describe(config, experiment.builder, named, sizes_seen(file.extras), folder_stated(file.extras))
     with advise("choose an --output that can be written", CheckpointError, OSError):
         if output.suffix == ".pth":
             save_checkpoint(output, model, **about)

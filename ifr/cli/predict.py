@@ -1,6 +1,7 @@
 """`ifr predict`: draws detections on images or videos and writes them to a COCO results file."""
 
 import argparse
+import contextlib
 import copy
 import itertools
 import json
@@ -38,7 +39,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Carry out `ifr predict`; images that cannot be read or drawn are skipped and named at the end.
 
     Raises:
-        UserError: the arguments do not fit together, or an image cannot be read.
+        UserError: the arguments do not fit together, or an image cannot be read or drawn.
     """
     given, overrides = _split(args.input, overrides)
     if clips := find_clips(given, args):
@@ -56,22 +57,22 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError(
             "there is nothing to predict on", "name images or videos, or give --dataset IMAGES_FOLDER:ANNOTATIONS.json"
         )
+    if args.json is not None and Path(args.json).expanduser().is_dir():
+        raise UserError(f"--json {args.json} is a folder", "give the name of a file in it")
     suffix = args.format or "jpg"
     targets = output_files(pictures, Path(args.output).expanduser(), f".{suffix}")
     model = _build(args, with_budget(args, overrides))
     score = lowest_score(args, overrides, model.config)
     category_ids = None if dataset is None else _category_ids(model, dataset)
-    if args.json is not None and Path(args.json).expanduser().is_dir():
-        raise UserError(f"--json {args.json} is a folder", "give the name of a file in it")
     results: list[dict[str, Any]] = []
-    failed = []
+    failed, remedy = [], "replace or remove them"
     try:
         for picture, target in zip(pictures, targets, strict=True):
             try:
                 image = read_image(picture.path, picture.size, model.intensity)
                 if suffix == "jpg" and max(image.shape[:2]) * args.scale > _LONGEST_JPEG:
-                    longest = f"a JPEG has at most {_LONGEST_JPEG} pixels a side; use --format png"
-                    raise ImageError(f"{picture.path}: {longest}")
+                    remedy = "use --format png; replace or remove images that cannot be read"
+                    raise ImageError(f"{picture.path}: a JPEG has at most {_LONGEST_JPEG} pixels a side")
             except (ImageError, MemoryError) as error:
                 logger.error("%s", error)
                 failed.append(str(error))
@@ -87,10 +88,12 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
                 results += [{**result, "file_name": picture.name} for result in own]
     except BaseException:
         if args.json is not None and results:
-            _write(results, Path(args.json).expanduser())
+            with contextlib.suppress(UserError):  # the first error is the one to report
+                _write(results, Path(args.json).expanduser())
+                logger.warning("%s has only the detections before the error or the interrupt", args.json)
         raise
     if len(failed) == len(pictures):
-        raise UserError(f"no image could be read or drawn: {'; '.join(failed)}", "give images as --input")
+        raise UserError(f"no image could be read or drawn: {'; '.join(failed)}", remedy)
     if args.json is not None:
         _write(results, Path(args.json).expanduser())
         if dataset is None:
@@ -98,7 +101,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if failed:
         raise UserError(
             f"{len(failed)} of {len(pictures)} images could not be read or drawn: {'; '.join(failed)}",
-            "replace or remove them; the results of the others are written",
+            f"{remedy}; the results of the others are written",
         )
 
 
@@ -137,7 +140,7 @@ def _category_ids(model: Model, dataset: CocoDataset) -> Sequence[int | None]:
             ids = dataset.classes.numbered_like(model.classes, str(dataset.source.json)).category_ids
             lacking = [name for name, number in zip(model.classes.names, ids, strict=True) if number is None]
             if lacking:
-                text = "%s lacks classes of the model, whose objects are drawn but not written: %s"
+                text = "%s lacks classes of the model, whose objects are drawn but left out of --json: %s"
                 logger.info(text, dataset.source.json, ", ".join(lacking))
             return ids
         count, own = len(dataset.class_names), len(model.classes.names)

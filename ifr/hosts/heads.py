@@ -75,7 +75,7 @@ def mask_head_arguments(config: Any) -> dict[str, Any]:
 def penalties(module: nn.Module) -> dict[str, Tensor]:
     """Return the penalties of the latest training step, a mean over regions, as a loss by name; empty without any.
 
-    It is 0 without regions. A step's penalty is returned once.
+    It is 0 without regions. See `Implicit.take_penalty`.
     """
     taken = [part.take_penalty() for part in module.modules() if isinstance(part, Implicit)]
     found = [penalty for penalty in taken if penalty is not None]

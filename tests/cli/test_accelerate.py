@@ -210,8 +210,9 @@ def test_misuse(
         (pictures, weights, "has 2 pictures, which are too few"),
         (folder, [], "there are no trained weights"),
         (folder, [*weights, "MODEL.ROI_MASK_HEAD.SOLVER", "nonsense"], "unknown solver 'nonsense'"),
-        (folder, ["--output", "x.safetensors", *weights], "x.safetensors is not a name of a .pth file"),
-        (folder, ["--output", str(folder), *weights], "is not a name of a .pth file"),
+        (folder, [*weights, "MODEL.ROI_MASK_HEAD.SOLVER", "broyden-published"], "does not use a learned start"),
+        (folder, ["--output", "x.safetensors", *weights], "--output must name a .pth file; got x.safetensors"),
+        (folder, ["--output", str(folder), *weights], "--output must name a .pth file"),
     ):
         assert accelerate(experiment, images, *rest) == 1
         assert message in capsys.readouterr().err

@@ -187,7 +187,7 @@ def test_classes_of_other_regions_are_refused(regions: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32])
 def test_classes_that_are_no_indices_are_refused(dtype: torch.dtype) -> None:
     """torch takes the first two for a mask."""
-    with pytest.raises(TypeError, match=f"classes must be int64; got {dtype}"):
+    with pytest.raises(TypeError, match=f"classes must be int64 or int32; got {dtype}"):
         MaskHead(8, 8, Explicit())(torch.randn(8, 8, 4, 4), torch.ones(8, dtype=dtype))
 
 
