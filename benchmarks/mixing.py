@@ -5,7 +5,7 @@
 Start and corrections are those of `ifr.solvers.fit`. The weights of the mixture come from a network that sees the inner
 products, sizes and channel means of the residuals (cf. S. Bai, V. Koltun and J. Z. Kolter, Neural Deep Equilibrium
 Solvers, ICLR 2022); it is trained through the whole solve. Mean residuals relative to z are printed, on regions that
-nothing was fitted to: the last fifth of the regions, which are of other pictures.
+nothing was fitted to: the last fifth of the regions, which are of other pictures, except perhaps the first.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 from convergence import convergence, gradients
-from evaluations import one_evaluation
 from measure import Counts, counted, counting, memory, timed
+from one_evaluation import one_evaluation
 from setting import CHANNELS, STEPS, Setting, random_setting, trained_setting
 from torch import Tensor
 
