@@ -82,16 +82,16 @@ def fixed_point(
     if not torch.is_grad_enabled():
         if not return_image:
             return solution.z
-        return _image(f, solution.z) if solution.image is None else solution.image
+        return image_of(f, solution.z) if solution.image is None else solution.image
     z = solution.z.detach().requires_grad_()
     with _Keep():
-        image = linear = _image(f, z)
+        image = linear = image_of(f, z)
     if not _depends_on_more_than(z, image):
         return image.detach() if return_image else solution.z
     if jacobian_at_image:
         z = image.detach().requires_grad_()
         with _Keep():
-            linear = _image(f, z)
+            linear = image_of(f, z)
     value = image if return_image else solution.z
     roundoff = f.roundoff if isinstance(f, RoundedMap) else None
     return _ImplicitGradient.apply(value.detach(), image, linear, z, adjoint, observe, roundoff)
@@ -119,7 +119,7 @@ def spectral_radius(f: Map, z: Tensor, products: int = 60) -> Tensor:
         raise ValueError(f"products must be at least 2; got {products}")
     with torch.inference_mode(False), torch.enable_grad():
         z = z.detach().clone().requires_grad_()
-        fz = _image(f, z)
+        fz = image_of(f, z)
         u = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=z.dtype).to(z.device)
         growth = torch.zeros(len(z), dtype=z.dtype, device=z.device)
         for done in range(products):
@@ -131,7 +131,7 @@ def spectral_radius(f: Map, z: Tensor, products: int = 60) -> Tensor:
         return (growth / (products - products // 2)).exp()
 
 
-def _image(f: Map, z: Tensor) -> Tensor:
+def image_of(f: Map, z: Tensor) -> Tensor:
     """Return f(z), checked and cast to the dtype of z; under autocast f may return another dtype."""
     fz = f(z)
     check_map(z, fz)
@@ -178,7 +178,7 @@ def _solve_adjoint(
     right = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     divisor = _magnitude(right, adjoint.per_sample)
     right = right / divisor
-    adjoint_map: Map = _AdjointMap(linear, z, right)
+    adjoint_map: Map = AdjointMap(linear, z, right)
     if roundoff is not None:
         adjoint_map = RoundedMap(adjoint_map, roundoff)
     solution = adjoint.solve(adjoint_map, torch.zeros_like(right))
@@ -190,26 +190,27 @@ def _solve_adjoint(
     return torch.where(sound, u.to(gradient.dtype), gradient)
 
 
-class _AdjointMap:
-    """The map u -> J^T u + right. `Solver` calls it first at the start u = 0, which needs no product."""
+class AdjointMap:
+    """The map u -> J^T u + right with J = d linear / dz. `Solver` calls it first at u = 0, which needs no product."""
 
     def __init__(self, linear: Tensor, z: Tensor, right: Tensor) -> None:
-        self._linear, self._z, self._right = linear, z, right
+        self._linear, self.z, self.right = linear, z, right
         self._started = False
 
     def __call__(self, u: Tensor) -> Tensor:
+        """Apply the map to u (N, ...)."""
         if not self._started:
             self._started = True
-            return self._right
+            return self.right
         (product,) = torch.autograd.grad(
             self._linear,
-            self._z,
+            self.z,
             u.to(self._linear.dtype),
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
         )
-        return product + self._right
+        return product + self.right
 
 
 def _magnitude(right: Tensor, per_sample: bool) -> Tensor:

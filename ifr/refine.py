@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ifr.block import RefinementBlock as RefinementBlock
 from ifr.contraction import PENALISED, Penalty
+from ifr.cuda_graphs import CudaGraphs
 from ifr.equilibrium import Observer, fixed_point
 from ifr.groups import groups_of, join
 from ifr.solvers import GMRES, Accelerator, Broyden, Learned, Solver
+from ifr.solvers.iteration import check_count
 from ifr.solvers.solution import Map
 from ifr.solvers.tracing import refuse_tracing
 
@@ -32,7 +34,7 @@ class Explicit(nn.Module):
 
     def __init__(self, steps: int = 4) -> None:
         super().__init__()
-        _check_count("steps", steps, 1)
+        check_count("steps", steps, 1)
         self.steps = steps
 
     def forward(self, block: RefinementBlock, x: Tensor) -> Tensor:
@@ -65,6 +67,7 @@ class Implicit(nn.Module):
             z = 0, with back-propagation through them, instead of the equilibrium; 0 for none (cf. S. Bai et al., Deep
             Equilibrium Optical Flow Estimation, CVPR 2022, which adds the losses of early iterates).
         accelerate: use the `accelerator` if there is one; never with as_published.
+        cuda_graphs: on a GPU, replay the solves as CUDA graphs; see `ifr.cuda_graphs`. Never with as_published.
 
     Attributes:
         phase: "explicit" or "implicit". It affects training only; evaluation is always implicit.
@@ -95,10 +98,11 @@ class Implicit(nn.Module):
         correction: int = 0,
         accelerate: bool = True,
         solve_dtype: torch.dtype | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
-        _check_count("warmup_steps", warmup_steps, 1)
-        _check_count("correction", correction, 0)
+        check_count("warmup_steps", warmup_steps, 1)
+        check_count("correction", correction, 0)
         for name, value in (("solver", solver), *([] if adjoint is None else [("adjoint", adjoint)])):
             if isinstance(value, type) or not callable(getattr(value, "solve", None)):
                 raise TypeError(f"{name} must be a solver, such as ifr.solvers.Broyden(); got {value!r}")
@@ -121,6 +125,7 @@ class Implicit(nn.Module):
         self.solve_dtype = solve_dtype
         self.accelerate = accelerate and not as_published and hasattr(solver, "max_steps") and hasattr(solver, "tol")
         self.accelerator: Accelerator | None = None
+        self.graphs = CudaGraphs(cuda_graphs)
         self.phase = "implicit"
 
     @classmethod
@@ -177,9 +182,10 @@ class Implicit(nn.Module):
         if solver is None:
             return join([block.at(group)(z) for group, z in parts])
         refuse_tracing("an implicit refinement")
-        solve = functools.partial(fixed_point, solver=solver, adjoint=self.adjoint, observe=self.observe)
         image, published = self.training or not self.as_published, self.as_published
-        return join([solve(block.at(x), z, return_image=image, jacobian_at_image=published) for x, z in parts])
+        solve = functools.partial(fixed_point, observe=self.observe, return_image=image, jacobian_at_image=published)
+        on = functools.partial(self.graphs.solver, block)
+        return join([solve(block.at(x), z, solver=on(x, solver), adjoint=on(x, self.adjoint)) for x, z in parts])
 
     def take_penalty(self) -> Tensor | None:
         """Return the penalty (N,) of the latest call in training, once and before `backward`; None if there is none."""
@@ -206,7 +212,7 @@ class Implicit(nn.Module):
     @budget.setter
     def budget(self, budget: int | None) -> None:
         if budget is not None:
-            _check_count("budget", budget, 1)
+            check_count("budget", budget, 1)
             _check_steps(self.solver, self.as_published)
         self._budget = budget
 
@@ -229,13 +235,6 @@ class Implicit(nn.Module):
         text = f"{self.solver}, adjoint={self.adjoint}, warmup_steps={self.warmup_steps}, phase={self.phase!r}"
         options = {name: getattr(self, name) for name in ("budget", "penalty", "correction", "solve_dtype")}
         return text + "".join(f", {name}={value}" for name, value in options.items() if value)
-
-
-def _check_count(name: str, count: int, least: int) -> None:
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise TypeError(f"{name} must be an integer; got {count!r}")
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}; got {count}")
 
 
 def _check_steps(solver: Solver, as_published: bool) -> None:

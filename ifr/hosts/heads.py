@@ -207,6 +207,7 @@ def _implicit(head: Any) -> Implicit:
         correction=head.CORRECTION,
         accelerate=bool(head.ACCELERATE),
         solve_dtype=getattr(torch, head.SOLVE_DTYPE) if head.SOLVE_DTYPE else None,
+        cuda_graphs=bool(head.CUDA_GRAPHS),
     )
 
 

@@ -16,6 +16,7 @@ ADDED: dict[str, Any] = {
             "BUDGET": 0,  # evaluations of the block in evaluation; 0 for F_THRES + 1
             "SOLVE_DTYPE": "",  # bfloat16 | float16, in evaluation, for all evaluations of the block but the last
             "ACCELERATE": True,  # in evaluation, use what `ifr accelerate` has added to the weights
+            "CUDA_GRAPHS": False,  # on a GPU, replay each solve as one CUDA graph
             "B_THRES": 15,  # maximum steps of the adjoint solver
             "F_TOL": 1e-5,  # a region has converged at this RMS of f(z) - z
             "B_TOL": 1e-5,  # the same for the adjoint equation, relative to the incoming gradient
@@ -97,10 +98,10 @@ def check_training(config: Any) -> None:
 
 
 def check_budget(config: Any) -> None:
-    """Check MODEL.ROI_MASK_HEAD.BUDGET and SOLVE_DTYPE.
+    """Check MODEL.ROI_MASK_HEAD.BUDGET, SOLVE_DTYPE and CUDA_GRAPHS.
 
     Raises:
-        ValueError: BUDGET is not an integer or is negative, SOLVE_DTYPE is unknown, or the mask head can have neither.
+        ValueError: BUDGET is not an integer or is negative, SOLVE_DTYPE is unknown, or the mask head can have none.
     """
     head = config.MODEL.ROI_MASK_HEAD
     budget, dtype = head.BUDGET, head.SOLVE_DTYPE
@@ -109,7 +110,7 @@ def check_budget(config: Any) -> None:
     if dtype not in SOLVE_DTYPES:
         choices = ", ".join(map(repr, SOLVE_DTYPES))
         raise ValueError(f"MODEL.ROI_MASK_HEAD.SOLVE_DTYPE must be one of {choices}, got {dtype!r}")
-    for name, value in (("BUDGET", budget), ("SOLVE_DTYPE", dtype)):
+    for name, value in (("BUDGET", budget), ("SOLVE_DTYPE", dtype), ("CUDA_GRAPHS", head.CUDA_GRAPHS)):
         if not value:
             continue
         given = f"MODEL.ROI_MASK_HEAD.{name} is {value}, but"

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ifr.solvers.iteration import check_memory, check_settings, iterate
+from ifr.solvers.iteration import check_count, check_settings, iterate
 from ifr.solvers.leaving import PerSample
 from ifr.solvers.precision import ROUNDING, full_precision
 from ifr.solvers.solution import Map, Solution
@@ -41,7 +41,7 @@ class Anderson:
     def __post_init__(self) -> None:
         """Check the settings."""
         check_settings(self.max_steps, self.tol)
-        check_memory(self.memory, unlimited=False)
+        check_count("memory", self.memory, 1)
 
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:

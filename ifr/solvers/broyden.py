@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ifr.solvers.iteration import check_memory, check_settings, iterate
+from ifr.solvers.iteration import check_count, check_settings, iterate
 from ifr.solvers.leaving import PerSample
 from ifr.solvers.precision import full_precision
 from ifr.solvers.published import PublishedBroyden
@@ -43,7 +43,8 @@ class Broyden:
     def __post_init__(self) -> None:
         """Check the settings."""
         check_settings(self.max_steps, self.tol)
-        check_memory(self.memory)
+        if self.memory is not None:
+            check_count("memory", self.memory, 1)
 
     @staticmethod
     def published(max_steps: int = 15, tol: float = 1e-5) -> PublishedBroyden:

@@ -15,6 +15,19 @@ from ifr.solvers.solution import Map, RoundedMap, Solution, Status, rows_of
 DIVERGENCE_FACTOR = 1e6
 
 
+def check_count(name: str, count: int, least: int) -> None:
+    """Check a setting that counts something.
+
+    Raises:
+        TypeError: count is not an integer.
+        ValueError: count is below `least`.
+    """
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"{name} must be an integer; got {count!r}")
+    if count < least:
+        raise ValueError(f"{name} must be at least {least}; got {count}")
+
+
 def check_settings(max_steps: int, tol: float) -> None:
     """Check the settings that all solvers share.
 
@@ -22,25 +35,9 @@ def check_settings(max_steps: int, tol: float) -> None:
         TypeError: max_steps is not an integer.
         ValueError: max_steps is below 1, or tol is negative or not a number.
     """
-    if not isinstance(max_steps, int):
-        raise TypeError(f"max_steps must be an integer; got {max_steps!r}")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1; got {max_steps}")
+    check_count("max_steps", max_steps, 1)
     if not tol >= 0:
         raise ValueError(f"tol must be at least 0; got {tol}")
-
-
-def check_memory(memory: int | None, *, unlimited: bool = True) -> None:
-    """Check the number of stored vectors; None means no limit, where a solver can do without one.
-
-    Raises:
-        TypeError: memory is not an integer.
-        ValueError: memory is below 1.
-    """
-    if not isinstance(memory, int) and not (memory is None and unlimited):
-        raise TypeError(f"memory must be an integer; got {memory!r}")
-    if memory is not None and memory < 1:
-        raise ValueError(f"memory must be at least 1; got {memory}")
 
 
 def as_rows(z: Tensor) -> Tensor:

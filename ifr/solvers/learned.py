@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ifr.solvers.anderson import AndersonMove
-from ifr.solvers.iteration import FlatMap, check_memory, check_settings, iterate
+from ifr.solvers.iteration import FlatMap, check_count, check_settings, iterate
 from ifr.solvers.precision import full_precision
 from ifr.solvers.solution import Map, Solution
 
@@ -144,7 +144,7 @@ class Learned:
     def __post_init__(self) -> None:
         """Check the settings."""
         check_settings(self.max_steps, self.tol)
-        check_memory(self.memory, unlimited=False)
+        check_count("memory", self.memory, 1)
 
     @full_precision
     def solve(self, f: Map, z0: Tensor) -> Solution:

@@ -187,6 +187,10 @@ class CudaLike(Tensor):
             self.gpu.wait("copy to CPU")
         return converted.inner.clone()
 
+    def data_ptr(self) -> int:
+        """Return where the data is."""
+        return self.inner.data_ptr()
+
     def cuda(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the tensor itself."""
         return self
