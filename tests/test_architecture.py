@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("ifr.solvers",),
     ("ifr.block", "ifr.groups", "ifr.equilibrium", "ifr.contraction"),
-    ("ifr.refine",),
+    ("ifr.cuda_graphs", "ifr.refine"),
     ("ifr.mask_head",),
     ("ifr.errors", "ifr.whole_file"),
     ("ifr.processes",),
