@@ -34,12 +34,12 @@ class CudaGraphs:
     stopped regions keep their result, it is the same. The graphs share their memory, which they keep. If one cannot be
     captured, a warning says so, and none is used from then on. Copies and pickles start without graphs.
 
-    Args:
+    Attributes:
         enabled: use graphs.
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        self._enabled = enabled
+        self.enabled = enabled
         self._captured: dict[Hashable, tuple[Callable[[], None], Outputs, Outputs]] = {}
         self._pool: Any = None
         self._done: torch.cuda.Event | None = None
@@ -53,7 +53,7 @@ class CudaGraphs:
         """
         if not isinstance(solver, Anderson | Broyden | Picard | Learned | GMRES):
             return solver
-        if not (self._enabled and x.is_cuda and len(x)) or in_graph():
+        if not (self.enabled and x.is_cuda and len(x)) or in_graph():
             return solver
         with torch.cuda.device(x.device):
             return solver if torch.cuda.is_current_stream_capturing() else _ReplayedSolver(self, solver, block, x)
@@ -98,12 +98,12 @@ class CudaGraphs:
             replay, outputs = capture(lambda: function(*own), self._pool)
         except RuntimeError as error:
             logger.warning("the solver runs without CUDA graphs, because it could not be captured: %s", error)
-            self._enabled = False
+            self.enabled = False
             return None
         return replay, own, outputs
 
     def __reduce__(self) -> tuple[type[CudaGraphs], tuple[bool]]:
-        return CudaGraphs, (self._enabled,)
+        return CudaGraphs, (self.enabled,)
 
 
 def capture(function: Callable[[], Outputs], pool: Any) -> tuple[Callable[[], None], Outputs]:

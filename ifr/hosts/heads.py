@@ -198,6 +198,8 @@ def _implicit(head: Any) -> Implicit:
             "the mask head evaluates its block in %s, except for the last evaluation (MODEL.ROI_MASK_HEAD.SOLVE_DTYPE)",
             head.SOLVE_DTYPE,
         )
+    if head.CUDA_GRAPHS:
+        logger.info("on a GPU, solves are replayed as CUDA graphs (MODEL.ROI_MASK_HEAD.CUDA_GRAPHS)")
     return Implicit(
         solver=make_solver(head.SOLVER, max_steps=head.F_THRES, tol=head.F_TOL),
         adjoint=_adjoint(head),

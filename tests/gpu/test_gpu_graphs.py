@@ -72,4 +72,4 @@ def test_another_thread_pins_memory_while_a_solve_is_captured() -> None:
         ended.set()
         thread.join()
     assert not failed
-    assert refinement.graphs._enabled
+    assert refinement.graphs.enabled

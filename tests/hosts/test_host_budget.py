@@ -63,6 +63,8 @@ def test_a_model_applies_its_block_as_often_as_the_budget_says(
         ([f"{HEAD}.SOLVE_DTYPE", "half"], "SOLVE_DTYPE must be one of '', 'bfloat16', 'float16', got 'half'"),
         ([f"{HEAD}.SOLVE_DTYPE", "bfloat16", f"{HEAD}.REFINEMENT", "conv"], "SOLVE_DTYPE is bfloat16, but REFINEMENT"),
         ([f"{HEAD}.BUDGET", 3, f"{HEAD}.SOLVER", "broyden-published"], "BUDGET is 3, but SOLVER 'broyden-published'"),
+        ([f"{HEAD}.CUDA_GRAPHS", True, f"{HEAD}.REFINEMENT", "explicit"], "CUDA_GRAPHS is True, but REFINEMENT"),
+        ([f"{HEAD}.CUDA_GRAPHS", True, f"{HEAD}.SOLVER", "broyden-published"], "CUDA_GRAPHS is True, but SOLVER"),
     ],
 )
 def test_budgets_that_do_not_fit_are_refused(config: Any, settings: list[Any], message: str) -> None:
@@ -71,6 +73,15 @@ def test_budgets_that_do_not_fit_are_refused(config: Any, settings: list[Any], m
         check_added(config)
     with pytest.raises(ValueError, match=message):
         build_mask_head(config, 64, nn.Identity)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_cuda_graphs_are_used_as_set(config: Any, used: bool, caplog: pytest.LogCaptureFixture) -> None:
+    config.merge_from_list([f"{HEAD}.CUDA_GRAPHS", used])
+    with caplog.at_level("INFO"):
+        refinement = build_mask_head(config, 64, nn.Identity).refinement
+    assert refinement.graphs.enabled == used
+    assert any("CUDA graphs" in record.getMessage() for record in caplog.records) == used
 
 
 def test_the_head_of_plain_convolutions_is_the_hosts_own(config: Any) -> None:

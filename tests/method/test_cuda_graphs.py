@@ -165,7 +165,7 @@ def test_copies_start_without_graphs() -> None:
         used._captured["key"] = (lambda: None, (), ())
         for made in (copy.deepcopy(used), pickle.loads(pickle.dumps(used))):
             assert not made._captured
-            assert made._enabled == enabled
+            assert made.enabled == enabled
 
 
 def test_graphs_are_not_used_on_a_cpu() -> None:
