@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ifr.block import RefinementBlock
 from ifr.equilibrium import AdjointMap, image_of
 from ifr.groups import in_graph
 from ifr.solvers import GMRES, Anderson, Broyden, Learned, Picard, Solver
+from ifr.solvers.leaving import all_steps
 from ifr.solvers.precision import autocast_enabled
 from ifr.solvers.solution import Map, RoundedMap, Solution
 
@@ -22,6 +25,9 @@ logger = logging.getLogger(__name__)
 MOST_GRAPHS = 64
 """Graphs kept by one `CudaGraphs`; before another is captured, all are dropped."""
 
+REPLAYED = (Anderson, Broyden, Picard, Learned, GMRES)
+"""The solvers whose solves can be replayed."""
+
 Outputs = tuple[Tensor, ...]
 Given = TypeVar("Given", bound="Solver | None")
 
@@ -29,10 +35,10 @@ Given = TypeVar("Given", bound="Solver | None")
 class CudaGraphs:
     """The CUDA graphs of a refinement: one per solver, padded number of regions, shape and precision.
 
-    A solve is captured when it is first needed, and again if the parameters of the block move to other memory; new
-    values of the parameters are seen without that. A graph takes all steps, whether or not regions have converged; as
-    stopped regions keep their result, it is the same. The graphs share their memory, which they keep. If one cannot be
-    captured, a warning says so, and none is used from then on. Copies and pickles start without graphs.
+    A solve is captured when it is first needed, and again if the weights of the block move to other memory; new values
+    of the weights are seen without that. A graph takes all steps, whether or not regions have converged; as stopped
+    regions keep their result, the result is the same. All graphs share the memory of a solve, and each keeps that of
+    its inputs and results. Copies and pickles start without graphs.
 
     Attributes:
         enabled: use graphs.
@@ -41,22 +47,31 @@ class CudaGraphs:
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self._captured: dict[Hashable, tuple[Callable[[], None], Outputs, Outputs]] = {}
-        self._pool: Any = None
+        self._memory: dict[torch.device, tuple[Any, torch.cuda.Stream]] = {}
         self._done: torch.cuda.Event | None = None
         self._lock = threading.Lock()
+        self._warned = False
 
     def solver(self, block: RefinementBlock, x: Tensor, solver: Given) -> Solver | Given:
         """Return a solver like `solver` for f(.; x) of the block, and for its adjoint, that uses graphs if it can.
 
-        They are used for regions x (N, C, H, W) on a GPU and for the solvers of IFR, except that of 2021; otherwise the
-        given solver is returned, or None for None.
+        It does for regions x (N, C, H, W) on a GPU and the solvers of `REPLAYED`. A block with hooks or
+        parametrizations is not captured, with a warning, because a replay would not run them. Otherwise the given
+        solver is returned.
         """
-        if not isinstance(solver, Anderson | Broyden | Picard | Learned | GMRES):
-            return solver
-        if not (self.enabled and x.is_cuda and len(x)) or in_graph():
+        if not isinstance(solver, REPLAYED) or not (self.enabled and x.is_cuda and len(x)) or in_graph():
             return solver
         with torch.cuda.device(x.device):
-            return solver if torch.cuda.is_current_stream_capturing() else _ReplayedSolver(self, solver, block, x)
+            if torch.cuda.is_current_stream_capturing():
+                return solver
+        if any(map(_runs_other_code, block.modules())):
+            if not self._warned:
+                logger.warning("the solver runs without CUDA graphs, because the block has hooks or parametrizations")
+            self._warned = True
+            return solver
+        if not list(block.parameters()):  # a replica of DataParallel, whose weights move at every call
+            return solver
+        return _ReplayedSolver(self, solver, block, x)
 
     def run(self, key: Hashable, function: Callable[..., Outputs], inputs: Outputs) -> Outputs:
         """Return function(*inputs) for inputs and outputs (N, ...), each row of which is computed on its own.
@@ -65,18 +80,23 @@ class CudaGraphs:
             key: tells functions apart, and must change with the memory that a function reads besides its inputs.
             function: must not wait for the GPU.
             inputs: on one GPU.
+
+        Raises:
+            RuntimeError: the function cannot be captured.
         """
-        count, size = len(inputs[0]), padded(len(inputs[0]))
-        whole_key = key, size, inputs[0].device, _modes(), *map(_layout, inputs)
-        with self._lock, torch.cuda.device(inputs[0].device), torch.no_grad():
+        count, size, device = len(inputs[0]), padded(len(inputs[0])), inputs[0].device
+        whole_key = key, size, device, _modes(), *map(_layout, inputs)
+        with self._lock, torch.cuda.device(device), torch.no_grad():
             if self._done is not None:
                 torch.cuda.current_stream().wait_event(self._done)  # another stream may still be replaying
             if whole_key not in self._captured:
+                if len(self._captured) >= MOST_GRAPHS:
+                    self._captured.clear()
+                    self._memory.clear()
                 with torch.inference_mode(False):
-                    found = self._capture(function, tuple(_pad(each, size) for each in inputs))
-                if found is None:
-                    return function(*inputs)
-                self._captured[whole_key] = found
+                    own = tuple(_pad(each, size) for each in inputs)
+                    replay, outputs = self._capture(functools.partial(function, *own), device)
+                self._captured[whole_key] = replay, own, outputs
             replay, own, outputs = self._captured[whole_key]
             for place, given in zip(own, inputs, strict=True):
                 place[:count].copy_(given)
@@ -86,38 +106,50 @@ class CudaGraphs:
             self._done.record()
         return results
 
-    def _capture(
-        self, function: Callable[..., Outputs], own: Outputs
-    ) -> tuple[Callable[[], None], Outputs, Outputs] | None:
-        if len(self._captured) >= MOST_GRAPHS:
-            self._captured.clear()
-            self._pool = None
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+    def _capture(self, function: Callable[[], Outputs], device: torch.device) -> tuple[Callable[[], None], Outputs]:
+        """Capture a function; return what replays it, and the outputs that a replay fills."""
+        if device not in self._memory:  # captures share memory only on one stream
+            self._memory[device] = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        pool, stream = self._memory[device]
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            replay, outputs = capture(lambda: function(*own), self._pool)
+            with torch.cuda.stream(current):  # comes back to it even if the capture fails
+                stream.wait_stream(current)
+                with torch.cuda.stream(stream), all_steps():
+                    function()  # libraries choose algorithms and allocate workspaces, which they cannot in a graph
+                current.wait_stream(stream)
+                # Other threads, such as a data loader's that pins memory, may use the GPU during the capture.
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    outputs = function()
         except RuntimeError as error:
-            logger.warning("the solver runs without CUDA graphs, because it could not be captured: %s", error)
-            self.enabled = False
-            return None
-        return replay, own, outputs
+            raise RuntimeError(
+                "this solve cannot be captured as a CUDA graph; start again without cuda_graphs=True, in a "
+                "configuration MODEL.ROI_MASK_HEAD.CUDA_GRAPHS True"
+            ) from error
+        return graph.replay, outputs
 
     def __reduce__(self) -> tuple[type[CudaGraphs], tuple[bool]]:
         return CudaGraphs, (self.enabled,)
 
 
-def capture(function: Callable[[], Outputs], pool: Any) -> tuple[Callable[[], None], Outputs]:
-    """Capture a function as a CUDA graph; return what replays it, and the outputs that a replay fills."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        function()  # libraries choose algorithms and allocate workspaces, which they cannot in a graph
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, such as one that pins memory for a data loader, go on meanwhile.
-    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-        outputs = function()
-    return graph.replay, outputs
+def check_replayed(cuda_graphs: bool, as_published: bool, *solvers: Solver | None) -> None:
+    """Check that solves with these solvers, None for none, can be replayed if they shall be.
+
+    Raises:
+        TypeError: a solver is not in `REPLAYED`.
+        ValueError: as_published, which reproduces the 2021 code.
+    """
+    if cuda_graphs and as_published:
+        raise ValueError("as_published reproduces the 2021 code, which has no cuda_graphs")
+    for solver in solvers if cuda_graphs else ():
+        if solver is not None and not isinstance(solver, REPLAYED):
+            names = ", ".join(each.__name__ for each in REPLAYED)
+            raise TypeError(f"cuda_graphs needs one of the solvers {names}; got {solver!r}")
+
+
+def _runs_other_code(module: nn.Module) -> bool:
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or is_parametrized(module)
 
 
 def padded(count: int) -> int:
@@ -131,6 +163,7 @@ class _ReplayedSolver:
 
     def __init__(self, graphs: CudaGraphs, solver: Solver, block: RefinementBlock, x: Tensor) -> None:
         self._graphs, self._solver, self._block, self._x = graphs, solver, block, x.detach()
+        self._version = None if x.is_inference() else x._version
         self._autocast = torch.get_autocast_dtype("cuda") if autocast_enabled("cuda") else None
 
     @property
@@ -144,8 +177,10 @@ class _ReplayedSolver:
         function: Callable[..., Outputs] = self._forward
         inputs: Outputs = (self._x, z0.detach())
         if isinstance(inner, AdjointMap):
+            if self._version is not None and self._x._version != self._version:
+                raise RuntimeError("with CUDA graphs, x must not change in place between a solve and its gradient")
             function, inputs = self._adjoint(roundoff), (self._x, inner.z.detach(), inner.right)
-        key = type(inner), self._solver, roundoff, self._autocast, *self._memory()
+        key = type(inner), self._solver, roundoff, self._autocast, *self._read()
         return Solution(*self._graphs.run(key, function, inputs))
 
     def _forward(self, x: Tensor, z0: Tensor) -> Outputs:
@@ -153,7 +188,9 @@ class _ReplayedSolver:
 
     def _adjoint(self, roundoff: float | None) -> Callable[..., Outputs]:
         def function(x: Tensor, z: Tensor, right: Tensor) -> Outputs:
-            with torch.enable_grad(), torch.autocast("cuda", self._autocast, enabled=self._autocast is not None):
+            # Without the cache, whose casts of weights would be made in the warm-up and be gone after this backward.
+            autocast = torch.autocast("cuda", self._autocast, self._autocast is not None, cache_enabled=False)
+            with torch.enable_grad(), autocast:
                 z = z.detach().requires_grad_()
                 linear = image_of(self._block.at(x), z)
             f: Map = AdjointMap(linear, z, right)
@@ -163,10 +200,13 @@ class _ReplayedSolver:
 
         return function
 
-    def _memory(self) -> Iterable[Hashable]:
-        """Where the parameters are that a graph reads."""
+    def _read(self) -> Iterable[Hashable]:
+        """What a graph reads besides its inputs: where the weights are, and constants."""
         modules = [self._block, *([self._solver.accelerator] if isinstance(self._solver, Learned) else [])]
-        return [(each.data_ptr(), each.dtype) for module in modules for each in module.parameters()]
+        for part in (each for module in modules for each in module.modules()):
+            yield part.training, getattr(part, "num_groups", None), getattr(part, "eps", None)
+            for weight in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                yield weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
 
 
 def _tensors(solution: Solution) -> Outputs:

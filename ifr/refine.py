@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ifr.block import RefinementBlock as RefinementBlock
 from ifr.contraction import PENALISED, Penalty
-from ifr.cuda_graphs import CudaGraphs
+from ifr.cuda_graphs import CudaGraphs, check_replayed
 from ifr.equilibrium import Observer, fixed_point
 from ifr.groups import groups_of, join
 from ifr.solvers import GMRES, Accelerator, Broyden, Learned, Solver
@@ -67,7 +67,7 @@ class Implicit(nn.Module):
             z = 0, with back-propagation through them, instead of the equilibrium; 0 for none (cf. S. Bai et al., Deep
             Equilibrium Optical Flow Estimation, CVPR 2022, which adds the losses of early iterates).
         accelerate: use the `accelerator` if there is one; never with as_published.
-        cuda_graphs: on a GPU, replay the solves as CUDA graphs; see `ifr.cuda_graphs`. Never with as_published.
+        cuda_graphs: on a GPU, replay the solves as CUDA graphs; see `ifr.cuda_graphs`.
 
     Attributes:
         phase: "explicit" or "implicit". It affects training only; evaluation is always implicit.
@@ -78,9 +78,9 @@ class Implicit(nn.Module):
 
     Raises:
         TypeError: solver or adjoint is not a solver, the penalty cannot be called, warmup_steps, correction or the
-            budget is not an integer, or a solver without max_steps is given with budget or solve_dtype.
+            budget is not an integer, or the solver does not fit budget, solve_dtype or cuda_graphs.
         ValueError: warmup_steps or budget is below 1, correction is below 0, phase or solve_dtype is unknown, solver is
-            `GMRES`, or budget or solve_dtype is given with as_published.
+            `GMRES`, or budget, solve_dtype or cuda_graphs is given with as_published.
     """
 
     weight_norm: ClassVar[bool] = True
@@ -114,6 +114,7 @@ class Implicit(nn.Module):
             raise ValueError(f"solve_dtype must be torch.bfloat16, torch.float16 or None; got {solve_dtype!r}")
         if solve_dtype is not None:
             _check_steps(solver, as_published)
+        check_replayed(cuda_graphs, as_published, solver, adjoint)
         self.solver = solver
         self.adjoint = adjoint
         self.warmup_steps = warmup_steps

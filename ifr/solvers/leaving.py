@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,6 +13,18 @@ from ifr.solvers.host_copy import HostCopy
 
 LEAVING_SHARE = 1 / 3
 """Samples leave the batch once this share of it has stopped, so that copies stay cheap beside the evaluations."""
+
+_in_this_thread = threading.local()
+
+
+@contextlib.contextmanager
+def all_steps() -> Iterator[None]:
+    """Let all samples take all steps, as in a CUDA graph, in this thread."""
+    _in_this_thread.all_steps = True
+    try:
+        yield
+    finally:
+        _in_this_thread.all_steps = False
 
 
 class PerSample:
@@ -45,7 +61,7 @@ class StopFlag:
 
     On a GPU each step copies its flags to the host asynchronously and reads the previous ones, so the device never
     waits for the host. Stopped samples keep their result, so the extra step changes nothing. In a CUDA graph, an
-    exported or a compiled one the flags are not read, and all samples take all steps.
+    exported or a compiled one, and in `all_steps`, the flags are not read, and all samples take all steps.
     """
 
     def __init__(self) -> None:
@@ -54,7 +70,7 @@ class StopFlag:
 
     def all_stopped(self, active: Tensor) -> bool:
         """Whether all samples have stopped, given which (N,) are active."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or getattr(_in_this_thread, "all_steps", False):
             return False
         self._active = active
         if active.device.type == "cuda":

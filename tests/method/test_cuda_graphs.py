@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from recorded_graph import RecordedGraph, emulated_graphs
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ifr.block import RefinementBlock
 from ifr.cuda_graphs import CudaGraphs, padded
@@ -144,19 +145,68 @@ def test_moved_parameters_are_captured_again_and_old_graphs_dropped(
     assert graphs.made == 4
 
 
-def test_a_solve_that_cannot_be_captured_runs_without_a_graph(
-    graphs: type[RecordedGraph], caplog: pytest.LogCaptureFixture
+class Waiting(nn.Module):
+    """Waits for the GPU, which a graph cannot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(x.isfinite().all().item())
+
+
+def test_a_solve_that_cannot_be_captured_is_an_error(graphs: type[RecordedGraph]) -> None:
+    block, x = block_and_regions()
+    block.gn2 = Waiting()
+    graphed = Implicit(Anderson(6, 0.0), None, cuda_graphs=True).eval()
+    with pytest.raises(RuntimeError, match=r"start again without cuda_graphs=True, .*CUDA_GRAPHS"), torch.no_grad():
+        graphed(block, x)
+
+
+@pytest.mark.parametrize("kind", ["hook", "parametrization"])
+def test_hooks_and_parametrizations_keep_working(
+    graphs: type[RecordedGraph], kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     block, x = block_and_regions()
     plain, graphed = (Implicit(Anderson(6, 0.0), None, cuda_graphs=used).eval() for used in (False, True))
-    block.gn2.register_forward_hook(lambda module, given, found: found * float(found.isfinite().all().item()))
     with torch.no_grad():
+        before = graphed(block, x)
+        if kind == "hook":
+            block.gn2.register_forward_hook(lambda module, given, found: 0.5 * found)
+        else:
+            parametrize.register_parametrization(block.conv1, "weight_v", nn.Softplus())
         for _ in range(2):
             close(graphed(block, x), plain(block, x))
-    assert (graphs.made, graphs.replays) == (1, 0)
-    assert [record.message.split(":")[0] for record in caplog.records] == [
-        "the solver runs without CUDA graphs, because it could not be captured"
+        assert not torch.allclose(graphed(block, x).cpu(), before.cpu(), atol=1e-3)
+    assert [record.message for record in caplog.records] == [
+        "the solver runs without CUDA graphs, because the block has hooks or parametrizations"
     ]
+
+
+def test_constants_of_the_block_are_captured_again(graphs: type[RecordedGraph]) -> None:
+    block, x = block_and_regions()
+    plain, graphed = (Implicit(Anderson(6, 0.0), None, cuda_graphs=used).eval() for used in (False, True))
+    with torch.no_grad():
+        graphed(block, x)
+        block.gn3.eps = 1.0
+        close(graphed(block, x), plain(block, x))
+    assert graphs.made == 2
+
+
+def test_a_first_batch_that_stops_at_once_is_captured_with_all_steps(graphs: type[RecordedGraph]) -> None:
+    block, x = block_and_regions()
+    plain, graphed = (Implicit(Anderson(6, 1e-9), None, cuda_graphs=used).eval() for used in (False, True))
+    with torch.no_grad():
+        graphed(block, torch.full_like(x, float("nan")))
+        close(graphed(block, x), plain(block, x))
+    assert graphs.made == 1
+
+
+def test_features_that_change_before_the_gradient_are_an_error(graphs: type[RecordedGraph]) -> None:
+    block, x = block_and_regions()
+    x = (1 * x.requires_grad_()).clone()
+    z = Implicit(Anderson(6, 0.0), GMRES(5, 0.0), cuda_graphs=True)(block, x)
+    with torch.no_grad():
+        x.add_(1)
+    with pytest.raises(RuntimeError, match="x must not change in place"):
+        z.sum().backward()
 
 
 def test_copies_start_without_graphs() -> None:
@@ -173,6 +223,13 @@ def test_graphs_are_not_used_on_a_cpu() -> None:
     block, x = RefinementBlock(8), torch.randn(3, 8, 6, 6)
     assert CudaGraphs().solver(block, x, solver := Anderson()) is solver
     assert CudaGraphs().solver(block, x, None) is None
+
+
+def test_solvers_that_are_not_captured_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"as_published .* no cuda_graphs"):
+        Implicit(Anderson(), None, as_published=True, cuda_graphs=True)
+    with pytest.raises(TypeError, match=r"cuda_graphs needs one of the solvers Anderson, .*; got PublishedBroyden"):
+        Implicit(Broyden.published(), None, cuda_graphs=True)
 
 
 def test_padding_wastes_at_most_a_quarter() -> None:
