@@ -97,7 +97,7 @@ def test_evaluation_equals_that_of_a_cpu() -> None:
     same = nearest < 0.01  # pixels
     assert float(same.float().mean()) > 0.9
     assert len(found["boxes"]) == len(expected["boxes"]) > 5
-    torch.testing.assert_close(found["scores"][same], expected["scores"][index[same]], rtol=0, atol=5e-4)
+    torch.testing.assert_close(found["scores"][same], expected["scores"][index[same]], rtol=0, atol=1e-4)
     different = found["masks"][same] != expected["masks"][index[same]]
     assert float(different.float().mean()) < 0.01
 

@@ -28,7 +28,7 @@ EXPERIMENTS = (
 )
 BOX = 1e-2  # pixels
 SCORE = 1e-4
-MATCHED = 0.985  # ties in NMS may flip; without AVX-512, one of 100 does
+MATCHED = 0.995  # ties in NMS may flip
 
 
 def write_official_checkpoint(name: str, path: Path) -> None:

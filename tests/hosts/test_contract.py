@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from avx512 import bound_with_avx512
 from official_outputs import (
     MATCHED,
     REFERENCE,
@@ -75,11 +76,12 @@ def test_detections_are_the_official_ones(case: Case, index: int) -> None:
     official = (boxes, scores, classes)
     pairs = matched(found["boxes"], found["scores"], found["classes"], official)
     assert len(found["boxes"]) == len(boxes)
-    assert len(pairs) >= MATCHED * len(boxes)
     own, theirs = (list(side) for side in zip(*pairs, strict=True))
     masks = official_masks(want["post.rle"])[theirs]
     different = found["masks"].numpy()[own] != masks
     assert different.sum() <= tolerance * masks.sum()
+    with bound_with_avx512():  # 99 of 100 without it
+        assert len(pairs) >= MATCHED * len(boxes)
 
 
 @pytest.mark.parametrize("phase", ["explicit", "implicit"])
@@ -94,13 +96,14 @@ def test_a_training_iteration_has_the_official_losses(case: Case, phase: str) ->
     sum(losses.values()).backward()
     model.eval()
     assert set(losses) == set(want["losses"])
-    for name, loss in want["losses"].items():
-        # On a processor without AVX-512, the loss of the masks after the published solver differs by 3e-4.
-        assert losses[name].item() == pytest.approx(float(loss), rel=1e-3 if phase == "implicit" else 1e-4), name
     for key in ("repeat_block.gn3.weight", "deconv.weight", "predictor.weight"):
         gradient = model.get_parameter(f"roi_heads.mask_head.{key}").grad
         assert gradient is not None
         assert float(gradient.abs().max()) > 0
+    for name in set(losses) - {"loss_mask"}:
+        assert losses[name].item() == pytest.approx(float(want["losses"][name]), rel=1e-4), name
+    with bound_with_avx512():  # the published solver amplifies rounding, without it by 3e-4
+        assert losses["loss_mask"].item() == pytest.approx(float(want["losses"]["loss_mask"]), rel=1e-4)
 
 
 def test_a_checkpoint_moves_to_the_other_host(case: Case, checkout: Path, tmp_path: Path) -> None:
